@@ -1,0 +1,69 @@
+"""A trainer for PaddlePaddle: subclass `Module`, call `Trainer(max_epochs=100).fit(module, loader, ckpt_path="last")`.
+
+Names are imported when first used, so that `paddlelite ckpt` runs on a machine without Paddle.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import callbacks
+    from .callback import Callback, SavePoint
+    from .data import DataModule
+    from .loggers import CSVLogger, Logger, TensorBoardLogger
+    from .module import Module
+    from .rng import seed_everything
+    from .trainer import Trainer
+
+__version__ = "0.1.0"
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "DataModule",
+    "Logger",
+    "Module",
+    "SavePoint",
+    "TensorBoardLogger",
+    "Trainer",
+    "callbacks",
+    "seed_everything",
+]
+
+_HOME = {
+    "Trainer": ".trainer",
+    "Module": ".module",
+    "DataModule": ".data",
+    "Callback": ".callback",
+    "SavePoint": ".callback",
+    "Logger": ".loggers",
+    "CSVLogger": ".loggers",
+    "TensorBoardLogger": ".loggers",
+    "seed_everything": ".rng",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "callbacks":
+        return importlib.import_module(".callbacks", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _require_paddle()
+    value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _require_paddle() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("paddle") is None:
+        raise ImportError(
+            "paddlelite_trainer needs PaddlePaddle, which is not installed. Install exactly one of the two: "
+            "`pip install 'paddlelite_trainer[cpu]'` for the CPU, `pip install 'paddlelite_trainer[gpu]'` for GPUs."
+        )

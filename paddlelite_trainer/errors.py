@@ -1,0 +1,93 @@
+"""The exception tree: everything this package raises on purpose.
+
+    TrainerError
+    |- ConfigurationError (ValueError)        an argument, hook or setting is wrong; raised before training starts
+    |- ConfigurationTypeError (TypeError)     the same, when the type is what is wrong
+    |- DataError (RuntimeError)               a loader is empty, exhausted, shrunk, or one of its workers failed
+    |- TrainingError (RuntimeError)           training_step or the optimizer did something training cannot go on from
+    |  |- NonFiniteError                      NaN or infinity where a guard forbids it
+    |  `- DeviceOutOfMemoryError              the accelerator's memory is full; names the batch
+    `- CheckpointError (RuntimeError)
+       |- CheckpointNotFoundError (FileNotFoundError)   nothing is there to load
+       |- CheckpointCorruptError              it is there, and its bytes are not what was written
+       |- CheckpointMismatchError (ValueError)          it is sound, and does not fit this run; .problems lists why
+       |- CheckpointSaveError (OSError)       writing failed; the previous checkpoint is intact
+       |- UnserializableStateError (TypeError)          a part's state holds something a checkpoint does not store
+       |- UnsafePickleError                   a foreign file asks for code; nothing of it was run
+       `- RunLockedError                      another process writes this run directory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TrainerError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class ConfigurationError(TrainerError, ValueError):
+    """An argument, hook or setting is wrong; the message gives value, expectation and remedy."""
+
+
+class ConfigurationTypeError(TrainerError, TypeError):
+    """An argument has the wrong type; the message gives the value and the types accepted."""
+
+
+class DataError(TrainerError, RuntimeError):
+    """A loader is empty, exhausted or shorter than it was, or one of its workers failed."""
+
+
+class TrainingError(TrainerError, RuntimeError):
+    """A step returned or did something that training cannot go on from."""
+
+
+class NonFiniteError(TrainingError):
+    """NaN or infinity where a guard forbids it."""
+
+
+class DeviceOutOfMemoryError(TrainingError):
+    """The accelerator's memory is full; the message names the batch and what helps."""
+
+
+class CheckpointError(TrainerError, RuntimeError):
+    """Saving, finding or loading a checkpoint failed."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No checkpoint is where one was asked for."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """A checkpoint's bytes are not the bytes that were written."""
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """A sound checkpoint does not fit this run; `problems` lists field, saved value, present value and remedy."""
+
+    def __init__(self, message: str, problems: Iterable[str] = ()) -> None:
+        self.problems = list(problems)
+        super().__init__(message + "".join(f"\n  - {problem}" for problem in self.problems))
+
+
+class CheckpointSaveError(CheckpointError, OSError):
+    """Writing a checkpoint failed; the one before it is intact."""
+
+
+class UnserializableStateError(CheckpointError, TypeError):
+    """A part's state holds something that a checkpoint does not store; names the part and the key."""
+
+
+class UnsafePickleError(CheckpointError):
+    """A foreign checkpoint file asks for code to be imported; nothing of it was run."""
+
+
+class RunLockedError(CheckpointError):
+    """Another process is writing this run directory; names its pid and host."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?`, or nothing when no known word is close."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.75)
+    return f" Did you mean {close[0]!r}?" if close else ""
