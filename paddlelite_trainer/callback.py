@@ -1,0 +1,187 @@
+"""Callback: every hook a run calls, in call order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import ConfigurationError, did_you_mean
+
+if TYPE_CHECKING:
+    from .checkpoint import Entry
+    from .module import Module
+    from .trainer import Trainer
+
+Pins = Mapping[str, Sequence[str]]
+"""{pin name: names of the checkpoints it keeps, best first}; an empty sequence removes the pin."""
+
+
+@dataclass(frozen=True)
+class SavePoint:
+    """A moment at which a checkpoint may be taken, and what a callback decides from.
+
+    `reason` is "train_batch" after any batch but an epoch's last, "validation" after a batch that was followed by validation,
+    "train_epoch" after an epoch's end, "lr_drop" at an epoch's end just before a scheduler lowers the learning rate, "exception" when
+    user code raised (the state is that of the last completed batch) and "stop" when the run ends between two epochs' ends.
+    """
+
+    reason: Literal["train_batch", "validation", "train_epoch", "lr_drop", "exception", "stop"]
+    candidate: Entry
+    """The checkpoint that would be written now: its name, step, epoch and metrics."""
+    entries: Sequence[Entry]
+    """Checkpoints on disk, oldest first."""
+
+
+class Callback:
+    """Base class of callbacks; override the hooks you need, the others cost nothing.
+
+    Callbacks are called in list order, and the module's hook of the same name after them. What must survive a crash goes
+    into `state_dict`, as nested dicts, lists, numbers, strings, bytes, arrays and tensors.
+
+        class PrintLoss(Callback):
+            def on_train_epoch_end(self, trainer, module):
+                print(trainer.current_epoch, trainer.callback_metrics["train_loss"])
+    """
+
+    @property
+    def state_key(self) -> str:
+        """The name this callback's state goes by in a checkpoint; override it where one class is used several times."""
+        return type(self).__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned."""
+
+    # -- the run -----------------------------------------------------------------------------------------------------------------
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        """Called first; stage is "fit", "validate", "test" or "predict"."""
+
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        """Called with the trainer's part of the checkpoint before any of it is restored."""
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        """Called when everything is restored, before sanity validation."""
+
+    def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_sanity_check_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None: ...
+
+    # -- each epoch and batch ----------------------------------------------------------------------------------------------------
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """Called at an epoch's start; not again when a run resumes inside the epoch."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> int | None:
+        """Called with the batch on its device; return -1 to end the epoch here."""
+
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None: ...
+
+    def on_after_backward(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+        """Called at the end of an accumulation window with unscaled gradients, before they are clipped."""
+
+    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Any) -> None: ...
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None: ...
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_save_point(self, trainer: Trainer, module: Module, save_point: SavePoint) -> Pins | None:
+        """Return pins to have a checkpoint written now, None for none; see docs/architecture.md, section 6."""
+
+    # -- validation, test, predict -----------------------------------------------------------------------------------------------
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_validation_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_test_start(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_test_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_test_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    def on_test_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
+
+    def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_test_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_predict_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
+
+    def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_predict_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    # -- the end -----------------------------------------------------------------------------------------------------------------
+    def on_train_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_fit_end(self, trainer: Trainer, module: Module) -> None: ...
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        """Called with the trainer's part of a checkpoint before it is written; add to it under a key of your own."""
+
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        """Called when anything raises, before the exception leaves `fit`."""
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        """Called last, after an error too."""
+
+
+HOOKS = frozenset(name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown"))
+
+
+def overridden(instance: object, hook: str, base: type) -> Callable[..., Any] | None:
+    """The instance's own version of a hook, or None where it inherits the empty one."""
+    method: Callable[..., Any] | None = getattr(instance, hook, None)
+    if method is None or getattr(method, "__func__", None) is getattr(base, hook, None):
+        return None
+    return method
+
+
+def refuse_misspelt_hooks(instance: object, base: type, known: frozenset[str]) -> None:
+    """Raise ConfigurationError for a public method that is almost, but not quite, a hook the class does not override."""
+    inherited = set(dir(base))
+    for name in dir(type(instance)):
+        if name.startswith("_") or name in inherited or not callable(getattr(type(instance), name, None)):
+            continue
+        close = [hook for hook in known if overridden(instance, hook, base) is None]
+        hint = did_you_mean(name, close) if name.startswith("on_") else _only_a_slip(name, close)
+        if hint:
+            raise ConfigurationError(
+                f"{type(instance).__name__}.{name} would never be called: it is not a hook.{hint} "
+                "A method of your own needs a name that is further from a hook's."
+            )
+
+
+def _only_a_slip(name: str, hooks: list[str]) -> str:
+    # Only a wrong or missing letter or a plural: `train_step` is a plausible helper's name and stays allowed.
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, hooks, n=1, cutoff=0.9)
+    return f" Did you mean {close[0]!r}?" if close else ""
