@@ -61,7 +61,7 @@ def environment(**settings: str) -> dict[str, str]:
     return {
         **os.environ,
         "CUSTOM_DEVICE_ROOT": str(build()),
-        "FAKE_GPU_COUNT": "1",
+        "FAKE_GPU_COUNT": "4",
         "FLAGS_use_stride_kernel": "0",  # 2.6 has no strided tensors on custom devices
         "GLOG_minloglevel": "2",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
