@@ -1,0 +1,150 @@
+"""Turns sample indices into one collated batch, as Paddle's DataLoader does, with errors that name the sample."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.base import core
+from paddle.io import DataLoader
+
+try:
+    from paddle.io.dataloader.collate import default_collate_fn, default_convert_fn
+except ImportError:  # moved in some builds; both are re-exported here
+    from paddle.io.dataloader.dataloader_iter import default_collate_fn, default_convert_fn
+
+END: Any = object()  # what a fetcher returns when its dataset has no more samples
+CPU = core.CPUPlace()
+_SUPPORTED_KINDS = frozenset("biufc")
+
+
+class MapFetcher:
+    """Fetches by index. `indices` is a list of them, or one index where the loader has `batch_size=None`."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.dataset = loader.dataset
+        self.collate_fn: Callable[[Any], Any] = loader.collate_fn or (
+            default_collate_fn if loader.auto_collate_batch else default_convert_fn
+        )
+        self.makes_batches = bool(loader.auto_collate_batch)
+
+    def __call__(self, indices: Any) -> Any:
+        dataset = self.dataset
+        index = indices
+        try:
+            if self.makes_batches:
+                samples = []
+                for index in indices:
+                    samples.append(dataset[index])
+            else:
+                samples = dataset[index]
+        except Exception as error:
+            add_note(error, f"raised by sample {index!r} of {type(dataset).__name__}")
+            raise
+        try:
+            return self.collate_fn(samples)
+        except Exception as error:
+            add_note(error, f"raised while collating samples {_shortened(indices)} of {type(dataset).__name__}")
+            raise
+
+
+class IterableFetcher:
+    """Fetches the next samples of an IterableDataset; returns END when there are none."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.dataset = loader.dataset
+        self.batch_size: int | None = loader.batch_size if loader.auto_collate_batch else None
+        self.drop_last = bool(loader.drop_last)
+        self.collate_fn: Callable[[Any], Any] = loader.collate_fn or (
+            default_collate_fn if loader.auto_collate_batch else default_convert_fn
+        )
+        self.samples_read = 0
+        self._iterator = iter(self.dataset)
+
+    def __call__(self, _indices: Any = None) -> Any:
+        samples = self.read()
+        if samples is END:
+            return END
+        try:
+            return self.collate_fn(samples)
+        except Exception as error:
+            add_note(error, f"raised while collating {self._where()}")
+            raise
+
+    def read(self) -> Any:
+        """The next batch's samples, not collated: enough to pass over a batch."""
+        try:
+            if self.batch_size is None:
+                sample = next(self._iterator, END)
+                self.samples_read += 1
+                return sample
+            samples = []
+            for sample in islice(self._iterator, self.batch_size):
+                samples.append(sample)
+                self.samples_read += 1
+        except Exception as error:
+            add_note(error, f"raised by {self._where()}")
+            raise
+        if not samples or (self.drop_last and len(samples) < self.batch_size):
+            return END
+        return samples
+
+    def _where(self) -> str:
+        return f"{type(self.dataset).__name__} after {self.samples_read} samples"
+
+
+def to_tensors(batch: Any) -> Any:
+    """The batch with its arrays as Tensors on the host; tuples become lists, as in Paddle's DataLoader.
+
+    Arrays that Paddle has no dtype for (text, objects, uint32, uint64) stay arrays.
+    """
+    if isinstance(batch, np.ndarray):
+        return _to_tensor(batch)
+    if isinstance(batch, (paddle.Tensor, str, bytes, numbers.Number)):
+        return batch
+    if isinstance(batch, Sequence):
+        return [to_tensors(field) for field in batch]
+    if isinstance(batch, Mapping):
+        return {key: to_tensors(field) for key, field in batch.items()}
+    return batch
+
+
+def to_arrays(batch: Any) -> Any:
+    """The inverse of `to_tensors`, for the way out of a worker process."""
+    if isinstance(batch, paddle.Tensor):
+        return batch.numpy()
+    if isinstance(batch, (np.ndarray, str, bytes, numbers.Number)):
+        return batch
+    if isinstance(batch, Sequence):
+        return [to_arrays(field) for field in batch]
+    if isinstance(batch, Mapping):
+        return {key: to_arrays(field) for key, field in batch.items()}
+    return batch
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """`error.add_note(note)`, and where Python has none (3.10) the same text in the error's message."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+        return
+    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+    if error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
+    else:
+        error.args = (*error.args, note)
+
+
+def _to_tensor(array: np.ndarray[Any, Any]) -> Any:
+    if array.dtype.kind not in _SUPPORTED_KINDS or array.dtype in (np.uint32, np.uint64):
+        return array.copy()
+    # Copied, never shared: Paddle's own memory is 64-byte aligned, NumPy's is not, and results may depend on it.
+    return core.eager.Tensor(value=array, place=CPU, persistable=False, zero_copy=False, name=None, stop_gradient=True)
+
+
+def _shortened(indices: Any) -> str:
+    text = repr(indices)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(indices)} in all)"
