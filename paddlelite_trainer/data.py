@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import paddle
@@ -21,10 +21,11 @@ from .rng import IsolatedSeed, derive_seed, drop_cached_gaussian, isolated_rando
 from .worker_pool import SKIPPED, WorkerPool
 
 Replay = Callable[[int, int], None]
+Stage = Literal["train", "validate", "test", "predict"]
 
 
 class DataModule:
-    """All data of a project in one place: download, split, loaders. Override what you need; Lightning's names and order.
+    """All data of a project in one place: download, split, loaders. Names, order and meaning are Lightning's.
 
     >>> class Digits(DataModule):
     ...     def setup(self, stage):
@@ -95,7 +96,7 @@ class BatchSource:
         self,
         loader: Any,
         *,
-        stage: str,
+        stage: Stage,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -104,6 +105,8 @@ class BatchSource:
     ) -> None:
         _check_limit(limit, name)
         share = _Share(rank, world_size, wraps=stage == "train")
+        if stage != "train":
+            seed = derive_seed(seed, name)  # or validation would draw the numbers of the first training epoch
         self._stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name)
         self.loader = loader
         self.name = name
@@ -462,7 +465,7 @@ class _Order:
     def iterate(self, epoch: int) -> Iterator[Any]:
         if self.sampler is None:
             return iter(range(len(self.loader.dataset)))
-        for sampler in (self.sampler, getattr(self.sampler, "sampler", None)):
+        for sampler in self._samplers():
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         return iter(self.sampler)
@@ -513,19 +516,22 @@ class _Order:
 
     def _matches(self, expected: dict[str, Any]) -> bool:
         assert self._drawn is not None
-        return _digest(self._drawn[1]) == expected["digest"]
+        return bool(_digest(self._drawn[1]) == expected["digest"])
 
     def _stateful_sampler(self) -> Any:
-        for sampler in (self.sampler, getattr(self.sampler, "sampler", None)):
-            if _has_state(sampler):
-                return sampler
-        return None
+        return next((sampler for sampler in self._samplers() if _has_state(sampler)), None)
 
     def _keeps_own_state(self) -> bool:
         """Whether the sampler may: Paddle's own draw from the global generators only, unless given a generator."""
+        return any(
+            not type(sampler).__module__.startswith("paddle.") or getattr(sampler, "generator", None) is not None
+            for sampler in self._samplers()
+        )
+
+    def _samplers(self) -> list[Any]:
+        """The batch sampler and the sampler within it, as far as there are any."""
         inner = getattr(self.sampler, "sampler", None)
-        known = all(type(sampler).__module__.startswith("paddle.") for sampler in (self.sampler, inner) if sampler)
-        return not known or getattr(inner, "generator", None) is not None
+        return [sampler for sampler in (self.sampler, inner) if sampler is not None]
 
 
 class _IterableStream(_Stream):

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.base import core
 
 from .errors import ConfigurationError
+
+core: Any = paddle.base.core  # its stubs know only what one build has
+_numpy: Any = np.random  # its stubs leave out get_bit_generator and set_bit_generator
 
 SEED_VARIABLE = "PADDLELITE_GLOBAL_SEED"
 MAX_SEED = 2**32 - 1  # what np.random.seed takes
@@ -51,13 +53,20 @@ def seed_everything(seed: int | None = None, workers: bool = False) -> int:
     return seed
 
 
+def draw_seed() -> int:
+    """A seed from NumPy's global generator, so that whoever seeded that one has decided."""
+    return int(np.random.randint(MAX_SEED + 1, dtype=np.int64))
+
+
 def random_states() -> dict[str, Any]:
     """Every random state of this process as plain data: ints, bytes, lists, arrays.
 
     `["paddle"]["cpu"]` is None where Paddle cannot save it (see `paddle_cpu_generator_can_be_saved`).
     """
     version, words, gauss = random.getstate()
-    saved = {name: _to_plain(generator.get_state()) for name, generator in _paddle_generators().items()}
+    saved: dict[str, list[Any] | None] = {
+        name: _to_plain(generator.get_state()) for name, generator in _paddle_generators().items()
+    }
     if not paddle_cpu_generator_can_be_saved():
         saved["cpu"] = None
     return {
@@ -108,14 +117,14 @@ def paddle_cpu_generator_can_be_saved() -> bool:
 def isolated_random_states() -> Iterator[None]:
     """Whatever is drawn or seeded inside leaves no trace outside."""
     python = random.getstate()
-    bit_generator = np.random.get_bit_generator()
+    bit_generator = _numpy.get_bit_generator()
     numpy = np.random.get_state(legacy=False)
     states = {name: generator.get_state() for name, generator in _paddle_generators().items()}
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_bit_generator(bit_generator)
+        _numpy.set_bit_generator(bit_generator)
         np.random.set_state(numpy)
         for name, generator in _paddle_generators().items():
             generator.set_state(states[name])
@@ -138,22 +147,22 @@ class IsolatedSeed:
 
     def enter(self, seed: int) -> None:
         self._python_outside = random.getstate()
-        self._numpy_outside = np.random.get_bit_generator()
+        self._numpy_outside = _numpy.get_bit_generator()
         self._paddle_outside = self._paddle.get_state()
         random.seed(seed)
-        np.random.set_bit_generator(self._numpy_own)  # swapping costs 0.6 us, get_state and set_state 90 us
+        _numpy.set_bit_generator(self._numpy_own)  # swapping costs 0.6 us, get_state and set_state 90 us
         np.random.seed(seed)
         self._paddle.manual_seed(seed)
 
     def leave(self) -> None:
         random.setstate(self._python_outside)
-        np.random.set_bit_generator(self._numpy_outside)
+        _numpy.set_bit_generator(self._numpy_outside)
         self._paddle.set_state(self._paddle_outside)
 
 
 def drop_cached_gaussian() -> None:
     """Forget the second Gaussian that np.random.randn keeps for its next call, as `IsolatedSeed` does."""
-    np.random.set_bit_generator(np.random.get_bit_generator())
+    _numpy.set_bit_generator(_numpy.get_bit_generator())
 
 
 def _seed_from_environment() -> int:
@@ -165,7 +174,7 @@ def _seed_from_environment() -> int:
 
 def _set_numpy_state(state: dict[str, Any]) -> None:
     if np.random.get_state(legacy=False)["bit_generator"] != state["bit_generator"]:
-        np.random.set_bit_generator(getattr(np.random, _known_bit_generator(state["bit_generator"]))())
+        _numpy.set_bit_generator(getattr(np.random, _known_bit_generator(state["bit_generator"]))())
     np.random.set_state(state)
 
 
@@ -177,7 +186,7 @@ def _known_bit_generator(name: str) -> str:
 
 def _paddle_generators() -> dict[str, Any]:
     """{device name: its default generator}, the CPU's always among them."""
-    generators = {"cpu": core.default_cpu_generator()}
+    generators: dict[str, Any] = {"cpu": core.default_cpu_generator()}
     if paddle.is_compiled_with_cuda():
         for index in range(core.get_cuda_device_count()):
             generators[f"gpu:{index}"] = core.default_cuda_generator(index)
@@ -185,8 +194,8 @@ def _paddle_generators() -> dict[str, Any]:
         for index in range(core.get_xpu_device_count()):
             generators[f"xpu:{index}"] = core.default_xpu_generator(index)
     for name in core.get_available_custom_device():
-        kind, _, index = name.partition(":")
-        generators[name] = core.default_custom_device_generator(core.CustomPlace(kind, int(index or 0)))
+        kind, _, number = name.partition(":")
+        generators[name] = core.default_custom_device_generator(core.CustomPlace(kind, int(number or 0)))
     return generators
 
 

@@ -1,4 +1,4 @@
-"""Loader worker processes: batches fetched elsewhere, in order; a failure is an error here, never a hang or an orphan."""
+"""Loader worker processes: batches fetched elsewhere, in order; a failure is an error here, never a hang."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class WorkerPool:
     Each worker answers its tasks in order, so whoever submits round-robin receives round-robin. At most `depth` tasks
     of a worker are under way. A reply travels through shared memory that has no name, so a crash leaves nothing in
     /dev/shm and a container's small /dev/shm does not matter; only 32 bytes of it go through a pipe, so that a worker
-    never blocks in answering. There is no thread here: the caller's own read waits, and ends at once if the worker does.
+    never blocks in answering. There is no thread here: the caller's own read waits, and ends when the worker does.
     """
 
     def __init__(self, loader: DataLoader, *, name: str, seed: int) -> None:
@@ -89,9 +89,9 @@ class WorkerPool:
             return to_tensors(payload)
         if kind == _END:
             return END
-        if kind == _SKIPPED:
-            return SKIPPED
-        _raise_remote(*payload, worker=f"{self.name}'s worker {worker.number}")
+        if kind == _ERROR:
+            _raise_remote(*payload, worker=f"{self.name}'s worker {worker.number}")
+        return SKIPPED
 
     def close(self) -> None:
         """End the workers: they get two seconds, then SIGKILL. Safe to call twice."""
