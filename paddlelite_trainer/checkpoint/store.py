@@ -1,0 +1,704 @@
+"""The checkpoints of one run: saved whole or not at all, found again verified, kept as long as a pin holds them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import re
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointSaveError,
+    ConfigurationError,
+    UnserializableStateError,
+    did_you_mean,
+)
+from .entry import Entry, entry_from_manifest, entry_name, parse_entry_name
+from .filesystem import REAL, FileSystem
+from .format import Layout, lay_out, lay_out_bytes
+from .links import CHECKPOINTS, Links, check_pin_name
+from .manifest import FORMAT_VERSION, MANIFEST, is_file_name, seal
+from .pins import PINS_FILE, RECOVERED, Pins, parse_pins
+from .saved import TENSORS, SavedCheckpoint, inspect, open_checkpoint, read_manifest
+from .state import encode_state
+from .tensors import is_tensor, why_not_stored
+from .writer import BackgroundJob, HostBuffer, choose_background, write_layout
+
+QUARANTINE = ".quarantine"
+SUPERSEDED = ".superseded"
+_LITTER = re.compile(r"\.(?:tmp|trash)-(?:step-\d{9,18}(?:-r\d{1,9})?|pins)-[0-9a-f]{8}")
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class CheckpointStore:
+    """Saves, finds and deletes the checkpoints of one run directory. One writer at a time; any number of readers.
+
+        store = CheckpointStore("runs/version_0")
+        entry = store.candidate(step, epoch, {"val_acc": 0.91})
+        store.save(step=step, epoch=epoch, metrics={"val_acc": 0.91}, files={"model.pdparams": model.state_dict()},
+                   states={"trainer.json": state}, pins={"latest": [entry.name]})
+        saved = store.read(store.newest())
+        saved.tensors("model.pdparams"), saved.state("trainer.json")
+
+    A checkpoint is committed by one rename; before it there is nothing, after it everything. Only the store writes
+    below `checkpoints/`, and it deletes nothing that it did not make. Opened for writing, it first finishes what a
+    process that died left half done. With `read_only` it changes nothing and sees what another process writes.
+    """
+
+    def __init__(self, run_dir: str | Path, *, file_system: FileSystem = REAL, read_only: bool = False) -> None:
+        self.run_dir = Path(os.path.abspath(run_dir))
+        self.directory = self.run_dir / CHECKPOINTS
+        self.read_only = read_only
+        self.save_seconds: float | None = None
+        """How long the last save's writing took; what `background="auto"` goes by."""
+        self._fs = file_system
+        self._links = Links(self.run_dir, file_system)
+        self._job = BackgroundJob()
+        self._buffer = HostBuffer()
+        self._opened: SavedCheckpoint | None = None  # what newest() has just verified, for read()
+        self._manifests: dict[str, dict[str, Any]] = {}
+        self._entries: tuple[Entry, ...] = ()
+        self._pins = Pins()
+        if not read_only:
+            self._make_directories()
+            self._sweep()
+            self._links.clean()
+        self._load()
+        if not read_only:
+            self._finish_what_was_begun()
+
+    # ---- looking ----
+
+    def entries(self) -> list[Entry]:
+        """The committed checkpoints, oldest first; one that is being saved in the background is not yet among them."""
+        if self.read_only:
+            self._load()
+        return list(self._entries)
+
+    def by_pin(self, name: str) -> list[Entry]:
+        """The checkpoints that a pin holds, in its order (best first); none for a name that is no pin."""
+        entries = {entry.name: entry for entry in self.entries()}
+        return [entries[held] for held in self._pins.held.get(name, ()) if held in entries]
+
+    def pins(self) -> dict[str, tuple[str, ...]]:
+        """Pin -> names of the checkpoints it holds."""
+        self.entries()
+        return dict(self._pins.held)
+
+    def candidate(
+        self,
+        step: int,
+        epoch: int,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        healthy: bool = True,
+        info: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """The entry that a save of this would make now: its name and order are decided, its size is not."""
+        revisions = [
+            order[1] for order in map(parse_entry_name, self._names()) if order is not None and order[0] == step
+        ]
+        revision = max(revisions, default=-1) + 1
+        name = entry_name(step, revision)
+        if step < 0 or parse_entry_name(name) is None:
+            raise ConfigurationError(f"step must be an int between 0 and 10**18, got {step!r}")
+        return Entry(
+            name=name,
+            path=self.directory / name,
+            step=step,
+            revision=revision,
+            epoch=epoch,
+            metrics={key: float(value) for key, value in (metrics or {}).items()},
+            healthy=healthy,
+            pins=(),
+            nbytes=0,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            info=dict(info or {}),
+        )
+
+    def newest(self, *, prefer_healthy: bool = True) -> Entry | None:
+        """The newest checkpoint every byte of which verifies; None when there are none at all.
+
+        Damaged ones are moved to `checkpoints/.quarantine/`, with a warning that names them and the one used instead.
+        With `prefer_healthy` an older healthy one goes before an unhealthy newest, with a warning too.
+
+        Raises:
+            CheckpointCorruptError: there are checkpoints and none of them verifies; nothing is moved.
+        """
+        self._job.join()
+        if self.read_only:
+            self._load()
+        damaged: dict[str, tuple[list[str], bool]] = {}
+        unhealthy: list[Entry] = []
+        chosen = None
+        for name in self._names_newest_first():
+            saved, problems, content_is_wrong = inspect(self.directory / name, self._fs, self._pins.of(name))
+            if saved is None:
+                damaged[name] = (problems, content_is_wrong)
+            elif prefer_healthy and not saved.entry.healthy:
+                unhealthy.append(saved.entry)
+            else:
+                chosen, self._opened = saved.entry, saved
+                break
+        if chosen is None and unhealthy:
+            chosen = unhealthy[0]
+            unhealthy = []
+        if chosen is None:
+            if damaged:
+                report = "".join(f"\n  - {name}: {'; '.join(problems)}" for name, (problems, _) in damaged.items())
+                raise CheckpointCorruptError(
+                    f"There are checkpoints in {self.directory} and none of them can be used; "
+                    f"move them away to start afresh.{report}"
+                )
+            return None
+        for name, (problems, content_is_wrong) in damaged.items():
+            moved = content_is_wrong and not self.read_only and self._set_aside([name], QUARANTINE)
+            where = f" It was moved to {CHECKPOINTS}/{QUARANTINE}/." if moved else ""
+            warnings.warn(
+                f"Checkpoint {name} is damaged; using {chosen.name}. {'; '.join(problems)}.{where}", stacklevel=2
+            )
+        if unhealthy:
+            names = ", ".join(entry.name for entry in unhealthy)
+            warnings.warn(
+                f"Checkpoint {names} was saved with NaN or infinite values in it; using {chosen.name}, the newest healthy one.",
+                stacklevel=2,
+            )
+        return self._refreshed(chosen)
+
+    def verify(self, entry: Entry | str) -> list[str]:
+        """Every problem of a checkpoint, each byte checked against the manifest; empty when it is sound."""
+        return inspect(self._directory_of(entry), self._fs)[1]
+
+    def read(self, entry_or_path: Entry | str | Path) -> SavedCheckpoint:
+        """Open a checkpoint for reading, verified in the same pass.
+
+        Raises:
+            CheckpointNotFoundError: it is not there.
+            CheckpointCorruptError: its bytes are not what was written.
+        """
+        if isinstance(entry_or_path, Entry):
+            opened, self._opened = self._opened, None
+            if (
+                opened is not None
+                and opened.entry.path == entry_or_path.path
+                and opened.entry.sha256 == entry_or_path.sha256
+            ):
+                return opened
+        path = entry_or_path.path if isinstance(entry_or_path, Entry) else entry_or_path
+        saved = open_checkpoint(path, file_system=self._fs)
+        saved.entry = replace(saved.entry, pins=self._pins.of(saved.entry.name))
+        return saved
+
+    # ---- saving ----
+
+    @property
+    def busy(self) -> bool:
+        """Whether a background save is under way."""
+        return self._job.busy
+
+    def wait(self) -> None:
+        """Return when no save is under way.
+
+        Raises:
+            CheckpointSaveError: the last background save failed; raised once.
+        """
+        self._job.wait()
+
+    def close(self) -> None:
+        """Wait for the background save and let go of the host memory; raises as `wait` does."""
+        self._opened = None
+        try:
+            self._job.wait()
+        finally:
+            self._buffer = HostBuffer()
+
+    def save(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        files: Mapping[str, Mapping[str, Any]],
+        states: Mapping[str, Any],
+        pins: Mapping[str, Sequence[str]],
+        metrics: Mapping[str, float] | None = None,
+        healthy: bool = True,
+        info: Mapping[str, Any] | None = None,
+        background: bool | Literal["auto"] = False,
+        links: bool = True,
+    ) -> Entry:
+        """Write one checkpoint; a crash at any moment leaves it whole or not at all, and the others as they were.
+
+        `files` are flat dicts of tensors, each written as a Paddle file; `states` are trees as `encode_state` takes
+        them. After the commit each pin in `pins` holds exactly the named checkpoints, best first, the new one by the
+        name that `candidate` gave; `[]` removes a pin; other pins stay. Checkpoints that no pin holds are deleted,
+        but for the newest healthy one while all newer ones are unhealthy. `links=False` makes no links for these
+        pins.
+
+        With `background` the state is copied to host memory before this returns, and written by a thread; the next
+        save, `wait` and `close` wait for it and raise its error. `"auto"` decides by the state's size and the last
+        save's duration.
+
+        Raises:
+            CheckpointSaveError: writing failed, and everything, pins included, is as it was before.
+            UnserializableStateError: the state holds something that is not stored; nothing was written.
+        """
+        self._require_writer()
+        self._job.wait()
+        entry = self.candidate(step, epoch, metrics, healthy=healthy, info=info)
+        plan = _plan(files, states)
+        entry = replace(entry, nbytes=sum(layout.size for layout in plan.values()))
+        record = _manifest_head(entry, self._pins.sequence + 1, pins, links)
+        after = self._checked(pins, links, entry.name)
+        if background == "auto":
+            background = choose_background(entry.nbytes, self.save_seconds)
+        if background:
+            plan = self._snapshot(plan)
+            self._job.start(partial(self._commit, entry, plan, record, after))
+        else:
+            self._commit(entry, plan, record, after)
+        return replace(entry, pins=after.of(entry.name))
+
+    def _commit(self, entry: Entry, plan: Mapping[str, Layout], record: dict[str, Any], after: Pins) -> None:
+        started = time.perf_counter()
+        temporary = self._temporary(".tmp", entry.name)
+        pins_reached = False
+        try:
+            self._require_space(entry)
+            self._fs.mkdir(temporary)
+            record["files"] = {
+                name: write_layout(self._fs, temporary / name, layout).to_json() for name, layout in plan.items()
+            }
+            manifest = seal(record)
+            self._fs.write_file(temporary / MANIFEST, manifest)
+            self._fs.fsync_directory(temporary)
+            self._fs.rename(temporary, entry.path)
+            self._fs.fsync_directory(self.directory)  # committed
+            after = after.at({known.name for known in (*self._entries, entry)}, record["sequence"])
+            pins_reached = True
+            self._write_pins(after)
+        except BaseException as error:
+            self._undo(entry, temporary, pins_reached)
+            if isinstance(error, OSError) and not isinstance(error, CheckpointError):
+                raise self._save_error(entry, error) from error
+            raise
+        self._pins = after
+        committed = replace(entry, sha256=_sha256_of(manifest))
+        self._entries = self._with_pins((*self._entries, committed))
+        self._settle()
+        self.save_seconds = time.perf_counter() - started
+
+    def _undo(self, entry: Entry, temporary: Path, pins_reached: bool) -> None:
+        # The commit's own error is what counts; what cannot be removed now is removed when the store is next opened.
+        trash = self._temporary(".trash", entry.name)
+        steps: list[Callable[[], None]] = [partial(self._fs.remove_tree, temporary)]
+        if self._fs.exists(entry.path):
+            steps = [partial(self._fs.rename, entry.path, trash), partial(self._fs.remove_tree, trash)]
+            if pins_reached:
+                steps.insert(0, partial(self._write_pins, self._pins))
+        for step in steps:
+            try:
+                step()
+            except OSError:
+                pass
+
+    def _snapshot(self, plan: Mapping[str, Layout]) -> dict[str, Layout]:
+        tensors = [piece for layout in plan.values() for piece in layout.pieces if not isinstance(piece, bytes)]
+        copies = iter(self._buffer.snapshot(tensors))
+        return {
+            name: replace(
+                layout, pieces=[piece if isinstance(piece, bytes) else next(copies) for piece in layout.pieces]
+            )
+            for name, layout in plan.items()
+        }
+
+    def _require_space(self, entry: Entry) -> None:
+        free = self._fs.free_space(self.directory)
+        if free < entry.nbytes:
+            raise OSError(errno.ENOSPC, f"{_size(entry.nbytes)} are needed and {_size(free)} are free")
+
+    def _save_error(self, entry: Entry, error: OSError) -> CheckpointSaveError:
+        why = error.strerror or str(error)
+        if error.errno in _DISK_FULL and "are needed" not in why:
+            try:
+                free = _size(self._fs.free_space(self.directory))
+            except OSError:
+                free = "an unknown number of bytes"
+            why += f": {_size(entry.nbytes)} are needed and {free} are free"
+        if error.errno in _DISK_FULL:
+            why += "; delete something there, keep fewer checkpoints, or choose another directory"
+        older = (
+            f"The checkpoints before it are intact, the newest is {self._entries[-1].name}."
+            if self._entries
+            else "There is none before it."
+        )
+        failed = CheckpointSaveError(f"Checkpoint {entry.name} was not saved in {self.directory}: {why}. {older}")
+        failed.errno = error.errno
+        return failed
+
+    # ---- pins ----
+
+    def set_pins(self, pins: Mapping[str, Sequence[str]], *, links: bool = True) -> None:
+        """Each named pin holds exactly these checkpoints, as in `save`; what no pin holds any more is deleted."""
+        self._require_writer()
+        self._job.join()
+        self._record(self._checked(pins, links))
+
+    def tag(self, entry: Entry | str, name: str) -> None:
+        """Keep a checkpoint under a name of the user's own until `untag`."""
+        self.set_pins({name: [entry.name if isinstance(entry, Entry) else entry]})
+
+    def untag(self, name: str) -> None:
+        """Take a pin away; a checkpoint that no other pin holds is deleted.
+
+        Raises:
+            CheckpointNotFoundError: there is no such pin.
+        """
+        if name not in self._pins.held:
+            raise CheckpointNotFoundError(
+                f"There is no pin {name!r} in {self.run_dir}.{did_you_mean(name, self._pins.held)}"
+            )
+        self.set_pins({name: []})
+
+    def prune(self, dry_run: bool = False, *, superseded: bool = False) -> list[Entry]:
+        """Delete the checkpoints that no pin holds, and return them; a dry run only tells.
+
+        `superseded` adds what `set_aside_after` has moved away.
+        """
+        self._job.join()
+        victims = self._unheld()
+        aside = self._set_aside_entries() if superseded else []
+        if not dry_run:
+            self._require_writer()
+            self._settle()
+            for entry in aside:
+                self._fs.remove_tree(entry.path)
+        return [*aside, *victims]
+
+    def repair(self) -> None:
+        """Put in order what is not a checkpoint: the record of pins where it is missing or torn, links, leftovers."""
+        self._require_writer()
+        self._job.join()
+        self._sweep()
+        self._links.clean()
+        self._load()
+        self._finish_what_was_begun()
+
+    def set_aside_after(self, step: int, revision: int | None = None) -> list[Entry]:
+        """Move all checkpoints newer than this one to `checkpoints/.superseded/`, and return them as they were.
+
+        For a run that goes on from an older checkpoint: what follows is no longer its past. Pins let go of them;
+        `latest` falls back to the newest that is left. `revision` None means every revision of the step stays.
+        """
+        self._require_writer()
+        self._job.join()
+        limit = (step, revision if revision is not None else 10**9)
+        newer = [entry for entry in self._entries if entry.order > limit]
+        self._set_aside([entry.name for entry in newer], SUPERSEDED)
+        return newer
+
+    def _checked(self, pins: Mapping[str, Sequence[str]], links: bool, candidate: str | None = None) -> Pins:
+        existing = {entry.name for entry in self._entries} | ({candidate} if candidate else set())
+        for name, entries in pins.items():
+            check_pin_name(name)
+            if isinstance(entries, str):
+                raise ConfigurationError(f"Pin {name!r} takes a list of checkpoint names, got the str {entries!r}")
+            for entry in entries:
+                if entry not in existing:
+                    raise ConfigurationError(
+                        f"Pin {name!r} names {entry!r}, which is no checkpoint.{did_you_mean(entry, existing)}"
+                    )
+        after = self._pins.with_pins(pins, links=links)
+        if candidate and candidate not in after.all_held():
+            raise ConfigurationError(
+                f"No pin holds {candidate}, so it would be deleted at once; name it in one of pins={dict(pins)!r}"
+            )
+        return after
+
+    def _record(self, pins: Pins) -> None:
+        self._write_pins(pins)
+        self._fs.fsync_directory(self.directory)
+        self._pins = pins
+        self._entries = self._with_pins(self._entries)
+        self._settle()
+
+    def _write_pins(self, pins: Pins) -> None:
+        temporary = self._temporary(".tmp", "pins")
+        try:
+            self._fs.write_file(temporary, seal(pins.to_json()))
+            self._fs.replace(temporary, self.directory / PINS_FILE)
+        except BaseException:
+            try:
+                self._fs.remove_tree(temporary)
+            except OSError:
+                pass
+            raise
+
+    # ---- what follows from the pins: links and deletions; all of it can be done again later ----
+
+    def _settle(self) -> None:
+        try:
+            self._update_links()
+            self._retire(self._unheld())
+        except OSError as error:
+            warnings.warn(
+                f"The checkpoints in {self.run_dir} are safe, but their links could not be brought up to date, or old "
+                f"ones not be deleted: {error}. The next save tries again.",
+                stacklevel=2,
+            )
+
+    def _update_links(self) -> None:
+        entries = {entry.name: entry for entry in self._entries}
+        for name in sorted(self._pins.removed | self._pins.without_links):
+            self._links.remove(name)
+        for name, held in self._pins.held.items():
+            if name not in self._pins.without_links and held[0] in entries:
+                self._links.point(name, held[0], self._fs.listdir(self.directory / held[0]))
+
+    def _unheld(self) -> list[Entry]:
+        """The committed checkpoints that nothing protects."""
+        held = self._pins.all_held()
+        healthy = [entry for entry in self._entries if entry.healthy]
+        last_healthy = healthy[-1].name if healthy else None
+        return [entry for entry in self._entries if entry.name not in held and entry.name != last_healthy]
+
+    def _retire(self, victims: list[Entry]) -> None:
+        if not victims:
+            return
+        self._fs.fsync_directory(self.run_dir)  # no link may come back that leads to what is deleted below
+        trash = []
+        for entry in victims:
+            trash.append(self._temporary(".trash", entry.name))
+            self._fs.rename(entry.path, trash[-1])
+            self._entries = tuple(kept for kept in self._entries if kept.name != entry.name)
+        self._fs.fsync_directory(self.directory)  # nor a checkpoint's name above a half-deleted directory
+        for path in trash:
+            self._fs.remove_tree(path)
+
+    def _set_aside(self, names: list[str], folder: str) -> bool:
+        """Move checkpoints into a hidden folder, and take them out of the pins."""
+        if not names:
+            return False
+        target = self.directory / folder
+        if not self._fs.exists(target):
+            self._fs.mkdir(target)
+        taken = set(self._fs.listdir(target))
+        for name in names:
+            copy = next(free for free in (f"{name}{suffix}" for suffix in _copy_suffixes()) if free not in taken)
+            self._fs.rename(self.directory / name, target / copy)
+        self._fs.fsync_directory(target)
+        self._entries = tuple(entry for entry in self._entries if entry.name not in names)
+        newest_left = self._entries[-1].name if self._entries else None
+        self._record(self._pins.without_entries(names, newest_left))
+        return True
+
+    # ---- opening ----
+
+    def _make_directories(self) -> None:
+        missing = []
+        path = self.directory
+        while not self._fs.exists(path):
+            missing.append(path)
+            path = path.parent
+        try:
+            for path in reversed(missing):
+                self._fs.mkdir(path)
+                self._fs.fsync_directory(path.parent)
+        except OSError as error:
+            raise CheckpointSaveError(f"{self.directory} cannot be made: {error}") from error
+
+    def _sweep(self) -> None:
+        """Delete what a process that died left half written or half deleted."""
+        for name in self._fs.listdir(self.directory):
+            if _LITTER.fullmatch(name):
+                self._fs.remove_tree(self.directory / name)
+
+    def _load(self) -> None:
+        """Read manifests and pins; where they disagree, take what the process that died was about to do."""
+        manifests: dict[str, dict[str, Any]] = {}
+        entries = []
+        for name in self._names():
+            try:
+                manifest = self._manifests.get(name) if self.read_only else None
+                manifest = manifest or read_manifest(self.directory / name, self._fs)
+                entry = entry_from_manifest(self.directory / name, manifest)
+                if entry.name != name:
+                    continue
+            except (CheckpointCorruptError, OSError):
+                continue  # not committed, or damaged: newest() reports and quarantines it
+            manifests[name] = manifest
+            entries.append(entry)
+        self._manifests = manifests
+        self._pins = self._reconciled(manifests)
+        self._entries = self._with_pins(entries)
+
+    def _reconciled(self, manifests: Mapping[str, dict[str, Any]]) -> Pins:
+        recorded = self._recorded_pins()
+        pins = recorded or Pins()
+        existing = set(self._names())
+        for name, manifest in sorted(manifests.items(), key=lambda item: int(item[1].get("sequence", 0))):
+            sequence = int(manifest.get("sequence", 0))
+            if name not in pins.known and sequence > pins.sequence:
+                changes = {
+                    pin: [held for held in entries if held in existing] for pin, entries in manifest["pins"].items()
+                }
+                pins = pins.with_pins(changes, links=bool(manifest["links"])).at(pins.known | {name}, sequence)
+        if recorded is None and manifests:
+            pins = pins.with_pins(
+                {
+                    pin: [entry]
+                    for pin, entry in self._links.found().items()
+                    if entry in existing and pin not in pins.held
+                }
+            )
+        lost = [
+            name for name in manifests if name not in pins.all_held() and (recorded is None or name not in pins.known)
+        ]
+        if lost:
+            pins = pins.with_pins({RECOVERED: [*pins.held.get(RECOVERED, ()), *lost]})
+        gone = pins.all_held() - existing
+        newest_left = max(manifests, key=lambda name: parse_entry_name(name) or (0, 0), default=None)
+        return pins.without_entries(gone, newest_left).at(existing, pins.sequence)
+
+    def _recorded_pins(self) -> Pins | None:
+        path = self.directory / PINS_FILE
+        try:
+            return parse_pins(self._fs.read(path))
+        except FileNotFoundError:
+            return None
+        except CheckpointCorruptError as error:
+            warnings.warn(
+                f"The record of pins was rebuilt from the checkpoints and links in {self.run_dir}: {error}",
+                stacklevel=4,
+            )
+            return None
+
+    def _finish_what_was_begun(self) -> None:
+        if self._entries or self._pins.removed or self._fs.exists(self.directory / PINS_FILE):
+            self._record(self._pins)
+
+    # ---- helpers ----
+
+    def _require_writer(self) -> None:
+        if self.read_only:
+            raise CheckpointError(f"The checkpoints of {self.run_dir} are open for reading only")
+
+    def _names(self) -> list[str]:
+        try:
+            return [name for name in self._fs.listdir(self.directory) if parse_entry_name(name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _names_newest_first(self) -> list[str]:
+        return sorted(self._names(), key=lambda name: parse_entry_name(name) or (0, 0), reverse=True)
+
+    def _with_pins(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+        pinned = [replace(entry, pins=self._pins.of(entry.name)) for entry in entries]
+        return tuple(sorted(pinned, key=lambda entry: entry.order))
+
+    def _refreshed(self, entry: Entry) -> Entry:
+        return replace(entry, pins=self._pins.of(entry.name))
+
+    def _directory_of(self, entry: Entry | str) -> Path:
+        return entry.path if isinstance(entry, Entry) else self.directory / entry
+
+    def _temporary(self, kind: str, name: str) -> Path:
+        return self.directory / f"{kind}-{name}-{secrets.token_hex(4)}"
+
+    def _set_aside_entries(self) -> list[Entry]:
+        found = []
+        folder = self.directory / SUPERSEDED
+        for name in sorted(self._fs.listdir(folder)) if self._fs.exists(folder) else []:
+            try:
+                found.append(entry_from_manifest(folder / name, read_manifest(folder / name, self._fs)))
+            except CheckpointCorruptError:
+                continue
+        return found
+
+
+def _plan(files: Mapping[str, Mapping[str, Any]], states: Mapping[str, Any]) -> dict[str, Layout]:
+    """Every file of a checkpoint, laid out; nothing of the tensors is read yet."""
+    plan: dict[str, Layout] = {}
+    for file, tensors in files.items():
+        _require_file_name(file, ".pdparams", ".pdopt", ".pdema")
+        for name, value in tensors.items():
+            if not isinstance(name, str) or not is_tensor(value):
+                raise UnserializableStateError(
+                    f"{file}[{name!r}] is a {type(value).__qualname__}; it takes {{str: array or Tensor}}"
+                )
+            reason = why_not_stored(value)
+            if reason:
+                raise UnserializableStateError(f"{file}[{name!r}] {reason}, which a checkpoint does not store")
+        plan[file] = lay_out(tensors)
+    state_tensors: dict[str, Any] = {}
+    for file, tree in states.items():
+        _require_file_name(file, ".json")
+        encoded, tensors = encode_state(tree, file)
+        state_tensors |= tensors
+        plan[file] = lay_out_bytes(json.dumps(encoded, allow_nan=False).encode("ascii"))
+    if state_tensors:
+        plan[TENSORS] = lay_out(state_tensors)
+    return plan
+
+
+def _require_file_name(name: str, *suffixes: str) -> None:
+    if not is_file_name(name) or not name.endswith(suffixes) or name == TENSORS:
+        raise ConfigurationError(
+            f"A checkpoint's file is named like model{suffixes[0]}, got {name!r} ({TENSORS} is its own)"
+        )
+
+
+def _manifest_head(entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]], links: bool) -> dict[str, Any]:
+    info, tensors = encode_state(entry.info, "info")
+    if tensors:
+        raise UnserializableStateError(f"info holds arrays ({', '.join(tensors)}); put them into a state")
+    from .. import __version__
+
+    return {
+        "format": FORMAT_VERSION,
+        "name": entry.name,
+        "step": entry.step,
+        "revision": entry.revision,
+        "epoch": entry.epoch,
+        "sequence": sequence,
+        "created": entry.created,
+        "healthy": entry.healthy,
+        "metrics": encode_state(entry.metrics, "metrics")[0],
+        "pins": {name: list(entries) for name, entries in pins.items()},
+        "links": links,
+        "versions": {"paddlelite_trainer": __version__, "numpy": np.__version__, "python": platform.python_version()},
+        "info": info,
+    }
+
+
+def _sha256_of(manifest: bytes) -> str:
+    return manifest[12:76].decode("ascii")
+
+
+def _size(nbytes: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.1f} {unit}"
+    return f"{nbytes} bytes"
+
+
+def _copy_suffixes() -> Iterable[str]:
+    yield ""
+    number = 1
+    while True:
+        yield f".{number}"
+        number += 1

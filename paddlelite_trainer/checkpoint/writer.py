@@ -1,0 +1,160 @@
+"""Streams a checkpoint's files to disk while hashing them, at once or from a snapshot in the background."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import numpy as np
+
+from .filesystem import Buffer, FileSystem
+from .format import ALIGNMENT, Layout
+from .manifest import StoredFile
+from .tensors import STORED_AS, dtype_name, host_array, shape_of
+
+CHUNK_BYTES = 8 << 20
+# Below this a file is hashed in the writing thread: handing over costs more than it hides.
+HASH_APART_BYTES = 1 << 20
+# What `background="auto"` goes by: below the first a snapshot and a thread gain nothing, and from the second on a save
+# that took this long is worth the cores that the writer takes from training.
+SMALL_STATE_BYTES = 16 << 20
+SLOW_SAVE_SECONDS = 0.1
+
+
+def choose_background(nbytes: int, measured_seconds: float | None) -> bool:
+    """Whether a state of this size is better saved in the background, given how long the last save's writing took.
+
+    The writer competes with training for the cores of a machine without accelerator, so a small or quick save is
+    cheaper where it stands.
+    """
+    if nbytes < SMALL_STATE_BYTES:
+        return False
+    return measured_seconds is None or measured_seconds >= SLOW_SAVE_SECONDS
+
+
+def write_layout(file_system: FileSystem, path: Path, layout: Layout) -> StoredFile:
+    """Write and fsync a new file piece by piece; at no time is more than one tensor held a second time in memory."""
+    hasher = _Hasher(apart=layout.size >= HASH_APART_BYTES)
+    try:
+        descriptor = file_system.create(path)
+        try:
+            for piece in layout.pieces:
+                data: Buffer = piece if isinstance(piece, bytes) else _bytes_of(host_array(piece))
+                view = memoryview(data)
+                for start in range(0, view.nbytes, CHUNK_BYTES):
+                    chunk = view[start : start + CHUNK_BYTES]
+                    hasher.update(chunk)
+                    file_system.write(descriptor, chunk)
+            file_system.fsync(descriptor)
+        finally:
+            file_system.close(descriptor)
+    finally:
+        sha256 = hasher.finish()
+    return StoredFile(layout.size, sha256, layout.blocks)
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
+
+
+class _Hasher:
+    """SHA-256 in a thread of its own, beside the writing; at most a few chunks behind it."""
+
+    def __init__(self, apart: bool) -> None:
+        self._hash = hashlib.sha256()
+        self._queue: Queue[memoryview | None] = Queue(maxsize=4)
+        self._thread = threading.Thread(target=self._run, name="checkpoint-hash", daemon=True) if apart else None
+        if self._thread:
+            self._thread.start()
+
+    def update(self, chunk: memoryview) -> None:
+        if self._thread:
+            self._queue.put(chunk)
+        else:
+            self._hash.update(chunk)
+
+    def finish(self) -> str:
+        if self._thread:
+            self._queue.put(None)
+            self._thread.join()
+        return self._hash.hexdigest()
+
+    def _run(self) -> None:
+        while (chunk := self._queue.get()) is not None:
+            self._hash.update(chunk)
+
+
+class HostBuffer:
+    """Host memory that snapshots are copied into, kept from one save to the next; for one save at a time."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def snapshot(self, tensors: list[Any]) -> list[np.ndarray]:
+        """Copies of the tensors, in order, which nothing that happens to the originals can change."""
+        sizes = [
+            STORED_AS[dtype_name(tensor)].itemsize * int(np.prod(shape_of(tensor), dtype=np.int64))
+            for tensor in tensors
+        ]
+        offsets = np.cumsum([0] + [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]).tolist()
+        if self._memory.nbytes < offsets[-1]:
+            self._memory = np.empty(0, np.uint8)  # let go of the old memory before asking for the new
+            self._memory = np.empty(offsets[-1], np.uint8)
+        copies = []
+        for tensor, offset, size in zip(tensors, offsets, sizes):
+            dtype = STORED_AS[dtype_name(tensor)]
+            copy = self._memory[offset : offset + size].view(dtype).reshape(shape_of(tensor))
+            np.copyto(copy, host_array(tensor))
+            copies.append(copy)
+        return copies
+
+
+class BackgroundJob:
+    """At most one function at a time, in a thread; what it raises is kept until `wait` raises it, once.
+
+    A forked child (a data-loading worker) has no part in its parent's job: there nothing is under way.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._process = os.getpid()
+
+    @property
+    def busy(self) -> bool:
+        return self._mine() and self._thread is not None and self._thread.is_alive()
+
+    def start(self, function: Callable[[], None]) -> None:
+        """Run `function` in the background; the previous one has been waited for."""
+        assert not self.busy and self._error is None, "wait for the previous job first"
+        self._process = os.getpid()
+        # Not a daemon: an interpreter that ends in good order finishes the save first.
+        self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint-save")
+        self._thread.start()
+
+    def join(self) -> None:
+        """Return when nothing is under way; an error stays for `wait`."""
+        if self._mine() and self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def wait(self) -> None:
+        """Return when nothing is under way, or raise what the last function raised."""
+        self.join()
+        error, self._error = self._error, None
+        if error is not None and self._mine():
+            raise error
+
+    def _mine(self) -> bool:
+        return os.getpid() == self._process
+
+    def _run(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except BaseException as error:
+            self._error = error
