@@ -13,7 +13,9 @@ def _map_callbacks() -> None:
     if importlib.util.find_spec("paddlelite_trainer.callbacks") is not None:
         return
     spec = importlib.util.spec_from_file_location(
-        "paddlelite_trainer.callbacks", HERE / "callbacks/__init__.py", submodule_search_locations=[str(HERE / "callbacks")]
+        "paddlelite_trainer.callbacks",
+        HERE / "callbacks/__init__.py",
+        submodule_search_locations=[str(HERE / "callbacks")],
     )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

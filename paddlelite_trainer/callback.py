@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ConfigurationError, did_you_mean
@@ -17,20 +16,33 @@ Pins = Mapping[str, Sequence[str]]
 """{pin name: names of the checkpoints it keeps, best first}; an empty sequence removes the pin."""
 
 
-@dataclass(frozen=True)
+Reason = Literal["train_batch", "validation", "train_epoch", "lr_drop", "exception", "stop"]
+
+
 class SavePoint:
     """A moment at which a checkpoint may be taken, and what a callback decides from.
 
     `reason` is "train_batch" after any batch but an epoch's last, "validation" after a batch that was followed by validation,
     "train_epoch" after an epoch's end, "lr_drop" at an epoch's end just before a scheduler lowers the learning rate, "exception" when
-    user code raised (the state is that of the last completed batch) and "stop" when the run ends between two epochs' ends.
+    user code raised (the state is that of the last completed batch) and "stop" when the run ends within an epoch.
+    Only Trainer makes it.
     """
 
-    reason: Literal["train_batch", "validation", "train_epoch", "lr_drop", "exception", "stop"]
-    candidate: Entry
-    """The checkpoint that would be written now: its name, step, epoch and metrics."""
-    entries: Sequence[Entry]
-    """Checkpoints on disk, oldest first."""
+    __slots__ = ("_trainer", "reason")
+
+    def __init__(self, reason: Reason, trainer: Trainer) -> None:
+        self.reason = reason
+        self._trainer = trainer
+
+    @property
+    def candidate(self) -> Entry:
+        """The checkpoint that would be written now: its name, step, epoch and metrics."""
+        return self._trainer._candidate()
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Checkpoints on disk, oldest first."""
+        return self._trainer.checkpoints.entries()
 
 
 class Callback:
@@ -88,7 +100,9 @@ class Callback:
 
     def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Any) -> None: ...
 
-    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None: ...
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None: ...
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
 
@@ -100,7 +114,9 @@ class Callback:
 
     def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
 
-    def on_validation_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -114,7 +130,9 @@ class Callback:
 
     def on_test_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
 
-    def on_test_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_test_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
 
     def on_test_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -128,7 +146,9 @@ class Callback:
 
     def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
 
-    def on_predict_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_predict_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -1,20 +1,20 @@
 """The exception tree: everything this package raises on purpose.
 
-    TrainerError
-    |- ConfigurationError (ValueError)        an argument, hook or setting is wrong; raised before training starts
-    |- ConfigurationTypeError (TypeError)     the same, when the type is what is wrong
-    |- DataError (RuntimeError)               a loader is empty, exhausted, shrunk, or one of its workers failed
-    |- TrainingError (RuntimeError)           training_step or the optimizer did something training cannot go on from
-    |  |- NonFiniteError                      NaN or infinity where a guard forbids it
-    |  `- DeviceOutOfMemoryError              the accelerator's memory is full; names the batch
-    `- CheckpointError (RuntimeError)
-       |- CheckpointNotFoundError (FileNotFoundError)   nothing is there to load
-       |- CheckpointCorruptError              it is there, and its bytes are not what was written
-       |- CheckpointMismatchError (ValueError)          it is sound, and does not fit this run; .problems lists why
-       |- CheckpointSaveError (OSError)       writing failed; the previous checkpoint is intact
-       |- UnserializableStateError (TypeError)          a part's state holds something a checkpoint does not store
-       |- UnsafePickleError                   a foreign file asks for code; nothing of it was run
-       `- RunLockedError                      another process writes this run directory
+TrainerError
+|- ConfigurationError (ValueError)        an argument, hook or setting is wrong; raised before training starts
+|- ConfigurationTypeError (TypeError)     the same, when the type is what is wrong
+|- DataError (RuntimeError)               a loader is empty, exhausted, shrunk, or one of its workers failed
+|- TrainingError (RuntimeError)           training_step or the optimizer did something training cannot go on from
+|  |- NonFiniteError                      NaN or infinity where a guard forbids it
+|  `- DeviceOutOfMemoryError              the accelerator's memory is full; names the batch
+`- CheckpointError (RuntimeError)
+   |- CheckpointNotFoundError (FileNotFoundError)   nothing is there to load
+   |- CheckpointCorruptError              it is there, and its bytes are not what was written
+   |- CheckpointMismatchError (ValueError)          it is sound, and does not fit this run; .problems lists why
+   |- CheckpointSaveError (OSError)       writing failed; the previous checkpoint is intact
+   |- UnserializableStateError (TypeError)          a part's state holds something a checkpoint does not store
+   |- UnsafePickleError                   a foreign file asks for code; nothing of it was run
+   `- RunLockedError                      another process writes this run directory
 """
 
 from __future__ import annotations

@@ -1,0 +1,307 @@
+"""What `self.log()` collects: values kept on the device until somebody looks, and their means over an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import paddle
+
+from .errors import ConfigurationError, ConfigurationTypeError
+
+PENDING_LIMIT = (
+    512  # values a series holds on the device before they are read: bounds memory when nobody looks for long
+)
+
+_TENSOR = paddle.Tensor
+_REDUCTIONS = ("mean", "sum", "min", "max")
+
+
+class MetricValue(float):
+    """A float that also answers `.item()`, as the tensors in Lightning's `callback_metrics` do."""
+
+    __slots__ = ()
+
+    def item(self) -> float:
+        return float(self)
+
+
+class Series:
+    """One logged name of one stage: its options, the values not yet read, and the reduction so far.
+
+    Sums run in float64, value by value in the order logged, so it does not matter when the values were read.
+    """
+
+    __slots__ = ("last", "metric", "name", "options", "pending", "reduced", "reduction", "values", "weight", "weights")
+
+    def __init__(self, name: str, options: tuple[Any, ...], reduction: str | Callable[[list[float]], float]) -> None:
+        self.name = name
+        self.options = options  # (on_step, on_epoch, prog_bar, logger, reduce_fx)
+        self.reduction = reduction
+        self.metric: Any = None  # a paddle.metric.Metric that accumulates by itself
+        self.pending: list[Any] = []
+        self.weights: list[float] = []
+        self.last: float | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        self.reduced = (
+            {"min": math.inf, "max": -math.inf}.get(self.reduction, 0.0) if isinstance(self.reduction, str) else 0.0
+        )
+        self.weight = 0.0
+        self.values: list[float] = []
+        self.pending.clear()
+        self.weights.clear()
+
+    def add(self, value: float, weight: float) -> None:
+        self.last = value
+        if self.reduction == "mean":
+            self.reduced += value * weight
+        elif self.reduction == "sum":
+            self.reduced += value
+        elif self.reduction == "min":
+            self.reduced = value if value != value else min(self.reduced, value)
+        elif self.reduction == "max":
+            self.reduced = value if value != value else max(self.reduced, value)
+        else:
+            self.values.append(value)
+        self.weight += weight
+
+    def result(self) -> float | None:
+        if self.metric is not None:
+            return float(self.metric.accumulate())
+        if self.weight == 0.0:
+            return None
+        if self.reduction == "mean":
+            return self.reduced / self.weight
+        if callable(self.reduction):
+            return float(self.reduction(self.values))
+        return self.reduced
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "reduced": self.reduced,
+            "weight": self.weight,
+            "values": self.values,
+            "last": self.last,
+            "metric": None if self.metric is None else _numbers_of(self.metric),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.reduced, self.weight = state["reduced"], state["weight"]
+        self.values, self.last = list(state["values"]), state["last"]
+        if self.metric is not None and state["metric"] is not None:
+            vars(self.metric).update(state["metric"])
+
+
+class MetricCollector:
+    """Everything logged in one stage since the epoch began. Only `Module.log` adds to it; Trainer reads and clears it."""
+
+    def __init__(self) -> None:
+        self._series: dict[str, Series] = {}
+        self._waiting: dict[
+            str, Mapping[str, Any]
+        ] = {}  # restored, until the name is logged again and its options are known
+        self.batch_size: Callable[[], int] = lambda: 1
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        on_step: bool,
+        on_epoch: bool,
+        prog_bar: bool,
+        logger: bool,
+        reduce_fx: str | Callable[[list[float]], float],
+        batch_size: int | None,
+    ) -> None:
+        options = (on_step, on_epoch, prog_bar, logger, reduce_fx)
+        series = self._series.get(name)
+        if series is None:
+            series = self._new_series(name, options)
+        elif series.options != options:
+            raise ConfigurationError(
+                f"self.log({name!r}, ...) was called before with other options: (on_step, on_epoch, prog_bar, logger, reduce_fx) were "
+                f"{series.options}, now they are {options}. Use one set of options per name, or two names."
+            )
+        if isinstance(value, _TENSOR):
+            if value.shape not in ([], [1]):
+                raise ConfigurationError(
+                    f"self.log({name!r}, ...) takes a single number, got a tensor of shape {value.shape}. Log its mean or one entry."
+                )
+            # A copy on the device: the caller may change its tensor in place, and the graph must not be kept alive.
+            value = value.detach().clone()
+        elif not isinstance(value, (float, int)):
+            value = self._number(series, value)
+        series.pending.append(value)
+        series.weights.append(batch_size if batch_size is not None else self.batch_size() if on_epoch else 1)
+        if len(series.pending) >= PENDING_LIMIT:
+            self.read()
+
+    def _new_series(self, name: str, options: tuple[Any, ...]) -> Series:
+        if not isinstance(name, str) or not name:
+            raise ConfigurationTypeError(f"self.log takes a name first, got {name!r}")
+        reduction = options[4]
+        if not callable(reduction) and reduction not in _REDUCTIONS:
+            raise ConfigurationError(
+                f"self.log({name!r}, reduce_fx=...) must be one of {_REDUCTIONS} or a function, got {reduction!r}"
+            )
+        if callable(reduction):
+            # paddle.mean and friends are what a Lightning user passes; the names are exact and cheaper.
+            known = {"mean": "mean", "sum": "sum", "min": "min", "max": "max"}
+            reduction = known.get(getattr(reduction, "__name__", ""), reduction)
+        series = self._series[name] = Series(name, options, reduction)
+        if callable(reduction) and name in self._waiting:
+            series.load_state_dict(self._waiting.pop(name))
+        return series
+
+    def _number(self, series: Series, value: Any) -> float:
+        if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
+            return float(value.reshape(()))
+        if isinstance(value, paddle.metric.Metric):
+            series.metric = value
+            if series.name in self._waiting:
+                series.load_state_dict(self._waiting.pop(series.name))
+            result = value.accumulate()
+            if isinstance(result, (list, tuple)) and len(result) != 1:
+                raise ConfigurationError(
+                    f"self.log({series.name!r}, metric): {type(value).__name__} gives {len(result)} numbers; log them one by one."
+                )
+            return float(result[0] if isinstance(result, (list, tuple)) else result)
+        raise ConfigurationTypeError(
+            f"self.log({series.name!r}, ...) takes a number, a tensor or array with one element, or a paddle.metric.Metric, got {type(value).__name__}"
+        )
+
+    def read(self) -> None:
+        """Bring every waiting value to the host: one copy for each data type."""
+        waiting = [series for series in self._series.values() if series.pending]
+        if not waiting:
+            return
+        numbers = iter(_to_host(value for series in waiting for value in series.pending))
+        for series in waiting:
+            for weight in series.weights:
+                series.add(next(numbers), weight)
+            series.pending.clear()
+            series.weights.clear()
+
+    def step_values(self, *, prog_bar: bool | None = None, logger: bool | None = None) -> dict[str, float]:
+        """The last value of every name logged on steps; forked names end in `_step`."""
+        self.read()
+        values = {}
+        for name, series in self._series.items():
+            on_step, on_epoch, in_bar, in_logger, _ = series.options
+            if on_step and series.last is not None and prog_bar in (None, in_bar) and logger in (None, in_logger):
+                values[f"{name}_step" if on_epoch else name] = MetricValue(series.last)
+        return values
+
+    def epoch_values(
+        self,
+        *,
+        prog_bar: bool | None = None,
+        logger: bool | None = None,
+        reduce: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> dict[str, float]:
+        """The reduction of every name logged on epochs; forked names end in `_epoch`."""
+        self.read()
+        values = {}
+        for name, series in self._series.items():
+            on_step, on_epoch, in_bar, in_logger, _ = series.options
+            if on_epoch and prog_bar in (None, in_bar) and logger in (None, in_logger):
+                result = series.result()
+                if result is not None:
+                    values[f"{name}_epoch" if on_step else name] = MetricValue(result)
+        return values
+
+    def callback_values(self, *, epoch_end: bool) -> dict[str, float]:
+        """What callbacks may monitor: the plain name, and both forks of a forked one."""
+        values = self.step_values()
+        if epoch_end:
+            values.update(self.epoch_values())
+        for name, series in self._series.items():
+            if series.options[0] and series.options[1]:
+                fork = f"{name}_epoch" if epoch_end else f"{name}_step"
+                if fork in values:
+                    values[name] = values[fork]
+        return values
+
+    def reduce_over(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Replace every epoch reduction by that over all ranks; every rank must call it."""
+        self.read()
+        mine = {
+            name: series.state_dict()
+            for name, series in self._series.items()
+            if series.options[1] and series.metric is None
+        }
+        for others in zip(*[sorted(theirs.items()) for theirs in gather(mine)]):
+            name = others[0][0]
+            series = self._series[name]
+            series.clear()
+            for _, state in others:
+                series.weight += state["weight"]
+                series.values += state["values"]
+                if series.reduction in ("mean", "sum"):
+                    series.reduced += state["reduced"]
+                elif callable(series.reduction):
+                    pass
+                elif state["reduced"] != state["reduced"]:
+                    series.reduced = state["reduced"]
+                else:
+                    series.reduced = (min if series.reduction == "min" else max)(series.reduced, state["reduced"])
+
+    def clear(self) -> None:
+        """Begin a new epoch: reductions go, options and paddle metrics' objects stay."""
+        for series in self._series.values():
+            series.clear()
+            if series.metric is not None:
+                series.metric.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        self.read()
+        return {
+            name: {
+                "options": [*series.options[:4], series.options[4] if isinstance(series.options[4], str) else None],
+                **series.state_dict(),
+            }
+            for name, series in self._series.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._series.clear()
+        self._waiting.clear()
+        for name, saved in state.items():
+            *flags, reduction = saved["options"]
+            if (
+                reduction is None or saved["metric"] is not None
+            ):  # a function or an object: only the next self.log can tell which
+                self._waiting[name] = saved
+                continue
+            series = self._new_series(name, (*flags, reduction))
+            series.load_state_dict(saved)
+
+
+def _to_host(values: Iterable[Any]) -> list[float]:
+    everything = list(values)
+    by_dtype: dict[Any, list[int]] = {}
+    for position, value in enumerate(everything):
+        if isinstance(value, _TENSOR):
+            by_dtype.setdefault(value.dtype, []).append(position)
+    for dtype, positions in by_dtype.items():
+        with paddle.no_grad():
+            stacked = paddle.concat([everything[position].reshape([1]) for position in positions])
+            if dtype == paddle.bfloat16:
+                stacked = stacked.astype("float32")  # NumPy has no bfloat16
+        for position, number in zip(positions, stacked.numpy().tolist()):
+            everything[position] = number
+    return [float(value) for value in everything]
+
+
+def _numbers_of(metric: Any) -> dict[str, Any]:
+    """A paddle.metric.Metric's running counts: its attributes that are numbers, arrays or lists of them."""
+    plain = (int, float, np.generic, np.ndarray)
+    return {
+        key: value
+        for key, value in vars(metric).items()
+        if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(item, plain) for item in value))
+    }

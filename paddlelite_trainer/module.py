@@ -1,0 +1,403 @@
+"""Module: what the user writes."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import paddle
+
+from .callback import HOOKS as CALLBACK_HOOKS
+from .callback import Callback
+from .errors import ConfigurationError, ConfigurationTypeError
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+ModuleType = TypeVar("ModuleType", bound="Module")
+
+
+class HyperParameters(dict[str, Any]):
+    """A dict whose keys are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no hyper-parameter {name!r}; saved ones: {', '.join(self) or 'none'}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+class Module(paddle.nn.Layer):
+    """A Paddle layer that knows how to train itself; Trainer calls its steps and hooks.
+
+    class Classifier(Module):
+        def __init__(self, hidden=64, lr=1e-3):
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = paddle.nn.Sequential(paddle.nn.Linear(64, hidden), paddle.nn.ReLU(), paddle.nn.Linear(hidden, 10))
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            loss = paddle.nn.functional.cross_entropy(self(x), y)
+            self.log("train_loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            return paddle.optimizer.AdamW(self.hparams.lr, parameters=self.parameters())
+    """
+
+    automatic_optimization: bool = True
+    """False: training_step itself calls `manual_backward` and steps the optimizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trainer: Trainer | None = None
+        self.hparams = HyperParameters()
+
+    # -- what you write ----------------------------------------------------------------------------------------------------------
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the loss, a scalar tensor still attached to the graph, or a dict that has it under "loss".
+
+        `batch` is what the loader gave, moved to the device. In manual optimization anything may be returned.
+        """
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        """Called without gradients, in eval mode; add `dataloader_idx=0` where there are several loaders."""
+        raise NotImplementedError
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        """As validation_step, for `trainer.test`."""
+        raise NotImplementedError
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """What `trainer.predict` collects for a batch; by default the output of forward on the batch, or on its first entry."""
+        return self(batch[0] if isinstance(batch, (list, tuple)) else batch)
+
+    def configure_optimizers(self) -> Any:
+        """Return an optimizer, (optimizer, scheduler), lists of them, or a dict; see `optimizers.normalise` for all forms."""
+        raise NotImplementedError
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Callbacks that this module wants; one of a class that the Trainer has too replaces the Trainer's."""
+        return []
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
+    ) -> None:
+        """Override to clip in your own way; gradients are unscaled when it is called."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: float | None) -> None:
+        """Override to step schedulers in your own way."""
+        if metric is None:
+            scheduler.step()
+        else:
+            scheduler.step(metric)
+
+    def train_dataloader(self) -> Any:
+        """The training data, where `fit` is given none."""
+        raise NotImplementedError
+
+    def val_dataloader(self) -> Any:
+        raise NotImplementedError
+
+    def test_dataloader(self) -> Any:
+        raise NotImplementedError
+
+    def predict_dataloader(self) -> Any:
+        raise NotImplementedError
+
+    # -- hooks; each is called after the callbacks' hook of the same name ---------------------------------------------------------
+    def prepare_data(self) -> None:
+        """Download and the like; on rank 0 alone."""
+
+    def setup(self, stage: str) -> None: ...
+    def teardown(self, stage: str) -> None: ...
+    def on_fit_start(self) -> None: ...
+    def on_fit_end(self) -> None: ...
+    def on_sanity_check_start(self) -> None: ...
+    def on_sanity_check_end(self) -> None: ...
+    def on_train_start(self) -> None: ...
+    def on_train_end(self) -> None: ...
+    def on_train_epoch_start(self) -> None: ...
+    def on_train_epoch_end(self) -> None: ...
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None: ...
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None: ...
+    def on_before_backward(self, loss: Any) -> None: ...
+    def on_after_backward(self) -> None: ...
+    def on_before_optimizer_step(self, optimizer: Any) -> None: ...
+    def on_before_zero_grad(self, optimizer: Any) -> None: ...
+    def on_validation_start(self) -> None: ...
+    def on_validation_end(self) -> None: ...
+    def on_validation_epoch_start(self) -> None: ...
+    def on_validation_epoch_end(self) -> None: ...
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_test_start(self) -> None: ...
+    def on_test_end(self) -> None: ...
+    def on_test_epoch_start(self) -> None: ...
+    def on_test_epoch_end(self) -> None: ...
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_predict_start(self) -> None: ...
+    def on_predict_end(self) -> None: ...
+    def on_predict_epoch_start(self) -> None: ...
+    def on_predict_epoch_end(self) -> None: ...
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_exception(self, exception: BaseException) -> None: ...
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what else must survive; nested dicts, lists, numbers, strings, bytes, arrays and tensors."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what on_save_checkpoint added."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch before it is moved to the device."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Override where a batch holds objects of your own that must move."""
+        from .data import move_to_device
+
+        return move_to_device(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch on the device: mixup, cutmix, augmentation."""
+        return batch
+
+    # -- what you call -----------------------------------------------------------------------------------------------------------
+    def log(
+        self,
+        name: str,
+        value: Any,
+        *,
+        prog_bar: bool = False,
+        logger: bool = True,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[[list[float]], float] = "mean",
+        sync_dist: bool = True,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """Record a number under a name, for callbacks, the progress bar and loggers; no copy to the host is made.
+
+        In training_step it is kept per step (`on_step`), elsewhere as the epoch's mean weighted by batch size (`on_epoch`); with both on,
+        the names end in `_step` and `_epoch`. `value` is a number, a tensor with one element, or a paddle.metric.Metric. Epoch values are
+        always taken over all ranks; `sync_dist` and `rank_zero_only` are accepted for Lightning's sake.
+
+        Raises:
+            ConfigurationError: not a single number; the name was logged before with other options.
+        """
+        trainer = self._trainer
+        if trainer is None:
+            warnings.warn("self.log() was called on a module without a trainer; nothing was recorded", stacklevel=2)
+            return
+        collector = trainer._collector
+        if collector is None:
+            raise ConfigurationError(
+                f"self.log({name!r}, ...) cannot be used here: no epoch is running whose metrics it could join"
+            )
+        if on_step is None:
+            on_step = trainer._logs_steps
+        if on_epoch is None:
+            on_epoch = not trainer._logs_steps
+        if add_dataloader_idx and trainer._dataloader_suffix:
+            name += trainer._dataloader_suffix
+        collector.log(name, value, on_step, on_epoch, prog_bar, logger, reduce_fx, batch_size)
+
+    def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
+        """`log` for every entry, with the same options."""
+        for name, value in dictionary.items():
+            self.log(name, value, **options)
+
+    def save_hyperparameters(self, *names: str, ignore: str | tuple[str, ...] | list[str] = ()) -> None:
+        """Keep the arguments of `__init__`, all or those named, in `self.hparams` and in every checkpoint.
+
+        Call it in `__init__` after `super().__init__()`. Layers among the arguments cannot be stored; name them in `ignore`.
+        """
+        frame = inspect.currentframe()
+        caller = frame.f_back if frame is not None else None
+        if caller is None or "self" not in caller.f_locals:
+            raise ConfigurationError("save_hyperparameters() must be called in __init__ of the module")
+        found = _arguments_of(caller)
+        ignored = {ignore} if isinstance(ignore, str) else set(ignore)
+        for name in names:
+            if name not in found:
+                raise ConfigurationError(
+                    f"save_hyperparameters({name!r}): __init__ has no such argument; it has {', '.join(found) or 'none'}"
+                )
+        for name in names or found:
+            if name in ignored:
+                continue
+            if isinstance(found[name], paddle.nn.Layer):
+                raise ConfigurationError(
+                    f"save_hyperparameters() cannot store the layer given as {name!r}: call save_hyperparameters(ignore=[{name!r}]) and pass it to load_from_checkpoint again"
+                )
+            self.hparams[name] = found[name]
+
+    @classmethod
+    def load_from_checkpoint(
+        cls: type[ModuleType], checkpoint_path: str | Path, *, strict: bool = True, **arguments: Any
+    ) -> ModuleType:
+        """A module built from a checkpoint's hyper-parameters, `arguments` winning over them, with its weights.
+
+        `checkpoint_path`: a checkpoint directory, a link such as `runs/version_0/best`, or a `.pdparams` file of any Paddle tool.
+
+        Raises:
+            CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError, UnsafePickleError
+        """
+        from .training_state import hyperparameters_at, load_weights_at
+
+        hparams = {**hyperparameters_at(checkpoint_path), **arguments}
+        accepted = inspect.signature(cls.__init__).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+            hparams = {name: value for name, value in hparams.items() if name in accepted or name in arguments}
+        try:
+            module = cls(**hparams)
+        except TypeError as error:
+            raise ConfigurationTypeError(
+                f"{cls.__name__}(**{sorted(hparams)}) failed: {error}. Arguments that the checkpoint does not hold are passed to load_from_checkpoint by name."
+            ) from error
+        load_weights_at(module, checkpoint_path, strict=strict)
+        return module
+
+    def optimizers(self) -> Any:
+        """The optimizer, or the list of several, for manual optimization."""
+        wrapped = self.trainer._manual_optimizers
+        return wrapped[0] if len(wrapped) == 1 else wrapped
+
+    def lr_schedulers(self) -> Any:
+        """The scheduler, the list of several, or None; in manual optimization you step them."""
+        found = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        return None if not found else found[0] if len(found) == 1 else found
+
+    def manual_backward(self, loss: Any) -> None:
+        """`loss.backward()`, scaled where the precision asks for it."""
+        self.trainer._backward(loss)
+
+    def clip_gradients(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> Any:
+        """Clip the optimizer's gradients in place by "norm" (all together) or "value"; returns the norm before, for "norm".
+
+        `paddle.nn.utils.clip_grad_norm_` and `clip_grad_value_` do it.
+        """
+        return self.trainer._clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def toggle_optimizer(self, optimizer: Any) -> None:
+        """Let only this optimizer's parameters collect gradients, until `untoggle_optimizer`."""
+        self.trainer._toggle(optimizer)
+
+    def untoggle_optimizer(self, optimizer: Any) -> None:
+        self.trainer._untoggle()
+
+    def freeze(self) -> None:
+        """Stop all parameters from learning and go to eval mode."""
+        for parameter in self.parameters():
+            parameter.stop_gradient = True
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """Let all parameters learn and go to train mode; the running statistics of BatchNorm stay statistics."""
+        statistics = {
+            id(value)
+            for layer in self.sublayers(include_self=True)
+            for value in (getattr(layer, "_mean", None), getattr(layer, "_variance", None))
+            if value is not None
+        }
+        for parameter in self.parameters():
+            if id(parameter) not in statistics:
+                parameter.stop_gradient = False
+        self.train()
+
+    def print(self, *values: Any, **options: Any) -> None:
+        """print() on rank 0 that does not tear the progress bar."""
+        self.trainer.print(*values, **options)
+
+    # -- where you are -----------------------------------------------------------------------------------------------------------
+    @property
+    def trainer(self) -> Trainer:
+        if self._trainer is None:
+            raise ConfigurationError(
+                "this module has no trainer: self.trainer exists during and after fit, validate, test and predict"
+            )
+        return self._trainer
+
+    @property
+    def current_epoch(self) -> int:
+        return self._trainer.current_epoch if self._trainer is not None else 0
+
+    @property
+    def global_step(self) -> int:
+        return self._trainer.global_step if self._trainer is not None else 0
+
+    @property
+    def global_rank(self) -> int:
+        return self._trainer.global_rank if self._trainer is not None else 0
+
+    @property
+    def device(self) -> Any:
+        """The place of the parameters."""
+        return next((parameter.place for parameter in self.parameters()), paddle.CPUPlace())
+
+    @property
+    def logger(self) -> Any:
+        return self._trainer.logger if self._trainer is not None else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied or pickled module is on its own: the trainer, its data and its open files do not come along.
+        return {**self.__dict__, "_trainer": None}
+
+
+def _arguments_of(frame: types.FrameType) -> dict[str, Any]:
+    """The arguments of the `__init__` calls from this frame outwards that construct the same object, the outermost winning."""
+    constructed = frame.f_locals["self"]
+    found: dict[str, Any] = {}
+    current: types.FrameType | None = frame
+    while current is not None and current.f_code.co_name == "__init__" and current.f_locals.get("self") is constructed:
+        names, _, keywords, values = inspect.getargvalues(current)
+        found.update({name: values[name] for name in names if name != "self"})
+        if keywords:
+            found.update(values[keywords])
+        current = current.f_back
+    return found
+
+
+def is_written(module: Module, method: str) -> bool:
+    """Whether the user's class, or the instance, has its own version of a Module method."""
+    return getattr(getattr(module, method), "__func__", None) is not getattr(Module, method)
+
+
+HOOKS = (CALLBACK_HOOKS - {"on_save_point"}) | {
+    "training_step",
+    "validation_step",
+    "test_step",
+    "predict_step",
+    "configure_optimizers",
+    "configure_callbacks",
+    "configure_gradient_clipping",
+    "lr_scheduler_step",
+    "prepare_data",
+    "train_dataloader",
+    "val_dataloader",
+    "test_dataloader",
+    "predict_dataloader",
+    "on_before_batch_transfer",
+    "on_after_batch_transfer",
+    "transfer_batch_to_device",
+}

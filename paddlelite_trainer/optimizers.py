@@ -1,0 +1,456 @@
+"""What `configure_optimizers` returned, in one form; when schedulers step; and optimizer state by structured parameter name."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import paddle
+from paddle.optimizer import Optimizer
+from paddle.optimizer.lr import LRScheduler, ReduceOnPlateau
+
+from .errors import CheckpointMismatchError, ConfigurationError, ConfigurationTypeError, did_you_mean
+
+_SCHEDULER_KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name")
+
+
+@dataclass
+class LRSchedulerConfig:
+    """One scheduler and when it steps. Lightning's names and meanings."""
+
+    scheduler: LRScheduler
+    optimizer_index: int = 0
+    interval: Literal["epoch", "step"] = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+    strict: bool = True
+    name: str | None = None
+
+    @property
+    def needs_metric(self) -> bool:
+        return isinstance(self.scheduler, ReduceOnPlateau)
+
+    def describe(self) -> str:
+        every = self.interval if self.frequency == 1 else f"{self.frequency} {self.interval}s"
+        return f"{self.name or type(self.scheduler).__name__} steps every {every}" + (
+            f" on {self.monitor}" if self.monitor else ""
+        )
+
+
+def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+    """Optimizers and schedulers from any form `configure_optimizers` may return.
+
+    Forms: an optimizer; a list or tuple of optimizers; (optimizer, scheduler); ([optimizers], [schedulers]); {"optimizer": ...,
+    "lr_scheduler": ...}; a list of such dicts; None. A scheduler is an LRScheduler or a dict with "scheduler" and any of interval,
+    frequency, monitor, strict, name. A scheduler given as an optimizer's learning rate need not be named: it is found.
+
+    Raises:
+        ConfigurationError, ConfigurationTypeError: another form, an unknown key, a scheduler no optimizer uses.
+    """
+    pairs = _pairs(returned)
+    optimizers = [optimizer for optimizer, _ in pairs]
+    if len({id(optimizer) for optimizer in optimizers}) != len(optimizers):
+        raise ConfigurationError("configure_optimizers returned the same optimizer twice")
+    configs: list[LRSchedulerConfig] = []
+    for index, (optimizer, scheduler) in enumerate(pairs):
+        own = optimizer._learning_rate
+        if scheduler is None:
+            if isinstance(own, LRScheduler):
+                configs.append(_config({"scheduler": own}, index))
+            continue
+        config = _config(scheduler, index)
+        if not isinstance(own, LRScheduler):
+            # In Paddle a scheduler works only as the optimizer's learning rate; apart from it, it would do nothing.
+            optimizer.set_lr_scheduler(config.scheduler)
+        elif own is not config.scheduler and not _wraps(own, config.scheduler):
+            raise ConfigurationError(
+                f"configure_optimizers returned the scheduler {type(config.scheduler).__name__} for an optimizer whose learning rate is another "
+                f"scheduler ({type(own).__name__}). Pass it as the optimizer's learning_rate, or return that one."
+            )
+        configs.append(config)
+    return optimizers, configs
+
+
+def _pairs(returned: Any) -> list[tuple[Optimizer, Any]]:
+    if returned is None:
+        return []
+    if isinstance(returned, Optimizer):
+        return [(returned, None)]
+    if isinstance(returned, Mapping):
+        unknown = set(returned) - {"optimizer", "lr_scheduler", "monitor"}
+        if unknown or "optimizer" not in returned:
+            word = next(iter(unknown), "")
+            raise ConfigurationError(
+                f"configure_optimizers returned a dict with keys {sorted(returned)}; it takes 'optimizer' and 'lr_scheduler'."
+                + did_you_mean(word, ["optimizer", "lr_scheduler"])
+            )
+        scheduler = returned.get("lr_scheduler")
+        if returned.get("monitor") is not None and scheduler is not None and not isinstance(scheduler, Mapping):
+            scheduler = {"scheduler": scheduler, "monitor": returned["monitor"]}
+        return [(_checked(returned["optimizer"]), scheduler)]
+    if isinstance(returned, (list, tuple)) and returned:
+        if len(returned) == 2 and isinstance(returned[0], (list, tuple)) and isinstance(returned[1], (list, tuple)):
+            return _matched([_checked(optimizer) for optimizer in returned[0]], list(returned[1]))
+        if (
+            len(returned) == 2
+            and isinstance(returned[0], Optimizer)
+            and isinstance(returned[1], (LRScheduler, Mapping))
+            and not (isinstance(returned[1], Mapping) and "optimizer" in returned[1])
+        ):
+            return [(returned[0], returned[1])]
+        return [pair for item in returned for pair in _pairs(item if isinstance(item, Mapping) else _checked(item))]
+    raise ConfigurationTypeError(
+        f"configure_optimizers must return an optimizer, (optimizer, scheduler), lists or a dict, got {returned!r}"
+    )
+
+
+def _matched(optimizers: list[Optimizer], schedulers: list[Any]) -> list[tuple[Optimizer, Any]]:
+    """Lists of both: each scheduler goes to the optimizer whose learning rate it is, else to the one at its position."""
+    given: dict[int, Any] = {}
+    for position, item in enumerate(schedulers):
+        scheduler = item["scheduler"] if isinstance(item, Mapping) and "scheduler" in item else item
+        owner = next(
+            (index for index, optimizer in enumerate(optimizers) if optimizer._learning_rate is scheduler), position
+        )
+        if owner >= len(optimizers):
+            raise ConfigurationError(
+                f"configure_optimizers returned {len(schedulers)} schedulers for {len(optimizers)} optimizers"
+            )
+        given[owner] = item
+    return [(optimizer, given.get(index)) for index, optimizer in enumerate(optimizers)]
+
+
+def _checked(optimizer: Any) -> Optimizer:
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigurationTypeError(
+            f"configure_optimizers must return paddle.optimizer.Optimizer objects, got {type(optimizer).__name__}"
+        )
+    return optimizer
+
+
+def _config(given: Any, index: int) -> LRSchedulerConfig:
+    if isinstance(given, Mapping):
+        for key in given:
+            if key not in _SCHEDULER_KEYS:
+                raise ConfigurationError(
+                    f"unknown key {key!r} in an lr_scheduler dict; known: {_SCHEDULER_KEYS}.{did_you_mean(key, _SCHEDULER_KEYS)}"
+                )
+        if "scheduler" not in given:
+            raise ConfigurationError("an lr_scheduler dict needs the key 'scheduler'")
+        config = LRSchedulerConfig(**given, optimizer_index=index)
+    else:
+        config = LRSchedulerConfig(given, optimizer_index=index)
+    if not isinstance(config.scheduler, LRScheduler):
+        raise ConfigurationTypeError(
+            f"a scheduler must be a paddle.optimizer.lr.LRScheduler, got {type(config.scheduler).__name__}"
+        )
+    if config.interval not in ("epoch", "step"):
+        raise ConfigurationError(f"lr_scheduler interval must be 'epoch' or 'step', got {config.interval!r}")
+    if not isinstance(config.frequency, int) or config.frequency < 1:
+        raise ConfigurationError(f"lr_scheduler frequency must be an integer >= 1, got {config.frequency!r}")
+    if config.needs_metric and config.monitor is None:
+        raise ConfigurationError(
+            "ReduceOnPlateau needs a metric: return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'monitor': 'val_loss'}} "
+            "from configure_optimizers"
+        )
+    return config
+
+
+def _wraps(outer: LRScheduler, inner: LRScheduler) -> bool:
+    return any(value is inner for value in vars(outer).values())
+
+
+def parameters_of(optimizer: Optimizer) -> Iterator[Any]:
+    """Every parameter of an optimizer, of all groups."""
+    for item in optimizer._parameter_list or ():
+        if isinstance(item, Mapping):
+            yield from item["params"]
+        else:
+            yield item
+
+
+def structured_names(module: paddle.nn.Layer) -> dict[str, str]:
+    """{Paddle's generated parameter name: name in the module's tree}; of tied parameters the first name."""
+    names: dict[str, str] = {}
+    for structured, parameter in module.named_parameters():
+        if parameter.name in names:
+            raise ConfigurationError(
+                f"two different parameters carry Paddle's name {parameter.name!r} ({names[parameter.name]} and {structured}), so an optimizer would "
+                "mix their state. Build the layers without unique_name.guard()."
+            )
+        names[parameter.name] = structured
+    return names
+
+
+# -- state -----------------------------------------------------------------------------------------------------------------------------
+
+
+def optimizer_state(optimizer: Optimizer, names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(tensors by `<structured parameter name>/<accumulator>`, what is not a tensor); tensors are the live ones."""
+    tensors: dict[str, Any] = {}
+    masters = getattr(optimizer, "_master_weights", None) or {}
+    owner = {master.name: parameter_name for parameter_name, master in masters.items()}
+    for accumulator, by_parameter in optimizer._accumulators.items():
+        for parameter_name, tensor in by_parameter.items():
+            tensors[f"{names[owner.get(parameter_name, parameter_name)]}/{accumulator}"] = tensor
+    for parameter_name, master in masters.items():
+        tensors[f"{names[parameter_name]}/master_weight"] = master
+    rest: dict[str, Any] = {
+        "class": type(optimizer).__name__,
+        "learning_rate": None if isinstance(optimizer._learning_rate, LRScheduler) else float(optimizer.get_lr()),
+        "parameters": [names[parameter.name] for parameter in parameters_of(optimizer)],
+    }
+    if type(optimizer).__name__ == "LBFGS":
+        rest["lbfgs"] = dict(optimizer.state)
+    return tensors, rest
+
+
+def restore_optimizer(
+    optimizer: Optimizer,
+    names: Mapping[str, str],
+    tensors: Mapping[str, Any],
+    rest: Mapping[str, Any],
+    *,
+    keep_learning_rate: bool = False,
+) -> None:
+    """Put back what `optimizer_state` gave, whatever Paddle calls the parameters in this process.
+
+    Paddle's own set_state_dict goes by generated names and is silent when they differ (facts in docs/paddle.md), so accumulators
+    are created here by the optimizer's own method and filled.
+
+    Raises:
+        CheckpointMismatchError: another optimizer class, or state for parameters that this optimizer does not have.
+    """
+    problems = []
+    if rest["class"] != type(optimizer).__name__:
+        problems.append(
+            f"optimizer class: saved {rest['class']}, now {type(optimizer).__name__}. Use the saved class, or start from weights only with init_from="
+        )
+    mine = {names[parameter.name]: parameter for parameter in parameters_of(optimizer)}
+    by_parameter: dict[str, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        structured, accumulator = key.rsplit("/", 1)
+        by_parameter.setdefault(structured, {})[accumulator] = value
+    for structured in by_parameter:
+        if structured not in mine:
+            problems.append(
+                f"optimizer state of parameter {structured}: saved, and this optimizer has no such parameter.{did_you_mean(structured, mine)}"
+            )
+    if problems:
+        raise CheckpointMismatchError("the checkpoint's optimizer does not fit this run's:", problems)
+
+    optimizer._accumulators.clear()
+    optimizer._accumulators_holder = {}
+    optimizer._already_create_accumulator.clear()
+    if getattr(optimizer, "_master_weights", None):
+        optimizer._master_weights.clear()
+    if by_parameter:
+        _create_accumulators(optimizer, {mine[structured].name for structured in by_parameter})
+    masters = getattr(optimizer, "_master_weights", None) or {}
+    for structured, values in by_parameter.items():
+        parameter = mine[structured]
+        master = masters.get(parameter.name)
+        for accumulator, value in values.items():
+            if accumulator == "master_weight":
+                if master is None:
+                    raise CheckpointMismatchError(
+                        "the checkpoint's optimizer does not fit this run's:",
+                        [
+                            f"master weight of {structured}: saved, and this run keeps none. Use the precision that the run was saved with"
+                        ],
+                    )
+                master.set_value(value)
+                continue
+            slots = optimizer._accumulators.get(accumulator, {})
+            slot = slots.get(parameter.name, slots.get(master.name) if master is not None else None)
+            if slot is None or list(slot.shape) != list(value.shape):
+                raise CheckpointMismatchError(
+                    "the checkpoint's optimizer does not fit this run's:",
+                    [
+                        f"{accumulator} of {structured}: saved shape {list(value.shape)}, now {'absent' if slot is None else list(slot.shape)}"
+                    ],
+                )
+            slot.set_value(value)
+    if (
+        rest["learning_rate"] is not None
+        and not isinstance(optimizer._learning_rate, LRScheduler)
+        and not keep_learning_rate
+    ):
+        optimizer.set_lr(rest["learning_rate"])
+    if "lbfgs" in rest:
+        optimizer.state.clear()
+        optimizer.state.update(rest["lbfgs"])
+
+
+def _create_accumulators(optimizer: Optimizer, parameter_names: set[str]) -> None:
+    from paddle.base.layer_helper import LayerHelper
+
+    if getattr(optimizer, "helper", None) is None:
+        optimizer.helper = LayerHelper(type(optimizer).__name__)  # 2.6 creates accumulators through it
+    block = paddle.static.default_main_program().global_block()
+    groups = (
+        optimizer._param_groups if isinstance(optimizer._parameter_list[0], Mapping) else [optimizer._parameter_list]
+    )
+    for group in groups:
+        parameters = [
+            parameter
+            for parameter in (group["params"] if isinstance(group, Mapping) else group)
+            if parameter.name in parameter_names
+        ]
+        if parameters:
+            optimizer._create_accumulators(
+                block, {**group, "params": parameters} if isinstance(group, Mapping) else parameters
+            )
+
+
+_PLAIN = (int, float, str, bool, type(None))
+
+
+def scheduler_snapshot(scheduler: LRScheduler) -> dict[str, Any]:
+    """Every plain attribute of a scheduler and of those it wraps.
+
+    Wider than Paddle's state_dict, which for CosineAnnealingWarmRestarts leaves out T_cur and T_i.
+    """
+    snapshot: dict[str, Any] = {"class": type(scheduler).__name__}
+    for name, value in vars(scheduler).items():
+        if isinstance(value, LRScheduler):
+            snapshot[name] = scheduler_snapshot(value)
+        elif isinstance(value, _PLAIN):
+            snapshot[name] = value
+        elif isinstance(value, (list, tuple)) and all(isinstance(item, _PLAIN) for item in value):
+            snapshot[name] = list(value)
+        elif hasattr(value, "item") and getattr(value, "size", 0) == 1:
+            snapshot[name] = value.item()
+    return snapshot
+
+
+class SchedulerState:
+    """One scheduler's state apart from its settings: what has changed since it was built, against what was built."""
+
+    def __init__(self, config: LRSchedulerConfig) -> None:
+        self.config = config
+        self.built = scheduler_snapshot(config.scheduler)
+        self._blank = copy.deepcopy(config.scheduler)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"built": self.built, "now": scheduler_snapshot(self.config.scheduler)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> str | None:
+        """Restore; returns a sentence where the schedule was built otherwise than the saved one, None where alike.
+
+        Rule: a changed schedule goes on where a fresh one with the new settings would be after as many steps.
+        """
+        scheduler, saved_built, saved_now = self.config.scheduler, state["built"], state["now"]
+        if saved_now["class"] != type(scheduler).__name__:
+            raise CheckpointMismatchError(
+                "the checkpoint's schedule does not fit this run's:",
+                [
+                    f"scheduler class: saved {saved_now['class']}, now {type(scheduler).__name__}. Use the saved class, or pass override=('lr_schedulers',)"
+                ],
+            )
+        changed = sorted(_differences(saved_built, self.built))
+        if not changed:
+            _apply(scheduler, saved_now)
+            return None
+        old = copy.deepcopy(self._blank)
+        _apply(old, saved_now)
+        if self.config.needs_metric:
+            _apply(scheduler, {key: value for key, value in saved_now.items() if saved_built.get(key) != value})
+        else:
+            for _ in range(int(saved_now["last_epoch"])):
+                scheduler.step()
+        settings = ", ".join(f"{key} {_at(saved_built, key)} -> {_at(self.built, key)}" for key in changed)
+        following = [_next_rate(old), _next_rate(scheduler)]
+        return (
+            f"the schedule {type(scheduler).__name__} was built otherwise than in the checkpoint ({settings}). It goes on where the new one would be after "
+            f"{saved_now['last_epoch']} steps: learning rate {scheduler.last_lr:.6g}, next {following[1]:.6g} (the saved one had {saved_now['last_lr']:.6g}, next {following[0]:.6g})."
+        )
+
+
+def _next_rate(scheduler: LRScheduler) -> float:
+    if isinstance(scheduler, ReduceOnPlateau):
+        return float(scheduler.last_lr)
+    following = copy.deepcopy(scheduler)
+    following.step()
+    return float(following.last_lr)
+
+
+def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in saved.keys() | now.keys():
+        one, other = saved.get(key), now.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _differences(one, other, f"{prefix}{key}.")
+        elif one != other and not (one != one and other != other):
+            yield f"{prefix}{key}"
+
+
+def _at(tree: Mapping[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        tree = tree.get(key, {}) if isinstance(tree, Mapping) else {}
+    return tree
+
+
+def _apply(scheduler: LRScheduler, snapshot: Mapping[str, Any]) -> None:
+    for name, value in snapshot.items():
+        present = getattr(scheduler, name, None)
+        if name == "class":
+            continue
+        if isinstance(value, Mapping):
+            if isinstance(present, LRScheduler):
+                _apply(present, value)
+        else:
+            setattr(scheduler, name, type(present)(value) if isinstance(present, (list, tuple)) else value)
+
+
+def will_drop(config: LRSchedulerConfig, metric: float | None) -> bool:
+    """Whether this scheduler's next step lowers the learning rate in one jump, as step, piecewise and plateau schedules do."""
+    from paddle.optimizer.lr import MultiStepDecay, PiecewiseDecay, StepDecay
+
+    inner: Any = config.scheduler
+    while isinstance(getattr(inner, "learning_rate", None), LRScheduler):  # LinearWarmup wraps another
+        inner = inner.learning_rate
+    if not isinstance(inner, (StepDecay, MultiStepDecay, PiecewiseDecay, ReduceOnPlateau)):
+        return False
+    following = copy.deepcopy(config.scheduler)
+    if not config.needs_metric:
+        following.step()
+    elif metric is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            following.verbose = False
+            following.step(metric)
+    return bool(following.last_lr < config.scheduler.last_lr)
+
+
+# -- manual optimization ---------------------------------------------------------------------------------------------------------------
+
+
+class ManualOptimizer:
+    """An optimizer as `self.optimizers()` gives it in manual optimization: its `step` counts, and respects the gradient scaler."""
+
+    def __init__(self, optimizer: Optimizer, step: Callable[[Optimizer, Callable[[], Any] | None], Any]) -> None:
+        self.optimizer = optimizer
+        self._step = step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one optimizer step; the trainer's global_step rises by one."""
+        return self._step(self.optimizer, closure)
+
+    def clear_grad(self, set_to_zero: bool = False) -> None:
+        """Drop the gradients; unlike Paddle's default they become None, so that unused parameters do not move."""
+        self.optimizer.clear_grad(set_to_zero)
+
+    zero_grad = clear_grad
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+
+def gradients_of(optimizers: Iterable[Optimizer]) -> list[Any]:
+    """Parameters that have a gradient now, of all the optimizers."""
+    return [
+        parameter for optimizer in optimizers for parameter in parameters_of(optimizer) if parameter.grad is not None
+    ]

@@ -1,0 +1,35 @@
+"""The only counters of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Where a fit is. Only Trainer writes it; everyone may read it."""
+
+    current_epoch: int = 0
+    """Completed epochs, so also the index of the running one."""
+    epoch_is_open: bool = False
+    """Whether `on_train_epoch_start` of the running epoch has been called."""
+    batches_in_epoch: int = 0
+    """Batches of the running epoch that are completely done."""
+    batches_in_window: int = 0
+    """Batches of the open accumulation window whose gradients are waiting for an optimizer step."""
+    global_step: int = 0
+    """Completed optimizer steps."""
+    total_batches: int = 0
+    """Training batches done in all epochs."""
+    validation_is_due: bool = False
+    """A validation belongs to the last batch and was not run to its end."""
+    seconds: float = 0.0
+    """Training time of all processes that worked on this run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for field in fields(self):
+            setattr(self, field.name, state[field.name])

@@ -1,0 +1,176 @@
+"""Checks every Trainer argument once, with value, expectation and remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_limit(value: Any) -> bool:
+    """None, a count >= 0, or a share from 0.0 to 1.0."""
+    return value is None or (_is_int(value) and value >= 0) or (isinstance(value, float) and 0.0 <= value <= 1.0)
+
+
+def _is_schedule(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return 0 in value and all(
+            _is_int(key) and key >= 0 and _is_int(window) and window >= 1 for key, window in value.items()
+        )
+    return _is_int(value) and value >= 1
+
+
+_LIMIT = "a number of batches (int >= 0), a share of them (float from 0.0 to 1.0), or None for all"
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_epochs": (lambda v: v is None or (_is_int(v) and v >= -1), "an int >= 0, -1 for no limit, or None"),
+    "min_epochs": (lambda v: v is None or (_is_int(v) and v >= 0), "an int >= 0 or None"),
+    "max_steps": (lambda v: _is_int(v) and v >= -1, "an int >= 0, or -1 for no limit"),
+    "min_steps": (lambda v: v is None or (_is_int(v) and v >= 0), "an int >= 0 or None"),
+    "fast_dev_run": (lambda v: isinstance(v, bool) or (_is_int(v) and v >= 0), "True, False or a number of batches"),
+    "limit_train_batches": (_is_limit, _LIMIT),
+    "limit_val_batches": (_is_limit, _LIMIT),
+    "limit_test_batches": (_is_limit, _LIMIT),
+    "limit_predict_batches": (_is_limit, _LIMIT),
+    "overfit_batches": (lambda v: v is not None and _is_limit(v), _LIMIT),
+    "val_check_interval": (
+        lambda v: v is None or (_is_int(v) and v >= 1) or (isinstance(v, float) and 0.0 < v <= 1.0),
+        "a number of batches (int >= 1) or a share of an epoch (float above 0.0, up to 1.0)",
+    ),
+    "check_val_every_n_epoch": (
+        lambda v: v is None or (_is_int(v) and v >= 1),
+        "an int >= 1, or None to count batches over epochs",
+    ),
+    "num_sanity_val_steps": (lambda v: _is_int(v) and v >= -1, "an int >= 0, or -1 for all batches"),
+    "log_every_n_steps": (lambda v: _is_int(v) and v >= 1, "an int >= 1; for no logging pass logger=False"),
+    "accumulate_grad_batches": (_is_schedule, "an int >= 1, or {epoch: int >= 1} that has epoch 0"),
+    "gradient_clip_val": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0 or None"),
+    "gradient_clip_algorithm": (lambda v: v in (None, "norm", "value"), "'norm' or 'value'"),
+    "deterministic": (lambda v: isinstance(v, bool) or v == "warn", "True, False or 'warn'"),
+    "reload_dataloaders_every_n_epochs": (lambda v: _is_int(v) and v >= 0, "an int >= 0"),
+    "default_root_dir": (lambda v: isinstance(v, (str, Path)) and str(v) != "", "a path"),
+    "run_name": (lambda v: v is None or (isinstance(v, str) and v != ""), "a name or None"),
+    "seed": (lambda v: v is None or (_is_int(v) and 0 <= v < 2**32), "an int from 0 to 4294967295 or None"),
+    "async_checkpoint": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
+    "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
+    "detect_anomaly": (lambda v: isinstance(v, bool), "True or False"),
+    "inference_mode": (lambda v: isinstance(v, bool), "True or False"),
+    "enable_checkpointing": (lambda v: isinstance(v, bool), "True or False"),
+    "enable_progress_bar": (lambda v: isinstance(v, bool), "True or False"),
+    "enable_model_summary": (lambda v: isinstance(v, bool), "True or False"),
+}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "max_epochs": (int,),
+    "max_steps": (int,),
+    "default_root_dir": (str, Path),
+}
+
+
+def check_settings(given: Mapping[str, Any]) -> None:
+    """Check Trainer's arguments.
+
+    Raises:
+        ConfigurationTypeError: a value of a wrong type.
+        ConfigurationError: a value out of range, or two that contradict each other.
+    """
+    from .callback import Callback
+
+    for name, (is_right, expectation) in _RULES.items():
+        value = given[name]
+        if is_right(value):
+            continue
+        message = f"Trainer({name}=...) must be {expectation}, got {value!r} ({type(value).__name__})"
+        if isinstance(value, str):
+            words = re.findall(r"'(\w+)'", expectation)
+            message += did_you_mean(value, words)
+        raise (ConfigurationError if _same_kind(value, expectation) else ConfigurationTypeError)(message)
+    callbacks = given["callbacks"]
+    for callback in (
+        [callbacks]
+        if isinstance(callbacks, Callback)
+        else _sequence("callbacks", callbacks, "a Callback or a list of them")
+    ):
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            raise ConfigurationTypeError(
+                f"Trainer(callbacks=...) got the class {callback.__name__}; pass an object: {callback.__name__}()"
+            )
+        if not isinstance(callback, Callback):
+            raise ConfigurationTypeError(
+                f"Trainer(callbacks=...) takes Callback objects, got {callback!r} ({type(callback).__name__})"
+            )
+    if given["gradient_clip_algorithm"] is not None and given["gradient_clip_val"] is None:
+        raise ConfigurationError("Trainer(gradient_clip_algorithm=...) has no effect without gradient_clip_val")
+    if given["min_epochs"] and given["max_epochs"] not in (None, -1) and given["min_epochs"] > given["max_epochs"]:
+        raise ConfigurationError(f"min_epochs={given['min_epochs']} is more than max_epochs={given['max_epochs']}")
+    if given["min_steps"] and 0 <= given["max_steps"] < given["min_steps"]:
+        raise ConfigurationError(f"min_steps={given['min_steps']} is more than max_steps={given['max_steps']}")
+    if given["check_val_every_n_epoch"] is None and not _is_int(given["val_check_interval"]):
+        raise ConfigurationError(
+            "check_val_every_n_epoch=None counts batches over epochs: pass val_check_interval as a number of batches"
+        )
+    to_seconds(given["max_time"])
+
+
+def _same_kind(value: Any, expectation: str) -> bool:
+    """Whether the value has a type that some right value has, so that it is its size that is wrong."""
+    if isinstance(value, bool):
+        return "True" in expectation
+    if isinstance(value, str):
+        return "'" in expectation or "path" in expectation or "name" in expectation
+    if isinstance(value, int):
+        return "int" in expectation or "number" in expectation
+    return isinstance(value, float) and ("float" in expectation or "number >" in expectation)
+
+
+def _sequence(name: str, value: Any, expectation: str) -> Sequence[Any]:
+    if value is None:
+        return ()
+    if isinstance(value, (list, tuple)):
+        return value
+    raise ConfigurationTypeError(f"Trainer({name}=...) must be {expectation}, got {value!r} ({type(value).__name__})")
+
+
+def stage_limit(fast_dev_run: int | bool, limit: int | float | None, overfit: int | float = 0.0) -> int | float | None:
+    """How much of a stage's data is used: fast_dev_run beats overfit_batches beats the stage's own limit."""
+    if fast_dev_run:
+        return int(fast_dev_run)
+    return overfit or limit
+
+
+def to_seconds(max_time: str | timedelta | Mapping[str, int] | None) -> float | None:
+    """Seconds of a "DD:HH:MM:SS" string, a timedelta, or timedelta's arguments in a dict."""
+    if max_time is None:
+        return None
+    if isinstance(max_time, timedelta):
+        duration = max_time
+    elif isinstance(max_time, Mapping):
+        try:
+            duration = timedelta(**max_time)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"Trainer(max_time={dict(max_time)!r}): {error}; its keys are those of datetime.timedelta"
+            ) from error
+    elif isinstance(max_time, str):
+        match = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", max_time.strip())
+        if match is None:
+            raise ConfigurationError(
+                f"Trainer(max_time={max_time!r}) must read 'DD:HH:MM:SS', for example '00:12:00:00' for twelve hours"
+            )
+        days, hours, minutes, seconds = map(int, match.groups())
+        duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    else:
+        raise ConfigurationTypeError(
+            f"Trainer(max_time=...) must be 'DD:HH:MM:SS', a timedelta or a dict of its arguments, got {max_time!r}"
+        )
+    return duration.total_seconds()

@@ -1,0 +1,1508 @@
+"""Trainer: settings, fit/validate/test/predict; the loop, readable top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import paddle
+
+from . import training_state
+from .callback import HOOKS as CALLBACK_HOOKS
+from .callback import Callback, Pins, Reason, SavePoint, overridden, refuse_misspelt_hooks
+from .data import BatchSource, DataModule, batch_size_of, move_to_device
+from .defaults import default_callbacks, default_loggers
+from .device import resolve_device
+from .distributed import Ranks
+from .errors import CheckpointError, ConfigurationError, ConfigurationTypeError, DeviceOutOfMemoryError, TrainingError
+from .metrics import MetricCollector
+from .module import HOOKS as MODULE_HOOKS
+from .module import Module, is_written
+from .optimizers import (
+    LRSchedulerConfig,
+    ManualOptimizer,
+    SchedulerState,
+    normalise,
+    parameters_of,
+    structured_names,
+    will_drop,
+)
+from .precision import Precision, is_out_of_memory
+from .progress import Progress
+from .rng import derive_seed, draw_seed, isolated_random_states, paddle_cpu_generator_can_be_saved, seed_everything
+from .run_directory import RunDirectory, resolve_ckpt_path
+from .settings import check_settings, stage_limit, to_seconds
+from .signals import EXIT_PREEMPTED, SignalWatch, in_notebook
+
+if TYPE_CHECKING:
+    from .checkpoint import CheckpointStore, Entry
+    from .loggers import Logger
+
+Stage = Literal["fit", "validate", "test", "predict"]
+_TENSOR = paddle.Tensor
+_SCALAR_SHAPES = ([], [1])
+_AT_EPOCH_END = -1  # a validation period that is known only when the last batch has come
+
+
+class Trainer:
+    """Runs a Module: epochs, validation, checkpoints, exact resume.
+
+        trainer = Trainer(max_epochs=100, callbacks=[ModelCheckpoint(monitor="val_acc", mode="max")])
+        trainer.fit(Classifier(), train_loader, val_loader, ckpt_path="last")
+        trainer.test(ckpt_path="best", dataloaders=test_loader)
+
+    Arguments have Lightning's names and meanings. One of `max_epochs`, `max_steps`, `max_time` must say when `fit` ends.
+    Beyond Lightning: `run_name` (the run's directory under `default_root_dir` instead of `version_<N>`), `seed` (of data order, augmentation
+    and, where given, of everything else), `async_checkpoint` ("auto", True, False: write checkpoints beside the training).
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | Mapping[str, int] | None = None,
+        accelerator: str = "auto",
+        devices: int | str | Sequence[int] = "auto",
+        precision: str | int = "32-true",
+        logger: Logger | Sequence[Logger] | bool | None = None,
+        callbacks: Callback | Sequence[Callback] | None = None,
+        fast_dev_run: int | bool = False,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int = 2,
+        log_every_n_steps: int = 50,
+        enable_checkpointing: bool = True,
+        enable_progress_bar: bool = True,
+        enable_model_summary: bool = True,
+        accumulate_grad_batches: int | Mapping[int, int] = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
+        deterministic: bool | Literal["warn"] = False,
+        detect_anomaly: bool = False,
+        inference_mode: bool = True,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | Path = "runs",
+        run_name: str | None = None,
+        seed: int | None = None,
+        async_checkpoint: bool | Literal["auto"] = "auto",
+        on_save_error: Literal["raise", "warn"] = "raise",
+    ) -> None:
+        check_settings(locals())
+        self.fast_dev_run = int(fast_dev_run)
+        self.max_epochs = 1 if fast_dev_run else max_epochs
+        self.min_epochs = min_epochs or 0
+        self.max_steps = self.fast_dev_run if fast_dev_run else max_steps
+        self.min_steps = min_steps or 0
+        self.max_seconds = to_seconds(max_time)
+        self.overfit_batches = overfit_batches
+        self.limits = {
+            "train": stage_limit(fast_dev_run, limit_train_batches, overfit_batches),
+            "validate": stage_limit(fast_dev_run, limit_val_batches, overfit_batches),
+            "test": stage_limit(fast_dev_run, limit_test_batches),
+            "predict": stage_limit(fast_dev_run, limit_predict_batches),
+        }
+        self.val_check_interval = 1.0 if val_check_interval is None else val_check_interval
+        self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.num_sanity_val_steps = 0 if fast_dev_run else num_sanity_val_steps
+        self.log_every_n_steps = log_every_n_steps
+        self.enable_checkpointing = enable_checkpointing and not fast_dev_run
+        self.enable_progress_bar = enable_progress_bar
+        self.enable_model_summary = enable_model_summary
+        self._accumulation = (
+            dict(accumulate_grad_batches)
+            if isinstance(accumulate_grad_batches, Mapping)
+            else {0: accumulate_grad_batches}
+        )
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.deterministic = deterministic
+        self.detect_anomaly = detect_anomaly
+        self.inference_mode = inference_mode
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
+        self.default_root_dir = Path(default_root_dir).expanduser().absolute()
+        self.run_name = run_name
+        self.seed = seed
+        self.async_checkpoint = async_checkpoint
+        self.on_save_error = on_save_error
+
+        self.ranks = Ranks()
+        self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
+        self.precision = Precision(precision, device=self.device)
+        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+        for callback in given:
+            refuse_misspelt_hooks(callback, Callback, CALLBACK_HOOKS)
+        self._given_callbacks = given
+        self.callbacks: list[Callback] = default_callbacks(
+            given,
+            checkpointing=self.enable_checkpointing,
+            progress_bar=enable_progress_bar and self.is_global_zero,
+            model_summary=enable_model_summary and self.is_global_zero,
+        )
+        self.loggers: list[Logger] = [] if fast_dev_run else default_loggers(logger)
+
+        self.model: Any = None
+        self.datamodule: DataModule | None = None
+        self.run: RunDirectory | None = None
+        self._store: CheckpointStore | None = None
+        self.state: Stage | None = None
+        self.training = self.validating = self.testing = self.predicting = self.sanity_checking = False
+        self.interrupted = False
+        self.signals = SignalWatch()
+        self._hooks: dict[str, list[Callable[..., Any]]] = {}
+        self._collector: MetricCollector | None = None
+        self._logs_steps = False
+        self._dataloader_suffix = ""
+        self._toggled: list[tuple[Any, bool]] = []
+        self._forget_fit()
+
+    def _forget_fit(self) -> None:
+        """Everything that one fit leaves behind and the next must not see."""
+        self.progress = Progress()
+        self.optimizers: list[Any] = []
+        self.lr_scheduler_configs: list[LRSchedulerConfig] = []
+        self._scheduler_states: list[SchedulerState] = []
+        self._manual_optimizers: list[ManualOptimizer] = []
+        self.parameter_names: dict[str, str] = {}
+        self._train_metrics = MetricCollector()
+        self._val_metrics = MetricCollector()
+        self._callback_metrics: dict[str, float] = {}
+        self._logged_metrics: dict[str, float] = {}
+        self._progress_bar_metrics: dict[str, float] = {}
+        self.history: list[dict[str, Any]] = []
+        self._epoch_record: dict[str, Any] = {}
+        self._stop_reason: str | None = None
+        self._requested_pins: dict[str, list[str]] = {}
+        self._known_candidate: Entry | None = None
+        self._train_source: BatchSource | None = None
+        self._val_sources: list[BatchSource] = []
+        self._last_loss: Any = None
+
+    # -- entry points ------------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        model: Module,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        *,
+        override: Sequence[str] = (),
+        init_from: str | Path | None = None,
+    ) -> None:
+        """Train until `max_epochs`, `max_steps`, `max_time` or a stop; resume where `ckpt_path` says.
+
+        `ckpt_path`: None (a fresh run), "last" or "latest" (the newest run's newest checkpoint; a fresh run where there is none), "best", a
+        tag, or a path to a checkpoint, a run or a link. `override` names what the present settings decide although the checkpoint
+        holds it: "learning_rate", "lr_schedulers", "optimizer", "callbacks", "data". `init_from` is a checkpoint, of any Paddle tool, whose weights a
+        fresh run starts from; a run that resumes ignores it.
+
+            resolve ckpt_path; setup; configure_optimizers; restore everything
+            on_fit_start; sanity validation, which leaves no trace; on_train_start
+            each epoch:
+                on_train_epoch_start                       (not again when resuming inside the epoch)
+                each batch:
+                    move to the device; on_train_batch_start
+                    training_step, under autocast; on_before_backward; backward; on_after_backward
+                    at the end of an accumulation window:  (the last one may be shorter and is averaged over its own length)
+                        unscale; on_before_optimizer_step; clip; optimizer step; clear_grad; schedulers of interval "step"; global_step += 1
+                    on_train_batch_end; validation if due; counters; SAVE POINT at windows' ends
+                SAVE POINT "lr_drop", if the next line lowers the rate and a callback wants it
+                schedulers of interval "epoch", ReduceOnPlateau with this epoch's metric
+                on_train_epoch_end; history; counters; SAVE POINT
+            on_train_end; on_fit_end; teardown
+
+        Raises:
+            TrainerError: see errors.py. SystemExit(75) after SIGTERM, when saved: run the same command again. KeyboardInterrupt after
+            Ctrl-C, when saved; in a notebook fit returns and `trainer.interrupted` is True.
+        """
+        if isinstance(train_dataloaders, DataModule):
+            train_dataloaders, datamodule = None, train_dataloaders
+        self._begin("fit", model, datamodule)
+        outcome = "failed"
+        try:
+            with self.signals, self._watch_numerics():
+                if self._prepare_fit(train_dataloaders, val_dataloaders, ckpt_path, override, init_from):
+                    self._train_loop()
+                    self._finish_fit()
+                outcome = "finished"
+        except BaseException as error:
+            told = self._after_error(error)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            self._end("fit", outcome)
+        self._leave_as_asked()
+
+    def validate(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: DataModule | None = None,
+    ) -> list[dict[str, float]]:
+        """Metrics of `validation_step` over the data, one dict per loader. With `ckpt_path` its weights are loaded, nothing else of it."""
+        return self._run_evaluation("validate", model, dataloaders, ckpt_path, verbose, datamodule)
+
+    def test(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: DataModule | None = None,
+    ) -> list[dict[str, float]]:
+        """Metrics of `test_step` over the data, one dict per loader. With `ckpt_path` its weights are loaded, nothing else of it."""
+        return self._run_evaluation("test", model, dataloaders, ckpt_path, verbose, datamodule)
+
+    def predict(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        return_predictions: bool = True,
+        ckpt_path: str | Path | None = None,
+    ) -> list[Any]:
+        """What `predict_step` returned for each batch; a list of such lists where there are several loaders."""
+        outputs = self._run_evaluation(
+            "predict", model, dataloaders, ckpt_path, False, datamodule, keep_outputs=return_predictions
+        )
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def stop(self, reason: str = "stop() was called") -> None:
+        """Ask the fit to end at the next save point, once `min_epochs` and `min_steps` are reached."""
+        self._stop_reason = reason
+
+    def save_checkpoint(self, tag: str, weights_only: bool = False) -> Path | None:
+        """Keep the present state under a name of your own, for good; resume from it with `ckpt_path=tag`.
+
+        During fit it is taken at the next save point, and None is returned; after fit at once, and its directory is returned.
+        """
+        if self._store is None:
+            raise CheckpointError(
+                "save_checkpoint needs a run directory: call it in or after fit, without fast_dev_run"
+            )
+        self._requested_pins[tag] = []
+        if self.state == "fit":
+            return None
+        return self._take_checkpoint({}, weights_only=weights_only).path
+
+    # -- the loop ----------------------------------------------------------------------------------------------------------------
+
+    def _train_loop(self) -> None:
+        """Two frames from fit to the user's training_step: this one and fit's."""
+        progress, source, collector, hooks = self.progress, self._train_source, self._train_metrics, self._hooks
+        assert source is not None
+        automatic = self.model.automatic_optimization
+        optimizer = self.optimizers[0] if automatic else None
+        training_step = self._training_step()
+        prepare_batch = self._batch_preparation(0)
+        autocast = self.precision.autocast
+        reseed = None if paddle_cpu_generator_can_be_saved() else self._reseed_for_batch
+        batch_start, before_backward, after_backward, batch_end = (
+            hooks.get(name, ())
+            for name in ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
+        )
+
+        while not self._fit_is_over():
+            window = self._open_epoch()
+            if progress.validation_is_due:
+                return
+            validate_every = self._validation_period()
+            skip_rest = False
+            for batch in source.epoch(0 if self.overfit_batches else progress.current_epoch, progress.batches_in_epoch):
+                batch_idx = progress.batches_in_epoch
+                if reseed is not None:
+                    reseed()
+                if prepare_batch is not None:
+                    batch = prepare_batch(batch)
+                self._batch = batch
+                for hook in batch_start:
+                    skip_rest |= hook(batch, batch_idx) == -1
+                if skip_rest:
+                    break
+
+                if not automatic:
+                    outputs = training_step(batch, batch_idx)
+                elif self._needs_closure:
+                    outputs = self._closure_step(optimizer, batch, batch_idx)
+                else:
+                    if autocast is None:
+                        outputs = training_step(batch, batch_idx)
+                    else:
+                        with autocast():
+                            outputs = training_step(batch, batch_idx)
+                    loss = outputs if type(outputs) is _TENSOR else self._loss_in(outputs)
+                    if loss.stop_gradient or loss.shape not in _SCALAR_SHAPES:
+                        self._refuse_loss(loss)
+                    for hook in before_backward:
+                        hook(loss)
+                    if progress.batches_in_window == 0 and window != 1:
+                        self._window_length = self._length_of_window(window)
+                    self._backward(loss if window == 1 else loss / self._window_length)
+                    for hook in after_backward:
+                        hook()
+                    progress.batches_in_window += 1
+                    if progress.batches_in_window == window or source.is_last:
+                        self._step_optimizer(optimizer)
+
+                for hook in batch_end:
+                    hook(outputs, batch, batch_idx)
+                progress.batches_in_epoch += 1
+                progress.total_batches += 1
+                self._last_loss = outputs
+                if validate_every and (
+                    source.is_last if validate_every < 0 else self._validation_count() % validate_every == 0
+                ):
+                    progress.validation_is_due = True
+                    self._validate_in_fit()
+                    if progress.validation_is_due:  # abandoned for a signal; the resumed run begins with it
+                        return
+                if self._step_to_log != progress.global_step and progress.global_step % self.log_every_n_steps == 0:
+                    self._log_steps()
+                if source.is_last or progress.batches_in_window:
+                    continue  # an epoch's last batch is saved with the epoch's end, and no checkpoint splits a window
+                self._save_point("validation" if self._validated_here else "train_batch")
+                if self._must_stop():
+                    return
+            if progress.batches_in_window:
+                self._step_optimizer(optimizer)
+            self._close_epoch()
+
+    def _step_optimizer(self, optimizer: Any) -> None:
+        """The end of an accumulation window."""
+        progress, hooks = self.progress, self._hooks
+        if progress.batches_in_window != self._window_length:
+            self._rescale_gradients(self._window_length / progress.batches_in_window)
+        progress.batches_in_window = 0
+        scaler = self.precision.scaler
+        if scaler is not None:
+            self.precision.unscale(optimizer)
+        for hook in hooks.get("on_before_optimizer_step", ()):
+            hook(optimizer)
+        if self._clips:
+            self.model.configure_gradient_clipping(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+        if scaler is None:
+            optimizer.step()
+        else:
+            self.precision.step(optimizer)
+        for hook in hooks.get("on_before_zero_grad", ()):
+            hook(optimizer)
+        optimizer.clear_grad(False)  # to None: with zeros, parameters the loss does not use would still move
+        progress.global_step += 1
+        for config in self._step_schedulers:
+            if progress.global_step % config.frequency == 0:
+                self._step_scheduler(config)
+
+    def _open_epoch(self) -> int:
+        """Start or re-enter the epoch; returns the accumulation window of this epoch."""
+        progress = self.progress
+        self._collector, self._logs_steps = self._train_metrics, True
+        self.training = True
+        window = self.accumulate_grad_batches
+        self._window_length = window
+        self._step_to_log = progress.global_step
+        self._validated_here = False
+        if progress.epoch_is_open:
+            if progress.validation_is_due:
+                self._validate_in_fit()
+            return window
+        if (
+            self._reload_train is not None
+            and progress.current_epoch
+            and progress.current_epoch % self.reload_dataloaders_every_n_epochs == 0
+        ):
+            self._reload_train()
+        self._train_metrics.clear()
+        self._logs_steps = False
+        self._epoch_record = {}
+        self._call("on_train_epoch_start")
+        self._logs_steps = True
+        progress.epoch_is_open = True
+        return window
+
+    def _close_epoch(self) -> None:
+        progress = self.progress
+        self._train_metrics.reduce_over(
+            self.ranks.gather_object
+        ) if self.ranks.world_size > 1 else self._train_metrics.read()
+        self._logs_steps = False
+        self._publish(self._train_metrics.callback_values(epoch_end=True))
+        if self._watches_lr_drops and any(
+            config.interval == "epoch" and self._is_due(config) and will_drop(config, self._metric_for(config))
+            for config in self.lr_scheduler_configs
+        ):
+            self._save_point("lr_drop")
+        if self.model.automatic_optimization:
+            for config in self.lr_scheduler_configs:
+                if config.interval == "epoch" and self._is_due(config):
+                    self._step_scheduler(config)
+        self._call("on_train_epoch_end")
+        self._train_metrics.read()
+        self._publish(self._train_metrics.callback_values(epoch_end=True))
+        epoch_values = self._train_metrics.epoch_values(logger=True)
+        if epoch_values:
+            self.log_metrics(epoch_values)
+        record = {
+            "epoch": progress.current_epoch,
+            "step": progress.global_step,
+            **self._train_metrics.callback_values(epoch_end=True),
+            **self._epoch_record,
+        }
+        self.history.append(
+            {name: float(value) if isinstance(value, float) else value for name, value in record.items()}
+        )
+        progress.current_epoch += 1
+        progress.batches_in_epoch = 0
+        progress.epoch_is_open = False
+        self._save_point("train_epoch")
+
+    def _fit_is_over(self) -> bool:
+        """Asked between epochs."""
+        if self._must_stop():
+            return True
+        return self.max_epochs is not None and self.max_epochs >= 0 and self.progress.current_epoch >= self.max_epochs
+
+    def _must_stop(self) -> bool:
+        """Asked at every save point: is this the last one?"""
+        progress = self.progress
+        if self._signalled():
+            return True
+        if self.max_steps >= 0 and progress.global_step >= self.max_steps:
+            return True
+        if self.max_seconds is not None and self._seconds() >= self.max_seconds:
+            self._stop_reason = f"max_time of {timedelta(seconds=self.max_seconds)} is over"
+            return True
+        if self._stop_reason is None:
+            return False
+        if progress.current_epoch >= self.min_epochs and progress.global_step >= self.min_steps:
+            return True
+        if not progress.epoch_is_open:  # too early; whoever asked may ask again
+            self._stop_reason = None
+        return False
+
+    def _signalled(self) -> bool:
+        received = self.signals.received is not None
+        return received if self.ranks.world_size == 1 else self.ranks.any(received)
+
+    # -- parts of a training batch -----------------------------------------------------------------------------------------------
+
+    def _training_step(self) -> Callable[..., Any]:
+        step: Callable[..., Any] = self.model.training_step
+        if self.ranks.world_size > 1:
+            from .data_parallel import synchronised_training_step
+
+            step = synchronised_training_step(self)
+        return step
+
+    def _loss_in(self, outputs: Any) -> Any:
+        if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), _TENSOR):
+            return outputs["loss"]
+        if isinstance(outputs, _TENSOR):
+            return outputs
+        got = (
+            f"a dict with keys {sorted(map(str, outputs))}"
+            if isinstance(outputs, Mapping)
+            else repr(outputs)
+            if outputs is None
+            else type(outputs).__name__
+        )
+        raise TrainingError(
+            f"{type(self.model).__name__}.training_step returned {got} in batch {self.progress.batches_in_epoch}. Return the loss tensor, or a dict that has it under 'loss'; "
+            "to step optimizers yourself, set automatic_optimization = False in the module."
+        )
+
+    def _refuse_loss(self, loss: Any) -> None:
+        if loss.shape not in _SCALAR_SHAPES:
+            raise TrainingError(
+                f"the loss must be a single number, got a tensor of shape {loss.shape}. Return its mean() or sum()."
+            )
+        raise TrainingError(
+            "the loss is not attached to any parameter, so there is nothing to learn from (its stop_gradient is True). It was detached, computed under "
+            "paddle.no_grad(), passed through NumPy, or every parameter is frozen."
+        )
+
+    def _backward(self, loss: Any) -> None:
+        self.precision.scale(loss).backward()
+
+    def _length_of_window(self, window: int) -> int:
+        length = self._train_source.length if self._train_source is not None else None
+        return window if length is None else min(window, length - self.progress.batches_in_epoch)
+
+    def _rescale_gradients(self, factor: float) -> None:
+        # Only where a loader of unknown length ended inside a window, or a hook ended the epoch there.
+        with paddle.no_grad():
+            for optimizer in self.optimizers:
+                for parameter in parameters_of(optimizer):
+                    if parameter.grad is not None:
+                        parameter.grad.scale_(factor)
+
+    def _closure_step(self, optimizer: Any, batch: Any, batch_idx: int) -> Any:
+        """One step of an optimizer that evaluates the loss several times (LBFGS)."""
+        outputs: Any = None
+
+        def closure() -> Any:
+            nonlocal outputs
+            optimizer.clear_grad(False)
+            outputs = self.model.training_step(batch, batch_idx)
+            loss = self._loss_in(outputs)
+            self._call("on_before_backward", loss)
+            loss.backward()
+            self._call("on_after_backward")
+            return loss
+
+        self._call("on_before_optimizer_step", optimizer)
+        optimizer.step(closure)
+        optimizer.clear_grad(False)
+        self.progress.global_step += 1
+        for config in self._step_schedulers:
+            if self.progress.global_step % config.frequency == 0:
+                self._step_scheduler(config)
+        return outputs
+
+    def _manual_step(self, optimizer: Any, closure: Callable[[], Any] | None) -> Any:
+        self._call("on_before_optimizer_step", optimizer)
+        result = None
+        if closure is not None:
+            result = optimizer.step(closure)
+        elif self.precision.scaler is not None:
+            self.precision.step(optimizer)
+        else:
+            optimizer.step()
+        self.progress.global_step += 1
+        return result
+
+    def _clip(self, optimizer: Any, value: float | None, algorithm: str | None) -> Any:
+        if value is None:
+            return None
+        # The norm is over parameters that have a gradient, in the optimizer's order.
+        parameters = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
+        if not parameters:
+            return None
+        if algorithm == "value":
+            paddle.nn.utils.clip_grad_value_(parameters, value)
+            return None
+        self.gradient_norm = paddle.nn.utils.clip_grad_norm_(parameters, value)
+        return self.gradient_norm
+
+    def _toggle(self, optimizer: Any) -> None:
+        self._untoggle()
+        wanted = {id(parameter) for parameter in parameters_of(getattr(optimizer, "optimizer", optimizer))}
+        for other in self.optimizers:
+            for parameter in parameters_of(other):
+                if id(parameter) not in wanted:
+                    self._toggled.append((parameter, parameter.stop_gradient))
+                    parameter.stop_gradient = True
+
+    def _untoggle(self) -> None:
+        for parameter, stop_gradient in self._toggled:
+            parameter.stop_gradient = stop_gradient
+        self._toggled.clear()
+
+    def _reseed_for_batch(self) -> None:
+        # Paddle 2.6 cannot save its CPU generator: the stream of every batch then starts from a seed of its own.
+        assert self.seed is not None
+        paddle.seed(derive_seed(self.seed, "step", self.progress.total_batches))
+
+    def _batch_preparation(self, dataloader_idx: int) -> Callable[[Any], Any] | None:
+        """The way of a batch to the device, or None where there is nothing to do."""
+        owner = self.model
+        if self.datamodule is not None and any(
+            getattr(type(self.datamodule), name, None) is not getattr(DataModule, name, None)
+            for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        ):
+            owner = self.datamodule
+        elif not any(
+            is_written(owner, name)
+            for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        ):
+            convert = self.precision.convert_input
+            place = self.device.place
+            if not self.device.is_accelerator:
+                return convert
+            if convert is None:
+                return lambda batch: move_to_device(batch, place)
+            return lambda batch: convert(move_to_device(batch, place))
+
+        def prepare(batch: Any) -> Any:
+            batch = owner.on_before_batch_transfer(batch, dataloader_idx)
+            batch = owner.transfer_batch_to_device(batch, self.device.place, dataloader_idx)
+            if self.precision.convert_input is not None:
+                batch = self.precision.convert_input(batch)
+            return owner.on_after_batch_transfer(batch, dataloader_idx)
+
+        return prepare
+
+    # -- schedulers --------------------------------------------------------------------------------------------------------------
+
+    def _is_due(self, config: LRSchedulerConfig) -> bool:
+        return (self.progress.current_epoch + 1) % config.frequency == 0
+
+    def _metric_for(self, config: LRSchedulerConfig) -> float | None:
+        return self.callback_metrics.get(config.monitor) if config.monitor is not None else None
+
+    def _step_scheduler(self, config: LRSchedulerConfig) -> None:
+        if not config.needs_metric:
+            self.model.lr_scheduler_step(config.scheduler, None)
+            return
+        metric = self._metric_for(config)
+        if metric is not None:
+            self.model.lr_scheduler_step(config.scheduler, float(metric))
+        elif config.strict:
+            from .errors import did_you_mean
+
+            known = sorted(self.callback_metrics)
+            raise ConfigurationError(
+                f"ReduceOnPlateau watches {config.monitor!r}, which was not logged. Logged: {', '.join(known) or 'nothing'}.{did_you_mean(str(config.monitor), known)} "
+                "Log it, or pass 'strict': False to step only when it is there."
+            )
+
+    # -- validation, test, predict -------------------------------------------------------------------------------------------------
+
+    def _validation_period(self) -> int:
+        """Batches between validations in this epoch: 0 for none, _AT_EPOCH_END where the length is unknown."""
+        if not self._val_sources or not self._has_validation_step:
+            return 0
+        every_n = self.check_val_every_n_epoch
+        interval = self.val_check_interval
+        if every_n is None:
+            return int(interval)
+        if (self.progress.current_epoch + 1) % every_n:
+            return 0
+        length = self._train_source.length if self._train_source is not None else None
+        if isinstance(interval, int):
+            if length is not None and interval > length:
+                raise ConfigurationError(
+                    f"val_check_interval={interval} is more than the {length} batches of an epoch, so validation would never run. "
+                    "Lower it, or pass check_val_every_n_epoch=None to count over epochs."
+                )
+            return interval
+        if length is None:
+            if interval != 1.0:
+                raise ConfigurationError(
+                    f"val_check_interval={interval} is a share of an epoch, and the training data has no length. Give a number of batches."
+                )
+            return _AT_EPOCH_END
+        return max(1, int(length * interval))
+
+    def _validation_count(self) -> int:
+        return self.progress.total_batches if self.check_val_every_n_epoch is None else self.progress.batches_in_epoch
+
+    def _validate_in_fit(self) -> None:
+        self._log_steps()
+        # Validation has random numbers of its own to draw from, and training goes on as if there had been none.
+        try:
+            with isolated_random_states():
+                results = self._evaluate("validate", self._val_sources, self._val_metrics)
+        except _EvaluationAbandoned:
+            self._call("on_exception", KeyboardInterrupt())
+            return
+        self.progress.validation_is_due = False
+        self._validated_here = True
+        merged = {name: value for result in results for name, value in result.items()}
+        self._epoch_record.update(merged)
+
+    def _sanity_check(self) -> None:
+        if not self._val_sources or not self._has_validation_step or not self.num_sanity_val_steps:
+            return
+        self.sanity_checking = True
+        self._call("on_sanity_check_start")
+        with isolated_random_states():
+            limit = None if self.num_sanity_val_steps < 0 else self.num_sanity_val_steps
+            self._evaluate("validate", self._val_sources, self._val_metrics, limit=limit)
+        self._val_metrics = MetricCollector()
+        self._callback_metrics.clear()
+        self._call("on_sanity_check_end")
+        self.sanity_checking = False
+
+    def _evaluate(
+        self,
+        stage: Stage,
+        sources: Sequence[BatchSource],
+        collector: MetricCollector,
+        *,
+        limit: int | None = None,
+        keep_outputs: bool = False,
+    ) -> list[Any]:
+        """Run one evaluation epoch; returns each loader's metrics, or each loader's outputs for predict.
+
+        The module's and every sublayer's train or eval mode is as before afterwards, after an error too.
+        """
+        word = {"validate": "validation"}.get(stage, stage)
+        step = getattr(self.model, f"{word}_step")
+        before = (self._collector, self._logs_steps, self.training)
+        modes = [(layer, layer.training) for layer in self.model.sublayers(include_self=True)]
+        collector.clear()
+        collector.batch_size = self._current_batch_size
+        self._collector, self._logs_steps, self.training = (None if stage == "predict" else collector), False, False
+        flag = {"validate": "validating", "test": "testing", "predict": "predicting"}[stage]
+        setattr(self, flag, True)
+        autocast = self.precision.autocast
+        batch_start, batch_end = (
+            self._hooks.get(f"on_{word}_batch_start", ()),
+            self._hooks.get(f"on_{word}_batch_end", ()),
+        )
+        results: list[Any] = []
+        try:
+            self.model.eval()
+            with paddle.no_grad() if self.inference_mode or stage == "predict" else contextlib.nullcontext():
+                self._call(f"on_{word}_start")
+                self._call(f"on_{word}_epoch_start")
+                for index, source in enumerate(sources):
+                    more = (index,) if len(sources) > 1 else ()
+                    self._dataloader_suffix = f"/dataloader_idx_{index}" if more else ""
+                    prepare_batch = self._batch_preparation(index)
+                    outputs_kept: list[Any] = []
+                    with contextlib.closing(self._limited(source, limit)) as batches:
+                        for batch_idx, batch in enumerate(batches):
+                            if prepare_batch is not None:
+                                batch = prepare_batch(batch)
+                            self._batch = batch
+                            for hook in batch_start:
+                                hook(batch, batch_idx, *more)
+                            if autocast is None:
+                                outputs = step(batch, batch_idx, *more)
+                            else:
+                                with autocast():
+                                    outputs = step(batch, batch_idx, *more)
+                            for hook in batch_end:
+                                hook(outputs, batch, batch_idx, *more)
+                            if keep_outputs:
+                                outputs_kept.append(outputs)
+                            if self.signals.received is not None:
+                                raise _EvaluationAbandoned
+                    results.append(outputs_kept)
+                self._dataloader_suffix = ""
+                self._call(f"on_{word}_epoch_end")
+                if stage != "predict":
+                    results = self._evaluation_results(collector, len(sources))
+                self._call(f"on_{word}_end")
+        finally:
+            self._collector, self._logs_steps, self.training = before
+            setattr(self, flag, False)
+            self._dataloader_suffix = ""
+            for layer, mode in modes:
+                layer.training = mode
+        return results
+
+    def _limited(self, source: BatchSource, limit: int | None) -> Iterator[Any]:
+        for count, batch in enumerate(source.epoch(0)):
+            if limit is not None and count >= limit:
+                return
+            yield batch
+
+    def _evaluation_results(self, collector: MetricCollector, loaders: int) -> list[dict[str, float]]:
+        if self.ranks.world_size > 1:
+            collector.reduce_over(self.ranks.gather_object)
+        values = collector.callback_values(epoch_end=True)
+        if not self.sanity_checking:
+            self._publish(values)
+            self._progress_bar_metrics.update(collector.epoch_values(prog_bar=True))
+            to_log = {**collector.step_values(logger=True), **collector.epoch_values(logger=True)}
+            if to_log:
+                self.log_metrics(to_log)
+        else:
+            self._callback_metrics.update(values)
+        if loaders == 1:
+            return [dict(values)]
+        marked = [f"/dataloader_idx_{index}" for index in range(loaders)]
+        return [
+            {
+                name: value
+                for name, value in values.items()
+                if name.endswith(mark) or not any(name.endswith(other) for other in marked)
+            }
+            for mark in marked
+        ]
+
+    def _run_evaluation(
+        self,
+        stage: Stage,
+        model: Module | None,
+        dataloaders: Any,
+        ckpt_path: str | Path | None,
+        verbose: bool,
+        datamodule: DataModule | None,
+        keep_outputs: bool = False,
+    ) -> list[Any]:
+        if isinstance(dataloaders, DataModule):
+            dataloaders, datamodule = None, dataloaders
+        if model is None and self.model is None:
+            raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
+        self._begin(stage, model if model is not None else self.model, datamodule)
+        try:
+            sources = self._sources(
+                stage, dataloaders, {"validate": "val_dataloader"}.get(stage, f"{stage}_dataloader")
+            )
+            word = {"validate": "validation"}.get(stage, stage)
+            if not sources:
+                raise ConfigurationError(
+                    f"trainer.{stage}() needs data: pass dataloaders=, a datamodule, or write {stage}_dataloader in the module"
+                )
+            if stage != "predict" and not is_written(self.model, f"{word}_step"):
+                raise ConfigurationError(f"trainer.{stage}() needs {type(self.model).__name__}.{word}_step")
+            self.precision.prepare(self.model, self.optimizers)
+            if ckpt_path is not None:
+                resolution = resolve_ckpt_path(
+                    ckpt_path, default_root_dir=self.default_root_dir, run_name=self._own_run_name()
+                )
+                if resolution.entry is None:
+                    raise CheckpointError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {resolution.message}")
+                training_state.load_weights_at(self.model, resolution.entry.path)
+                self.print(f"Weights of {resolution.entry.path}")
+            results = self._evaluate(stage, sources, MetricCollector(), keep_outputs=keep_outputs)
+            for source in sources:
+                source.close()
+            if verbose and self.is_global_zero and stage != "predict":
+                from .summary import print_results
+
+                print_results(stage, results)
+            return results
+        except BaseException as error:
+            told = self._after_error(error)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            self._end(stage, "finished")
+
+    # -- before and after --------------------------------------------------------------------------------------------------------
+
+    def _begin(self, stage: Stage, model: Module, datamodule: DataModule | None) -> None:
+        if not isinstance(model, Module):
+            if isinstance(model, paddle.nn.Layer):
+                raise ConfigurationTypeError(
+                    f"trainer.{stage} takes a paddlelite_trainer.Module, got {type(model).__name__}: derive it from Module instead of paddle.nn.Layer"
+                )
+            raise ConfigurationTypeError(
+                f"trainer.{stage} takes a paddlelite_trainer.Module, got {type(model).__name__}"
+            )
+        if stage == "fit":
+            for method in ("training_step", "configure_optimizers"):
+                if not is_written(model, method):
+                    refuse_misspelt_hooks(model, Module, MODULE_HOOKS)
+                    raise ConfigurationError(f"{type(model).__name__} has no {method}; fit needs it")
+        refuse_misspelt_hooks(model, Module, MODULE_HOOKS)
+        if datamodule is not None and not isinstance(datamodule, DataModule):
+            raise ConfigurationTypeError(
+                f"datamodule must be a paddlelite_trainer.DataModule, got {type(datamodule).__name__}"
+            )
+        self.state = stage
+        self.signals.received = None
+        self.model = model
+        self.datamodule = datamodule if datamodule is not None else self.datamodule if stage != "fit" else None
+        model._trainer = self
+        self.interrupted = False
+        self._batch: Any = None
+        self.device.activate()
+        if self.device.is_accelerator:
+            model.to(self.device.name)
+        self._merge_callbacks(model)
+        self._collect_hooks()
+        if self.ranks.is_zero:
+            if self.datamodule is not None:
+                self.datamodule.prepare_data()
+            if is_written(model, "prepare_data"):
+                model.prepare_data()
+        self.ranks.barrier()
+        if self.datamodule is not None:
+            self.datamodule.trainer = self
+            self.datamodule.setup(stage)
+        self._call("setup", stage)
+
+    def _prepare_fit(
+        self, train: Any, val: Any, ckpt_path: str | Path | None, override: Sequence[str], init_from: str | Path | None
+    ) -> bool:
+        """Everything before the first batch; False where the checkpoint's run is over already."""
+        from .summary import announce_fit
+
+        self._forget_fit()
+        if self.max_epochs is None and self.max_steps < 0 and self.max_seconds is None:
+            raise ConfigurationError(
+                "when should fit end? Pass max_epochs, max_steps or max_time to Trainer; max_epochs=-1 trains until it is stopped."
+            )
+        training_state.check_override(override)
+        resolution = None
+        if ckpt_path is not None:
+            resolution = self.ranks.on_rank_zero(
+                lambda: resolve_ckpt_path(ckpt_path, default_root_dir=self.default_root_dir, run_name=self.run_name)
+            )
+        entry = resolution.entry if resolution is not None else None
+        saved = training_state.open_saved(entry) if entry is not None else None
+        if saved is not None:
+            self.seed = training_state.agreed_seed(self.seed, saved)
+        elif self.seed is None:
+            self.seed = self.ranks.broadcast_object(draw_seed())
+        else:
+            seed_everything(self.seed, workers=True)
+        self._train_source = next(iter(self._sources("train", train, "train_dataloader")), None)
+        if self._train_source is None:
+            raise ConfigurationError(
+                "fit needs training data: pass train_dataloaders=, a datamodule, or write train_dataloader in the module"
+            )
+        self._reload_train = self._reloader(train)
+        self._val_sources = self._sources("validate", val, "val_dataloader")
+        self._has_validation_step = is_written(self.model, "validation_step")
+        if self._val_sources and not self._has_validation_step:
+            self.print("Validation data was given, and the module has no validation_step: no validation will run.")
+        self._train_metrics.batch_size = self._current_batch_size
+        self._configure_optimizers()
+        self._open_run(saved, resolution)
+        notes: list[str] = [resolution.message] if resolution is not None and resolution.message else []
+        if saved is not None:
+            notes += training_state.restore(self, saved, override)
+        elif init_from is not None:
+            notes.append(training_state.load_weights_at(self.model, init_from).summary())
+        for logger in self.loggers:
+            logger.log_hyperparams(self.model.hparams)
+        announce_fit(self, notes)
+        over = self._already_over() if saved is not None else None
+        if over is not None:
+            self.print(over)
+            return False
+        self._call("on_fit_start")
+        self.model.train()
+        self._sanity_check()
+        self._clock = time.monotonic()
+        self._seconds_before = self.progress.seconds
+        self.training = True
+        self._call("on_train_start")
+        return True
+
+    def _configure_optimizers(self) -> None:
+        model = self.model
+        self.optimizers, self.lr_scheduler_configs = normalise(model.configure_optimizers())
+        if not self.optimizers:
+            if model.automatic_optimization:
+                raise ConfigurationError(
+                    f"{type(model).__name__}.configure_optimizers returned no optimizer; fit needs one (or automatic_optimization = False)"
+                )
+        elif len(self.optimizers) > 1 and model.automatic_optimization:
+            raise ConfigurationError(
+                f"{type(model).__name__}.configure_optimizers returned {len(self.optimizers)} optimizers: which steps when is yours to say. Set self.automatic_optimization = False "
+                "in __init__, and in training_step use self.optimizers(), self.manual_backward(loss) and optimizer.step()."
+            )
+        self.precision.prepare(model, self.optimizers)
+        self.parameter_names = structured_names(model)
+        for optimizer in self.optimizers:
+            for parameter in parameters_of(optimizer):
+                if parameter.name not in self.parameter_names:
+                    raise ConfigurationError(
+                        f"an optimizer holds the parameter {parameter.name!r} of shape {parameter.shape}, which is not part of {type(model).__name__}: make its layer an attribute of the "
+                        "module, else no checkpoint would hold it"
+                    )
+        own_clip = next((optimizer for optimizer in self.optimizers if optimizer._grad_clip is not None), None)
+        if own_clip is not None and self.gradient_clip_val is not None:
+            raise ConfigurationError(
+                f"gradients would be clipped twice: by Trainer(gradient_clip_val={self.gradient_clip_val}) and by {type(own_clip).__name__}(grad_clip="
+                f"{type(own_clip._grad_clip).__name__}). Remove one."
+            )
+        self._clips = self.gradient_clip_val is not None or is_written(model, "configure_gradient_clipping")
+        self._needs_closure = model.automatic_optimization and type(self.optimizers[0]).__name__ == "LBFGS"
+        if self._needs_closure and (self.precision.autocast is not None or max(self._accumulation.values()) > 1):
+            raise ConfigurationError(
+                "LBFGS evaluates the loss several times a step: it works in float32 and without accumulate_grad_batches"
+            )
+        self._step_schedulers = (
+            [config for config in self.lr_scheduler_configs if config.interval == "step"]
+            if model.automatic_optimization
+            else []
+        )
+        self._scheduler_states = [SchedulerState(config) for config in self.lr_scheduler_configs]
+        self._manual_optimizers = [ManualOptimizer(optimizer, self._manual_step) for optimizer in self.optimizers]
+
+    def _open_run(self, saved: training_state.Saved | None, resolution: Any) -> None:
+        """The run's directory with its lock, store and loggers, in place where a run goes on."""
+        if self.fast_dev_run or not (self.enable_checkpointing or self.loggers):
+            return
+        if self.is_global_zero:
+            from .checkpoint import CheckpointStore
+
+            if resolution is not None and resolution.run_dir is not None:
+                self.run = RunDirectory(resolution.run_dir)
+            else:
+                self.run = RunDirectory.create(self.default_root_dir, run_name=self.run_name)
+            self._store = CheckpointStore(self.run.path)
+            if saved is not None:
+                self._store.set_aside_after(saved.entry.step, saved.entry.revision)
+        for logger in self.loggers if self.is_global_zero else ():
+            logger.open(self.run.path, None)  # type: ignore[union-attr]
+
+    def _already_over(self) -> str | None:
+        progress = self.progress
+        if self.max_epochs is not None and 0 <= self.max_epochs <= progress.current_epoch:
+            return f"Already finished {progress.current_epoch}/{self.max_epochs} epochs: nothing to do. A larger max_epochs goes on."
+        if 0 <= self.max_steps <= progress.global_step:
+            return f"Already finished {progress.global_step}/{self.max_steps} steps: nothing to do. A larger max_steps goes on."
+        if self.max_seconds is not None and progress.seconds >= self.max_seconds:
+            return f"Already trained for {timedelta(seconds=int(progress.seconds))} of max_time: nothing to do. A larger max_time goes on."
+        return None
+
+    def _finish_fit(self) -> None:
+        if self.progress.epoch_is_open:
+            self._save_point("stop")
+        if self.max_steps >= 0 and self.progress.global_step >= self.max_steps:
+            self._stop_reason = self._stop_reason or f"max_steps={self.max_steps} reached"
+        self._log_steps()
+        self._call("on_train_end")
+        self.training = False
+        self._call("on_fit_end")
+        if self._store is not None:
+            self._store.wait()
+        if self._stop_reason is not None:
+            self.print(
+                f"Stopped at epoch {self.progress.current_epoch}, step {self.progress.global_step}: {self._stop_reason}"
+            )
+
+    def _after_error(self, error: BaseException) -> BaseException:
+        """Tell everybody of an exception, save if asked to, and return what leaves fit."""
+        if is_out_of_memory(error):
+            from .summary import describe_batch
+
+            told = DeviceOutOfMemoryError(
+                f"{self.device.name} is out of memory in {'epoch ' + str(self.progress.current_epoch) + ', ' if self.state == 'fit' else ''}batch "
+                f"{self.progress.batches_in_epoch}: {describe_batch(self._batch)}. What helps: a smaller batch with accumulate_grad_batches, precision='16-mixed' or 'bf16-mixed', "
+                "a smaller model or input."
+            )
+            error = told
+        with contextlib.suppress(Exception):
+            self._call("on_exception", error)
+        return error
+
+    def _end(self, stage: Stage, outcome: str) -> None:
+        """Tear everything down, whatever happened; a teardown's own error is raised last."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(setattr, self, "state", None)
+            if stage == "fit":
+                if self.run is not None:
+                    stack.callback(self.run.close)
+                    stack.callback(self.run.finish, *self._how_it_ended(outcome))
+                if self._store is not None and self.run is not None:
+                    stack.callback(self._store.close)
+                for logger in self.loggers if self.is_global_zero else ():
+                    stack.callback(logger.finalize, outcome)
+                for source in (self._train_source, *self._val_sources):
+                    if source is not None:
+                        stack.callback(source.close)
+            if self.datamodule is not None:
+                stack.callback(self.datamodule.teardown, stage)
+            stack.callback(self._call, "teardown", stage)
+            self._collector = None
+            self._batch = None
+            self._last_loss = None
+            self.training = self.validating = self.testing = self.predicting = self.sanity_checking = False
+
+    def _how_it_ended(self, outcome: str) -> tuple[str, str | None]:
+        error = sys.exc_info()[1]
+        if error is not None:
+            return "interrupted" if isinstance(
+                error, KeyboardInterrupt
+            ) else "failed", f"{type(error).__name__}: {error}"
+        if self.signals.received is not None:
+            return "interrupted", self.signals.received.name
+        if self._stop_reason is not None:
+            return "stopped", self._stop_reason
+        return outcome, None
+
+    def _leave_as_asked(self) -> None:
+        """After a signal: the process ends in the way that says why, except in a notebook."""
+        received = self.signals.received
+        if received is None:
+            return
+        self.interrupted = True
+        self.print(
+            f"{received.name}: saved at epoch {self.progress.current_epoch}, step {self.progress.global_step}. Run the same command with ckpt_path='last' to go on."
+        )
+        if in_notebook():
+            return
+        if received.name == "SIGTERM":
+            sys.exit(EXIT_PREEMPTED)
+        raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def _watch_numerics(self) -> Iterator[None]:
+        """detect_anomaly and deterministic, while a fit runs."""
+        from .numerics import numeric_checks
+
+        with numeric_checks(detect_anomaly=self.detect_anomaly, deterministic=self.deterministic):
+            yield
+
+    # -- data --------------------------------------------------------------------------------------------------------------------
+
+    def _sources(self, stage: str, given: Any, method: str) -> list[BatchSource]:
+        """BatchSources of the loaders given, or of the datamodule's or module's method."""
+        if given is None:
+            for owner, base in ((self.datamodule, DataModule), (self.model, Module)):
+                if owner is not None and getattr(getattr(owner, method), "__func__", None) is not getattr(base, method):
+                    given = getattr(owner, method)()
+                    break
+        if given is None:
+            return []
+        loaders = list(given) if stage != "train" and _are_several_loaders(given) else [given]
+        if self.limits[stage] == 0:
+            return []
+        seed = self.seed if self.seed is not None else 0
+        return [
+            BatchSource(
+                loader,
+                stage=stage,  # type: ignore[arg-type]
+                seed=seed,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+                limit=self.limits[stage],
+                name=method if len(loaders) == 1 else f"{method}[{index}]",
+            )
+            for index, loader in enumerate(loaders)
+        ]
+
+    def _reloader(self, given: Any) -> Callable[[], None] | None:
+        if given is not None or not self.reload_dataloaders_every_n_epochs:
+            return None
+
+        def reload() -> None:
+            old, self._train_source = self._train_source, self._sources("train", None, "train_dataloader")[0]
+            if old is not None:
+                old.close()
+
+        return reload
+
+    def _current_batch_size(self) -> int:
+        return batch_size_of(self._batch)
+
+    # -- metrics -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def callback_metrics(self) -> dict[str, float]:
+        """The newest value of every name logged, as numbers; reading brings waiting values to the host."""
+        if self.training:
+            self._publish(self._train_metrics.callback_values(epoch_end=False), only_new_steps=True)
+        return self._callback_metrics
+
+    @property
+    def logged_metrics(self) -> dict[str, float]:
+        """What was last sent to the loggers."""
+        return self._logged_metrics
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The newest values logged with prog_bar=True."""
+        if self.training:
+            self._progress_bar_metrics.update(self._train_metrics.step_values(prog_bar=True))
+        return self._progress_bar_metrics
+
+    def record(self, name: str, value: float) -> None:
+        """Put a number into callback_metrics and this epoch's history record, without a logger."""
+        self._callback_metrics[name] = value
+        self._epoch_record[name] = value
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send numbers to every logger, at `global_step` unless told otherwise, with the epoch beside them."""
+        values = {name: float(value) for name, value in metrics.items()}
+        self._logged_metrics.update(values)
+        if not self.is_global_zero:
+            return
+        for logger in self.loggers:
+            logger.log_metrics(
+                {**values, "epoch": float(self.progress.current_epoch)},
+                self.progress.global_step if step is None else step,
+            )
+
+    def _publish(self, values: Mapping[str, float], only_new_steps: bool = False) -> None:
+        self._callback_metrics.update(values)
+        self._known_candidate = None
+
+    def _log_steps(self) -> None:
+        """Send this step's numbers to the loggers, once."""
+        if self._step_to_log == self.progress.global_step:
+            return
+        self._step_to_log = self.progress.global_step
+        if self.progress.global_step % self.log_every_n_steps:
+            return
+        values = self._train_metrics.step_values(logger=True)
+        if values:
+            self.log_metrics(values)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The run's checkpoints."""
+        if self._store is None:
+            raise CheckpointError(
+                "this trainer has no run directory: it has not fitted yet, or without loggers and checkpoints, or with fast_dev_run"
+            )
+        return self._store
+
+    def _candidate(self) -> Entry:
+        if self._known_candidate is None:
+            metrics = {name: float(value) for name, value in self.callback_metrics.items()}
+            self._known_candidate = self.checkpoints.candidate(
+                step=self.progress.global_step,
+                epoch=self.progress.current_epoch,
+                metrics=metrics,
+                healthy=training_state.is_healthy(self),
+            )
+        return self._known_candidate
+
+    def _save_point(self, reason: Reason) -> None:
+        """Everything of this batch or epoch has run: let callbacks ask for a checkpoint, and take one."""
+        self._validated_here = False
+        self._known_candidate = None
+        if self._store is None and self.ranks.world_size == 1:
+            return
+        pins: dict[str, Sequence[str]] = {}
+        weights_only = True
+        point = SavePoint(reason, self)
+        for callback, ask in self._savers:
+            wanted = ask(point)
+            if wanted:
+                pins.update(wanted)
+                weights_only = weights_only and getattr(callback, "save_weights_only", False)
+        if self.enable_checkpointing and self._savers and (reason == "stop" or self.signals.received is not None):
+            pins.setdefault("latest", [self._candidate().name])
+            weights_only = False
+        if pins or self._requested_pins:
+            self._take_checkpoint(pins, weights_only=weights_only and bool(pins))
+
+    def _take_checkpoint(self, pins: Pins, *, weights_only: bool = False) -> Entry:
+        """Write one checkpoint under these pins and those that users asked for; every rank calls it."""
+        name = self._candidate().name
+        all_pins = {**pins, **{tag: [name] for tag in self._requested_pins}}
+        self.progress.seconds = self._seconds()
+        try:
+            entry = training_state.save(self, all_pins, weights_only=weights_only)
+        except CheckpointError as error:
+            if self.on_save_error == "raise":
+                raise
+            self.print(
+                f"WARNING: the checkpoint at step {self.progress.global_step} was not written, training goes on: {error}"
+            )
+            entry = self._candidate()
+        self._requested_pins.clear()
+        self._known_candidate = None
+        return entry
+
+    def _seconds(self) -> float:
+        if self.state != "fit" or not hasattr(self, "_clock"):
+            return self.progress.seconds
+        return self._seconds_before + time.monotonic() - self._clock
+
+    def load_weights_of(self, entry: Entry) -> None:
+        """Put a checkpoint's weights into the module; nothing else of it."""
+        training_state.load_weights_at(self.model, entry.path)
+
+    # -- callbacks ---------------------------------------------------------------------------------------------------------------
+
+    def _merge_callbacks(self, model: Module) -> None:
+        wanted = model.configure_callbacks()
+        wanted = [wanted] if isinstance(wanted, Callback) else list(wanted)
+        for callback in wanted:
+            refuse_misspelt_hooks(callback, Callback, CALLBACK_HOOKS)
+        replaced = {type(callback) for callback in wanted}
+        given = [callback for callback in self._given_callbacks if type(callback) not in replaced] + wanted
+        if wanted:
+            self.callbacks = default_callbacks(
+                given,
+                checkpointing=self.enable_checkpointing,
+                progress_bar=self.enable_progress_bar and self.is_global_zero,
+                model_summary=self.enable_model_summary and self.is_global_zero,
+            )
+
+    def _collect_hooks(self) -> None:
+        """Find every overridden hook once: callbacks in list order, then the module. What nobody overrides costs nothing."""
+        self._hooks = {}
+        for name in CALLBACK_HOOKS - {"on_save_point"}:
+            calls: list[Callable[..., Any]] = []
+            for callback in self.callbacks:
+                method = overridden(callback, name, Callback)
+                if method is not None:
+                    calls.append(functools.partial(method, self, self.model))
+            own = overridden(self.model, name, Module)
+            if own is not None:
+                calls.append(own)
+            if calls:
+                self._hooks[name] = calls
+        self._savers = [
+            (callback, functools.partial(method, self, self.model))
+            for callback in self.callbacks
+            if (method := overridden(callback, "on_save_point", Callback)) is not None
+        ]
+        self._watches_lr_drops = any(getattr(callback, "save_before_lr_drop", False) for callback in self.callbacks)
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        for call in self._hooks.get(hook, ()):
+            call(*arguments)
+
+    def _first(self, class_name: str) -> Any:
+        return next(iter(self._all(class_name)), None)
+
+    def _all(self, class_name: str) -> list[Any]:
+        # By name, so that the engine does not import callbacks/.
+        return [
+            callback
+            for callback in self.callbacks
+            if any(base.__name__ == class_name for base in type(callback).__mro__)
+        ]
+
+    # -- what people read --------------------------------------------------------------------------------------------------------
+
+    @property
+    def current_epoch(self) -> int:
+        return self.progress.current_epoch
+
+    @property
+    def global_step(self) -> int:
+        return self.progress.global_step
+
+    @property
+    def should_stop(self) -> bool:
+        return self._stop_reason is not None
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        self._stop_reason = "trainer.should_stop was set" if value else None
+
+    @property
+    def accumulate_grad_batches(self) -> int:
+        """The accumulation window of the running epoch."""
+        return next(
+            self._accumulation[epoch]
+            for epoch in sorted(self._accumulation, reverse=True)
+            if epoch <= self.progress.current_epoch
+        )
+
+    @accumulate_grad_batches.setter
+    def accumulate_grad_batches(self, value: int) -> None:
+        self._accumulation = {0: value}
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Where this run's checkpoints, logs and curves are; None before fit and where nothing is written."""
+        return self.run.path if self.run is not None else None
+
+    @property
+    def log_dir(self) -> Path | None:
+        return self.run_dir
+
+    @property
+    def logger(self) -> Logger | None:
+        return self.loggers[0] if self.loggers else None
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        return self._first("ModelCheckpoint")
+
+    @property
+    def checkpoint_callbacks(self) -> list[Any]:
+        return self._all("ModelCheckpoint")
+
+    @property
+    def early_stopping_callback(self) -> Any:
+        return self._first("EarlyStopping")
+
+    @property
+    def early_stopping_callbacks(self) -> list[Any]:
+        return self._all("EarlyStopping")
+
+    @property
+    def progress_bar_callback(self) -> Any:
+        return self._first("ProgressBar")
+
+    @property
+    def num_training_batches(self) -> int | float:
+        length = self._train_source.length if self._train_source is not None else None
+        return float("inf") if length is None else length
+
+    @property
+    def num_val_batches(self) -> list[int | float]:
+        return [float("inf") if source.length is None else source.length for source in self._val_sources]
+
+    @property
+    def is_last_batch(self) -> bool:
+        return self._train_source is not None and self._train_source.is_last
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps that the whole fit will take; infinite where that cannot be known."""
+        if self._train_source is None and self.model is not None:
+            raise ConfigurationError("estimated_stepping_batches is known from configure_optimizers on")
+        steps: float = float("inf")
+        if self.max_epochs is not None and self.max_epochs >= 0 and self.num_training_batches != float("inf"):
+            steps = 0
+            for epoch in range(self.max_epochs):
+                window = next(
+                    self._accumulation[start] for start in sorted(self._accumulation, reverse=True) if start <= epoch
+                )
+                steps += -(-int(self.num_training_batches) // window)
+        if self.max_steps >= 0:
+            steps = min(steps, self.max_steps)
+        return steps if steps == float("inf") else int(steps)
+
+    @property
+    def global_rank(self) -> int:
+        return self.ranks.rank
+
+    @property
+    def local_rank(self) -> int:
+        return self.ranks.local_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.ranks.world_size
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.ranks.is_zero
+
+    @property
+    def lightning_module(self) -> Any:
+        return self.model
+
+    def print(self, *values: Any, **options: Any) -> None:
+        """print() on rank 0 that does not tear the progress bar."""
+        if not self.is_global_zero:
+            return
+        bar = self.progress_bar_callback
+        if bar is not None and hasattr(bar, "print"):
+            bar.print(*values, **options)
+        else:
+            print(*values, **options)
+
+    def _own_run_name(self) -> str | None:
+        """The run that "best" and "last" mean to this trainer: its own, once it has one."""
+        if self.run is not None:
+            return os.path.relpath(self.run.path, self.default_root_dir)
+        return self.run_name
+
+
+class _EvaluationAbandoned(Exception):
+    """A signal came during validation, which will be run anew by the resumed run."""
+
+
+def _are_several_loaders(given: Any) -> bool:
+    """A list of loaders, as against one list of batches."""
+    plain = (list, tuple, dict, paddle.Tensor)
+    return (
+        isinstance(given, (list, tuple))
+        and bool(given)
+        and all(
+            hasattr(item, "__iter__") and not isinstance(item, plain) and not hasattr(item, "shape") for item in given
+        )
+    )

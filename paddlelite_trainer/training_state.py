@@ -1,0 +1,392 @@
+"""What a checkpoint holds of a fit: collected at a save point, restored all at once."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import paddle
+
+from .errors import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError, did_you_mean
+from .optimizers import optimizer_state, restore_optimizer
+from .rng import random_states, set_random_states
+
+if TYPE_CHECKING:
+    from .checkpoint import Entry, SavedCheckpoint
+    from .checkpoint.foreign import WeightsReport
+    from .module import Module
+    from .trainer import Trainer
+
+MODEL, OPTIMIZER, TRAINER = "model.pdparams", "optimizer.pdopt", "trainer.json"
+OVERRIDES = ("callbacks", "data", "learning_rate", "lr_schedulers", "optimizer", "precision")
+"""What `fit(override=...)` accepts: parts of a checkpoint that are left aside in favour of the present settings."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint opened for resuming, its trainer part decoded."""
+
+    entry: Entry
+    checkpoint: SavedCheckpoint
+    trainer: dict[str, Any]
+
+
+# -- save --------------------------------------------------------------------------------------------------------------------------------
+
+
+def save(trainer: Trainer, pins: Mapping[str, Sequence[str]], *, weights_only: bool = False) -> Entry:
+    """Write one checkpoint of everything; every rank calls it, rank 0 writes."""
+    random = trainer.ranks.gather_object(random_states())
+    store = trainer.checkpoints
+    candidate = trainer._candidate()
+    files: dict[str, dict[str, Any]] = {MODEL: model_weights(trainer.model)}
+    states: dict[str, Any] = {}
+    tree = trainer_tree(trainer)
+    for hook in trainer._hooks.get("on_save_checkpoint", ()):
+        hook(tree)
+    files.update(tree.pop("files"))
+    if weights_only:
+        states[TRAINER] = {
+            "weights_only": True,
+            "hyper_parameters": tree["hyper_parameters"],
+            "progress": tree["progress"],
+        }
+    else:
+        files[OPTIMIZER] = tree.pop("optimizer_tensors")
+        states[TRAINER] = tree
+        states.update({f"rng-rank{rank:05d}.json": state for rank, state in enumerate(random)})
+    tree.pop("optimizer_tensors", None)
+    nbytes = sum(tensor.size * tensor.element_size() for tensors in files.values() for tensor in tensors.values())
+    background = trainer.async_checkpoint
+    return store.save(
+        step=candidate.step,
+        epoch=candidate.epoch,
+        files=files,
+        states=states,
+        metrics=candidate.metrics,
+        healthy=candidate.healthy,
+        info=environment(trainer),
+        pins=pins,
+        background=store.choose_background(nbytes) if background == "auto" else background,
+    )
+
+
+def model_weights(module: Module) -> dict[str, Any]:
+    """The module's state_dict; keys are the bare layer's, without any wrapper's prefix."""
+    return dict(module.state_dict())
+
+
+def trainer_tree(trainer: Trainer) -> dict[str, Any]:
+    """All that is neither weights nor random states. This is the one list of what a checkpoint holds; `restore` reads it back."""
+    optimizer_tensors: dict[str, Any] = {}
+    optimizers = []
+    for index, optimizer in enumerate(trainer.optimizers):
+        tensors, rest = optimizer_state(optimizer, trainer.parameter_names)
+        optimizer_tensors.update({f"optimizer_{index}/{name}": tensor for name, tensor in tensors.items()})
+        optimizers.append(rest)
+    return {
+        "optimizer_tensors": optimizer_tensors,
+        "files": {},
+        "weights_only": False,
+        "seed": trainer.seed,
+        "progress": trainer.progress.state_dict(),
+        "optimizers": optimizers,
+        "lr_schedulers": [state.state_dict() for state in trainer._scheduler_states],
+        "precision": trainer.precision.state_dict(),
+        "metrics": trainer._train_metrics.state_dict(),
+        "callback_metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "history": trainer.history,
+        "epoch_record": trainer._epoch_record,
+        "data": trainer._train_source.state_dict() if trainer._train_source is not None else None,
+        "callbacks": {key: callback.state_dict() for key, callback in _keyed(trainer.callbacks)},
+        "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
+        "datamodule": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
+        "hyper_parameters": dict(trainer.model.hparams),
+        "untrained": sorted(name for name, parameter in trainer.model.named_parameters() if parameter.stop_gradient),
+        "run": fingerprint(trainer),
+    }
+
+
+def fingerprint(trainer: Trainer) -> dict[str, Any]:
+    """The settings whose change a resume must report."""
+    source = trainer._train_source
+    return {
+        "world_size": trainer.world_size,
+        "precision": trainer.precision.effective,
+        "accumulate_grad_batches": dict(trainer._accumulation),
+        "batches_per_epoch": source.length if source is not None else None,
+        "paddle": paddle.__version__,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "max_epochs": trainer.max_epochs,
+        "max_steps": trainer.max_steps,
+    }
+
+
+def environment(trainer: Trainer) -> dict[str, Any]:
+    """What `paddlelite ckpt show` tells of where a checkpoint was made."""
+    from . import __version__
+
+    return {
+        "paddlelite_trainer": __version__,
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": trainer.device.name,
+        "precision": trainer.precision.effective,
+        "world_size": trainer.world_size,
+        "module": type(trainer.model).__qualname__,
+        "max_epochs": trainer.max_epochs,
+    }
+
+
+def is_healthy(trainer: Trainer) -> bool:
+    """Whether the last loss, every weight and every optimizer value are finite; one copy to the host."""
+    values = list(trainer.model.state_dict().values())
+    for optimizer in trainer.optimizers:
+        for by_parameter in optimizer._accumulators.values():
+            values += by_parameter.values()
+        values += (getattr(optimizer, "_master_weights", None) or {}).values()
+    loss = trainer._last_loss.get("loss") if isinstance(trainer._last_loss, Mapping) else trainer._last_loss
+    if isinstance(loss, paddle.Tensor):
+        values.append(loss)
+    floats = [value for value in values if value.is_floating_point() and value.size]
+    if not floats:
+        return True
+    with paddle.no_grad():
+        return bool(paddle.stack([paddle.isfinite(value).all() for value in floats]).all().item())
+
+
+def _keyed(callbacks: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Callbacks with their state keys; the second of one key is `key#2`, and so on."""
+    seen: dict[str, int] = {}
+    keyed = []
+    for callback in callbacks:
+        key = callback.state_key
+        seen[key] = seen.get(key, 0) + 1
+        keyed.append((key if seen[key] == 1 else f"{key}#{seen[key]}", callback))
+    return keyed
+
+
+# -- restore -----------------------------------------------------------------------------------------------------------------------------
+
+
+def open_saved(entry: Entry) -> Saved:
+    """Open and verify the checkpoint that a fit resumes from.
+
+    Raises:
+        CheckpointMismatchError: it holds weights only.
+    """
+    from .checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(entry.path)
+    trainer = checkpoint.state(TRAINER)
+    if trainer.get("weights_only"):
+        raise CheckpointMismatchError(
+            f"{entry.path} holds weights only, so a run cannot go on from it exactly. Start a fresh run with init_from={str(entry.path)!r}, or resume from another checkpoint."
+        )
+    return Saved(checkpoint.entry, checkpoint, trainer)
+
+
+def agreed_seed(given: int | None, saved: Saved) -> int:
+    """The run's seed; a different one asked for now is refused, since every batch would change."""
+    seed: int = saved.trainer["seed"]
+    if given is not None and given != seed:
+        raise CheckpointMismatchError(
+            "the checkpoint does not fit this run:",
+            [
+                f"seed: saved {seed}, now {given}. Pass seed={seed} or none, or start a fresh run with init_from={str(saved.entry.path)!r}"
+            ],
+        )
+    return seed
+
+
+def check_override(override: Sequence[str]) -> None:
+    for name in [override] if isinstance(override, str) else override:
+        if name not in OVERRIDES:
+            raise ConfigurationError(
+                f"fit(override=...) takes {', '.join(OVERRIDES)}; got {name!r}.{did_you_mean(name, OVERRIDES)}"
+            )
+
+
+def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str]:
+    """Put everything back; returns sentences about what differs from the saved run. Nothing is changed where it raises for a mismatch of shapes or names."""
+    tree, notes = saved.trainer, []
+    for hook in trainer._hooks.get("on_load_checkpoint", ()):
+        hook({**tree, "files": _Files(saved.checkpoint)})
+    notes += _changes(trainer, tree["run"])
+    load_weights_into(trainer.model, saved.checkpoint)
+    untrained = set(tree["untrained"])
+    for name, parameter in trainer.model.named_parameters():
+        parameter.stop_gradient = name in untrained
+    if "optimizer" not in override:
+        notes += _restore_optimizers(trainer, saved, "learning_rate" in override)
+        if "precision" not in override:
+            trainer.precision.load_state_dict(tree["precision"])
+    if "lr_schedulers" not in override and "optimizer" not in override:
+        if len(tree["lr_schedulers"]) != len(trainer._scheduler_states):
+            raise CheckpointMismatchError(
+                "the checkpoint does not fit this run:",
+                [
+                    f"schedulers: saved {len(tree['lr_schedulers'])}, now {len(trainer._scheduler_states)}. Pass override=('lr_schedulers',) to go on with the present ones from their start"
+                ],
+            )
+        for state, scheduler in zip(tree["lr_schedulers"], trainer._scheduler_states):
+            note = scheduler.load_state_dict(state)
+            if note is not None:
+                notes.append(note)
+    trainer.progress.load_state_dict(tree["progress"])
+    trainer._train_metrics.load_state_dict(tree["metrics"])
+    trainer._callback_metrics.update(tree["callback_metrics"])
+    trainer.history = list(tree["history"])
+    trainer._epoch_record = dict(tree["epoch_record"])
+    if "data" not in override and trainer._train_source is not None and tree["data"] is not None:
+        trainer._train_source.load_state_dict(tree["data"])
+    if "callbacks" not in override:
+        notes += _restore_callbacks(trainer, tree["callbacks"])
+    for logger, state in zip(trainer.loggers, tree["loggers"]):
+        if state and trainer.is_global_zero:
+            logger.load_state_dict(state)
+    if trainer.datamodule is not None and tree["datamodule"]:
+        trainer.datamodule.load_state_dict(tree["datamodule"])
+    random = f"rng-rank{trainer.global_rank:05d}.json"
+    if random in saved.checkpoint.files:
+        set_random_states(saved.checkpoint.state(random))
+    progress = trainer.progress
+    notes.append(
+        f"Resumed from {saved.entry.path}: epoch {progress.current_epoch}, batch {progress.batches_in_epoch}, step {progress.global_step}."
+    )
+    return notes
+
+
+class _Files(dict[str, Any]):
+    """A checkpoint's tensor files, read when asked for."""
+
+    def __init__(self, checkpoint: SavedCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        super().__init__(dict.fromkeys(checkpoint.files))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._checkpoint.tensors(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+
+def _changes(trainer: Trainer, saved: Mapping[str, Any]) -> list[str]:
+    now = fingerprint(trainer)
+    told = []
+    for field, words in (
+        ("world_size", "number of processes"),
+        ("precision", "precision"),
+        ("accumulate_grad_batches", "accumulate_grad_batches"),
+        ("paddle", "Paddle"),
+        ("gradient_clip_val", "gradient_clip_val"),
+    ):
+        if saved[field] != now[field]:
+            told.append(
+                f"{words}: saved {saved[field]}, now {now[field]}. The run goes on with the present one and is no longer bit-identical."
+            )
+    return told
+
+
+def _restore_optimizers(trainer: Trainer, saved: Saved, keep_learning_rate: bool) -> list[str]:
+    notes = []
+    states = saved.trainer["optimizers"]
+    if len(states) != len(trainer.optimizers):
+        raise CheckpointMismatchError(
+            "the checkpoint does not fit this run:",
+            [
+                f"optimizers: saved {len(states)}, now {len(trainer.optimizers)}. Use as many, or pass override=('optimizer',) to start them afresh"
+            ],
+        )
+    tensors = saved.checkpoint.tensors(OPTIMIZER)
+    for index, (optimizer, rest) in enumerate(zip(trainer.optimizers, states)):
+        prefix = f"optimizer_{index}/"
+        own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        present = None if rest["learning_rate"] is None else float(optimizer.get_lr())
+        restore_optimizer(optimizer, trainer.parameter_names, own, rest, keep_learning_rate=keep_learning_rate)
+        if present is not None and present != rest["learning_rate"]:
+            kept, left = (present, rest["learning_rate"]) if keep_learning_rate else (rest["learning_rate"], present)
+            how = "as override asks" if keep_learning_rate else "pass override=('learning_rate',) for the other"
+            notes.append(
+                f"learning rate: saved {rest['learning_rate']:g}, now {present:g}. The run goes on with {kept:g}, not {left:g} ({how})."
+            )
+    return notes
+
+
+def _restore_callbacks(trainer: Trainer, states: Mapping[str, Any]) -> list[str]:
+    notes = []
+    keyed = dict(_keyed(trainer.callbacks))
+    for key, state in states.items():
+        if key in keyed:
+            keyed[key].load_state_dict(state)
+        elif state:
+            notes.append(f"callback {key}: in the checkpoint, not in this run; its state is left aside.")
+    notes += [
+        f"callback {key}: new in this run; it starts afresh."
+        for key, callback in keyed.items()
+        if key not in states and callback.state_dict()
+    ]
+    return notes
+
+
+# -- weights ------------------------------------------------------------------------------------------------------------------------------
+
+
+def load_weights_into(module: Module, checkpoint: SavedCheckpoint, file: str = MODEL) -> None:
+    """Set every weight; names, shapes and types must all fit, and nothing is changed where one does not.
+
+    Raises:
+        CheckpointMismatchError: lists each name with saved and present shape or type.
+    """
+    saved = checkpoint.tensors(file)
+    present = module.state_dict()
+    problems = [
+        f"{name}: in this module, not in the checkpoint.{did_you_mean(name, saved)}"
+        for name in present
+        if name not in saved
+    ]
+    problems += [
+        f"{name}: in the checkpoint, not in this module.{did_you_mean(name, present)}"
+        for name in saved
+        if name not in present
+    ]
+    for name in present.keys() & saved.keys():
+        shape, dtype = list(present[name].shape), str(present[name].dtype).rpartition(".")[2]
+        saved_dtype = checkpoint.dtype_of(file, name)
+        if list(saved[name].shape) != shape:
+            problems.append(f"{name}: saved shape {list(saved[name].shape)}, now {shape}")
+        elif saved_dtype != dtype:
+            problems.append(f"{name}: saved as {saved_dtype}, now {dtype}")
+    if problems:
+        raise CheckpointMismatchError(
+            f"the weights of {checkpoint.entry.path} do not fit {type(module).__name__}; nothing was loaded. To take those that fit into a fresh run, use init_from=:",
+            sorted(problems),
+        )
+    for name, tensor in present.items():
+        tensor.set_value(saved[name])
+
+
+def load_weights_at(module: Module, path: str | Path, *, strict: bool = True) -> WeightsReport:
+    """Weights from one of our checkpoints or a file of any Paddle tool; see checkpoint/foreign.py."""
+    from .checkpoint.foreign import load_weights
+
+    return load_weights(module, path, strict=strict)
+
+
+def hyperparameters_at(path: str | Path) -> dict[str, Any]:
+    """The hyper-parameters that a checkpoint of ours holds; none for any other file."""
+    from .checkpoint import open_checkpoint
+
+    try:
+        return dict(open_checkpoint(path).state(TRAINER)["hyper_parameters"])
+    except CheckpointNotFoundError:
+        if not Path(path).exists() and not Path(f"{path}.pdparams").exists():
+            raise
+        return {}
+    except KeyError as error:
+        raise CheckpointError(f"{path} is no checkpoint of a Trainer: its state has no {error}") from error
