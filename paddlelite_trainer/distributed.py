@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import paddle
 
@@ -71,7 +71,7 @@ class Ranks:
             done, result, error = self._work_with_heartbeat(work)
         if error is not None:
             raise error
-        return result  # type: ignore[no-any-return]
+        return cast(T, result)
 
     def _work_with_heartbeat(self, work: Callable[[], Any]) -> tuple[bool, Any, BaseException | None]:
         outcome: list[Any] = [None, None]

@@ -189,23 +189,17 @@ class MetricCollector:
     def step_values(self, *, prog_bar: bool | None = None, logger: bool | None = None) -> dict[str, float]:
         """The last value of every name logged on steps; forked names end in `_step`."""
         self.read()
-        values = {}
+        values: dict[str, float] = {}
         for name, series in self._series.items():
             on_step, on_epoch, in_bar, in_logger, _ = series.options
             if on_step and series.last is not None and prog_bar in (None, in_bar) and logger in (None, in_logger):
                 values[f"{name}_step" if on_epoch else name] = MetricValue(series.last)
         return values
 
-    def epoch_values(
-        self,
-        *,
-        prog_bar: bool | None = None,
-        logger: bool | None = None,
-        reduce: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-    ) -> dict[str, float]:
+    def epoch_values(self, *, prog_bar: bool | None = None, logger: bool | None = None) -> dict[str, float]:
         """The reduction of every name logged on epochs; forked names end in `_epoch`."""
         self.read()
-        values = {}
+        values: dict[str, float] = {}
         for name, series in self._series.items():
             on_step, on_epoch, in_bar, in_logger, _ = series.options
             if on_epoch and prog_bar in (None, in_bar) and logger in (None, in_logger):

@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["fit", "validate", "test", "predict"]
 _TENSOR = paddle.Tensor
-_SCALAR_SHAPES = ([], [1])
+_SCALAR_SHAPES: tuple[list[int], ...] = ([], [1])
 _AT_EPOCH_END = -1  # a validation period that is known only when the last batch has come
 
 
@@ -168,6 +168,7 @@ class Trainer:
         self._logs_steps = False
         self._dataloader_suffix = ""
         self._toggled: list[tuple[Any, bool]] = []
+        self._batch: Any = None
         self._forget_fit()
 
     def _forget_fit(self) -> None:
@@ -308,7 +309,7 @@ class Trainer:
 
     def _train_loop(self) -> None:
         """Two frames from fit to the user's training_step: this one and fit's."""
-        progress, source, collector, hooks = self.progress, self._train_source, self._train_metrics, self._hooks
+        progress, source, hooks = self.progress, self._train_source, self._hooks
         assert source is not None
         automatic = self.model.automatic_optimization
         optimizer = self.optimizers[0] if automatic else None
@@ -802,7 +803,7 @@ class Trainer:
                 layer.training = mode
         return results
 
-    def _limited(self, source: BatchSource, limit: int | None) -> Iterator[Any]:
+    def _limited(self, source: BatchSource, limit: int | None) -> Generator[Any, None, None]:
         for count, batch in enumerate(source.epoch(0)):
             if limit is not None and count >= limit:
                 return
@@ -910,7 +911,7 @@ class Trainer:
         self.datamodule = datamodule if datamodule is not None else self.datamodule if stage != "fit" else None
         model._trainer = self
         self.interrupted = False
-        self._batch: Any = None
+        self._batch = None
         self.device.activate()
         if self.device.is_accelerator:
             model.to(self.device.name)
@@ -1036,7 +1037,7 @@ class Trainer:
             from .checkpoint import CheckpointStore
 
             if resolution is not None and resolution.run_dir is not None:
-                self.run = RunDirectory(resolution.run_dir)
+                self.run = RunDirectory.resume(resolution.run_dir)
             else:
                 self.run = RunDirectory.create(self.default_root_dir, run_name=self.run_name)
             self._store = CheckpointStore(self.run.path)
@@ -1092,8 +1093,7 @@ class Trainer:
             stack.callback(setattr, self, "state", None)
             if stage == "fit":
                 if self.run is not None:
-                    stack.callback(self.run.close)
-                    stack.callback(self.run.finish, *self._how_it_ended(outcome))
+                    stack.callback(self.run.close, self._how_it_ended(outcome))
                 if self._store is not None and self.run is not None:
                     stack.callback(self._store.close)
                 for logger in self.loggers if self.is_global_zero else ():
@@ -1109,17 +1109,14 @@ class Trainer:
             self._last_loss = None
             self.training = self.validating = self.testing = self.predicting = self.sanity_checking = False
 
-    def _how_it_ended(self, outcome: str) -> tuple[str, str | None]:
+    def _how_it_ended(self, outcome: str) -> str:
+        """What run.json keeps: "finished", "stopped: why", "failed: error" or "interrupted: signal"."""
         error = sys.exc_info()[1]
         if error is not None:
-            return "interrupted" if isinstance(
-                error, KeyboardInterrupt
-            ) else "failed", f"{type(error).__name__}: {error}"
+            return f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'}: {type(error).__name__}: {error}"
         if self.signals.received is not None:
-            return "interrupted", self.signals.received.name
-        if self._stop_reason is not None:
-            return "stopped", self._stop_reason
-        return outcome, None
+            return f"interrupted: {self.signals.received.name}"
+        return outcome if self._stop_reason is None else f"stopped: {self._stop_reason}"
 
     def _leave_as_asked(self) -> None:
         """After a signal: the process ends in the way that says why, except in a notebook."""

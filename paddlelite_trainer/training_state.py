@@ -60,8 +60,6 @@ def save(trainer: Trainer, pins: Mapping[str, Sequence[str]], *, weights_only: b
         states[TRAINER] = tree
         states.update({f"rng-rank{rank:05d}.json": state for rank, state in enumerate(random)})
     tree.pop("optimizer_tensors", None)
-    nbytes = sum(tensor.size * tensor.element_size() for tensors in files.values() for tensor in tensors.values())
-    background = trainer.async_checkpoint
     return store.save(
         step=candidate.step,
         epoch=candidate.epoch,
@@ -71,7 +69,7 @@ def save(trainer: Trainer, pins: Mapping[str, Sequence[str]], *, weights_only: b
         healthy=candidate.healthy,
         info=environment(trainer),
         pins=pins,
-        background=store.choose_background(nbytes) if background == "auto" else background,
+        background=trainer.async_checkpoint,
     )
 
 
@@ -273,7 +271,7 @@ class _Files(dict[str, Any]):
         return self._checkpoint.tensors(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401
 
 
 def _changes(trainer: Trainer, saved: Mapping[str, Any]) -> list[str]:
