@@ -23,7 +23,8 @@ def encode_state(tree: Any, where: str) -> tuple[Any, dict[str, Any]]:
     """Return `tree` as (JSON object, tensors by key); `where` names the part in errors and begins every key.
 
     A tree is nested dict, list, tuple, str, int, float, bool, None, bytes, NumPy scalar, ndarray and Tensor; dict
-    keys may be str, int, float, bool, None and tuples of these. An OrderedDict is stored as a dict. The tensors are
+    keys may be str, int, float, bool, None and tuples of these. An OrderedDict is stored as a dict, and
+    a float of a derived class as a float. The tensors are
     not copied.
 
     Raises:
@@ -82,6 +83,8 @@ class _Encoder:
             return {MARK: "scalar", "dtype": value.dtype.str, "hex": value.tobytes().hex(), "value": str(value)}
         if kind is np.ndarray or is_tensor(value):
             return self.encode_tensor(value, path)
+        if isinstance(value, float):  # as metrics are, which callbacks keep in their states
+            return self.encode(float(value), path, depth)
         raise self.error(path, f"is {_describe(value)}")
 
     def encode_dict(self, value: Mapping[Any, Any], path: str, depth: int) -> Any:
@@ -111,8 +114,8 @@ class _Encoder:
 
     def error(self, path: str, what: str) -> UnserializableStateError:
         return UnserializableStateError(
-            f"{self.where}{path} {what}, which a checkpoint does not store. It stores dict, list, tuple, str, int, float, "
-            "bool, None, bytes, NumPy numbers and arrays, and Tensors; make the state of these, or leave this out of it."
+            f"{self.where}{path} {what}, which a checkpoint does not store. It stores dict, list, tuple, str, int, "
+            "float, bool, None, bytes, NumPy numbers and arrays, and Tensors; store those, or leave this out."
         )
 
 
