@@ -6,3 +6,25 @@ if __name__ == "callbacks":  # a second copy of every class would exist, and isi
     raise ImportError(
         "import these as paddlelite_trainer.callbacks: `from paddlelite_trainer.callbacks import ModelCheckpoint`"
     )
+
+from .early_stopping import EarlyStopping
+from .gradient_accumulation_scheduler import GradientAccumulationScheduler
+from .lambda_callback import LambdaCallback
+from .lr_monitor import LRMonitor
+from .model_checkpoint import ModelCheckpoint
+from .model_summary import ModelSummary
+from .plot_curves import PlotCurves
+from .progress_bar import ProgressBar
+from .timer import Timer
+
+__all__ = [
+    "EarlyStopping",
+    "GradientAccumulationScheduler",
+    "LRMonitor",
+    "LambdaCallback",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "PlotCurves",
+    "ProgressBar",
+    "Timer",
+]

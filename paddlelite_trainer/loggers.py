@@ -129,9 +129,9 @@ class CSVLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._begin()
-        row = {name: repr(_number(name, value)) for name, value in metrics.items()}
+        row = {name: _digits(_number(name, value)) for name, value in metrics.items()}
         step = self._step if step is None else int(step)
-        if step != self._step or not self._row.keys().isdisjoint(row):
+        if step != self._step or any(self._row.get(name, value) != value for name, value in row.items()):
             self._write_row()
         self._step = step
         self._row = {"step": str(step), **self._row, **row}
@@ -326,7 +326,7 @@ class TensorBoardLogger(Logger):
     def _new_path(self) -> Path:
         folder = self.run_dir / self._directory
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names: take a later one than all others, whatever the clock says.
+        # TensorBoard reads files in the order of their names: take a later one than all, whatever the clock says.
         stamps = [int(path.name.split(".")[3]) for path in self._own_files()]
         stamp = max(int(time.time()), max(stamps, default=0) + 1)
         return folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}{self.OWN_SUFFIX}"
@@ -381,6 +381,10 @@ class _AppendOnlyFile:
 
 
 # -- CSV ---------------------------------------------------------------------------------------------------------------
+def _digits(value: float) -> str:
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
 def _csv_line(fields: list[str]) -> bytes:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(fields)

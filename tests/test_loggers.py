@@ -53,7 +53,7 @@ def test_csv_writes_the_same_name_of_one_step_twice_as_two_rows(tmp_path: Path) 
     logger.log_metrics({"loss": 1.0}, 1)
     logger.log_metrics({"loss": 2.0}, 1)
     logger.finalize("success")
-    assert [row["loss"] for row in rows(tmp_path)] == ["1.0", "2.0"]
+    assert [row["loss"] for row in rows(tmp_path)] == ["1", "2"]
 
 
 def test_csv_column_that_appears_late_keeps_the_earlier_rows(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_csv_names_with_commas_and_quotes_come_back(tmp_path: Path) -> None:
     logger = opened(CSVLogger, tmp_path)
     logger.log_metrics({'a,"b"': 1.0, "größe": 2.0}, 0)
     logger.finalize("success")
-    assert rows(tmp_path) == [{"step": "0", 'a,"b"': "1.0", "größe": "2.0"}]
+    assert rows(tmp_path) == [{"step": "0", 'a,"b"': "1", "größe": "2"}]
 
 
 def test_csv_resumed_at_every_step_equals_the_uninterrupted_file_byte_for_byte(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_csv_of_a_fit_that_starts_from_nothing_begins_anew(tmp_path: Path) -> No
     second = opened(CSVLogger, tmp_path, {})
     second.log_metrics({"loss": 2.0}, 0)
     second.finalize("success")
-    assert [row["loss"] for row in rows(tmp_path)] == ["2.0"]
+    assert [row["loss"] for row in rows(tmp_path)] == ["2"]
 
 
 def test_csv_opened_without_a_state_only_adds(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_csv_opened_without_a_state_only_adds(tmp_path: Path) -> None:
         logger = opened(CSVLogger, tmp_path)
         logger.log_metrics({"test_acc": value}, 7)
         logger.finalize("success")
-    assert [row["test_acc"] for row in rows(tmp_path)] == ["1.0", "2.0"]
+    assert [row["test_acc"] for row in rows(tmp_path)] == ["1", "2"]
 
 
 def test_csv_file_that_somebody_changed_is_kept_and_named(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_csv_can_be_logged_to_after_its_run_was_finalized(tmp_path: Path) -> Non
     logger.finalize("success")
     logger.log_metrics({"test_acc": 0.9})
     logger.finalize("success")
-    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("3", "1.0"), ("3", "")]
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("3", "1"), ("3", "")]
 
 
 def test_hyperparameters_are_readable_json(tmp_path: Path) -> None:

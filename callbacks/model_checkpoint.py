@@ -1,0 +1,479 @@
+"""ModelCheckpoint: says at each save point whether a checkpoint is due, and which checkpoints are kept."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from paddlelite_trainer import Callback, Module, SavePoint, Trainer
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+
+from .monitoring import Mode, MonitoredMetric, check_monitor, not_logged, should_be_there
+
+if TYPE_CHECKING:
+    from paddlelite_trainer.checkpoint import Entry
+
+_PLACEHOLDER = re.compile(r"\{([^{}:]+)(:[^{}]*)?\}")
+_RESERVED = {"latest", "last", "best", "recent", "checkpoints"}
+
+
+class ModelCheckpoint(Callback):
+    """Keeps the latest checkpoint, and with a `monitor` the best ones.
+
+        ModelCheckpoint(monitor="val_acc", mode="max", save_top_k=3)
+
+    A checkpoint is written once; each reason to keep it is a *pin*, a link in the run directory with `.pdparams` and
+    `.pdopt` beside it, and what no pin holds is deleted:
+
+    - `latest`: the newest, refreshed whenever anything is saved, whatever top-k thinks (`save_last`).
+    - `best_<monitor>`: the `save_top_k` best, the link leads to the first; `best` is the same for the first
+      ModelCheckpoint in the list that has a monitor. Without a monitor nothing is called best.
+    - a name made from `filename`, such as "{epoch:02d}-{val_acc:.3f}", for each checkpoint kept.
+    - `recent`: the last `keep_last_n`.
+    - `epoch_<N>`: every `archive_every_n_epochs`, for good.
+    - `before-lr-drop-epoch_<N>`: with `save_before_lr_drop`, the state at the old learning rate just before a scheduler
+      lowers it, for good.
+
+    A score counts only for the weights that earned it: a checkpoint between two validations refreshes `latest` and is
+    not compared. Ties keep the earlier checkpoint, NaN and infinity are never best, and a checkpoint whose weights are
+    not finite never pushes out a finite one. All of this is decided from what is on disk, so it holds across
+    resumes, crashes and moved run directories.
+
+    `{epoch}` is the number of completed epochs, as everywhere in a checkpoint.
+
+    Args:
+        dirpath: checkpoints live in the run directory; a folder given here gets links to this callback's pins.
+        filename: names for the checkpoints kept; `auto_insert_metric_name` writes `val_acc=0.912` instead of `0.912`.
+        save_top_k: how many of the best are kept; 0 for none, -1 for every checkpoint. Without a monitor only -1, 0
+            and 1 (the newest).
+        save_weights_only: write no optimizer and no training state. `latest` is then left alone: it is there to go on from.
+        every_n_train_steps, train_time_interval, every_n_epochs: when to save; at most one of them, default each epoch.
+            `every_n_epochs` may be a schedule {start: n}: {0: 5, 0.3: 20} saves every 5 epochs, and every 20 after 30 % of
+            max_epochs; whole numbers are epochs. The last epoch of a run always refreshes `latest`.
+        save_on_train_epoch_end: None saves at each epoch's end and after validations within an epoch; True leaves out the
+            latter, False leaves out epochs' ends without a validation.
+        save_on_exception: save what the last complete batch left when something raises.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | os.PathLike[str] | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        verbose: bool = False,
+        save_last: bool | Literal["link"] | None = True,
+        save_top_k: int = 1,
+        save_weights_only: bool = False,
+        mode: Mode = "min",
+        auto_insert_metric_name: bool = True,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | float | None = None,
+        every_n_epochs: int | Mapping[int | float, int] | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        *,
+        save_on_exception: bool = False,
+        keep_last_n: int | None = None,
+        save_before_lr_drop: bool = False,
+        archive_every_n_epochs: int | None = None,
+    ) -> None:
+        check_monitor("ModelCheckpoint", monitor, mode)
+        self.monitor = monitor
+        self.mode = mode
+        self.verbose = verbose
+        self.save_last = bool(save_last)
+        self.save_top_k = _whole("save_top_k", save_top_k, at_least=-1)
+        if monitor is None and save_top_k > 1:
+            raise ConfigurationError(
+                f"ModelCheckpoint(save_top_k={save_top_k}) needs a monitor: without one no checkpoint is better than "
+                f"another. Pass monitor='val_loss', or keep_last_n={save_top_k} to keep the newest {save_top_k}."
+            )
+        self.save_weights_only = save_weights_only
+        self.every_n_train_steps = _whole_or_none("every_n_train_steps", every_n_train_steps)
+        self.train_time_interval = _seconds(train_time_interval)
+        self.every_n_epochs = _epoch_schedule(every_n_epochs)
+        ways = {
+            "every_n_train_steps": self.every_n_train_steps,
+            "train_time_interval": self.train_time_interval,
+            "every_n_epochs": self.every_n_epochs,
+        }
+        chosen = [name for name, value in ways.items() if value]
+        if len(chosen) > 1:
+            raise ConfigurationError(
+                f"ModelCheckpoint takes one of {' and '.join(chosen)}; for both use two ModelCheckpoints, which write one "
+                "checkpoint where they agree"
+            )
+        if not chosen and every_n_epochs is None and not every_n_train_steps:
+            self.every_n_epochs = {0: 1}
+        self.save_on_train_epoch_end = save_on_train_epoch_end
+        self.save_on_exception = save_on_exception
+        self.keep_last_n = _whole_or_none("keep_last_n", keep_last_n)
+        self.save_before_lr_drop = save_before_lr_drop
+        self.archive_every_n_epochs = _whole_or_none("archive_every_n_epochs", archive_every_n_epochs)
+        self.auto_insert_metric_name = auto_insert_metric_name
+        self.filename = filename
+        if filename is not None:
+            _check_filename(filename)
+        elif save_top_k == -1 or (monitor is None and save_top_k == 1 and not self.save_last):
+            self.filename = "{epoch}-{step}"  # a name of its own is all that keeps such a checkpoint
+        self.current_score: float | None = None
+        """The monitored value at the last save."""
+
+        self._dirpath = None if dirpath is None else Path(dirpath).expanduser().absolute()
+        self._trainer: Trainer | None = None
+        self._metric = MonitoredMetric(monitor or "")
+        self._has_validated = False
+        self._best_pins: list[str] = []
+        self._may_save_after_a_batch = bool(self.every_n_train_steps or self.train_time_interval)
+        self._last_save = time.monotonic()
+        self._epoch_starts: list[tuple[float, int]] = []
+
+    # -- what is kept of this callback: only its clock -------------------------------------------------------------
+    @property
+    def state_key(self) -> str:
+        when = self.every_n_train_steps or self.train_time_interval or self.every_n_epochs
+        return f"ModelCheckpoint(monitor={self.monitor!r}, mode={self.mode!r}, every={when!r})"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds_since_save": time.monotonic() - self._last_save, "current_score": self.current_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last_save = time.monotonic() - state_dict["seconds_since_save"]
+        self.current_score = state_dict["current_score"]
+
+    # -- when --------------------------------------------------------------------------------------------------------
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._trainer = trainer
+        if not trainer.enable_checkpointing and not trainer.fast_dev_run:
+            raise ConfigurationError(
+                "a ModelCheckpoint was passed together with enable_checkpointing=False: drop one of the two"
+            )
+        ranking = [other for other in trainer.checkpoint_callbacks if other.monitor and other.save_top_k]
+        if self in ranking:
+            rivals = [other for other in ranking if _pin_name(other.monitor) == _pin_name(self.monitor or "")]
+            number = rivals.index(self) + 1
+            own = f"best_{_pin_name(self.monitor or '')}" + (f"_{number}" if number > 1 else "")
+            self._best_pins = [own, "best"] if ranking[0] is self else [own]
+        if self.keep_last_n and any(other.keep_last_n for other in trainer.checkpoint_callbacks if other is not self):
+            raise ConfigurationError("keep_last_n counts all checkpoints: give it to one ModelCheckpoint only")
+        self._epoch_starts = self._schedule_for(trainer.max_epochs)
+
+    def _schedule_for(self, max_epochs: int | None) -> list[tuple[float, int]]:
+        starts = []
+        for start, interval in self.every_n_epochs.items():
+            if isinstance(start, float) and 0.0 < start < 1.0:
+                if max_epochs is None or max_epochs < 0:
+                    raise ConfigurationError(
+                        f"ModelCheckpoint(every_n_epochs={dict(self.every_n_epochs)}): {start} is a share of max_epochs, which is "
+                        "not set; give a number of epochs"
+                    )
+                starts.append((start * max_epochs, interval))
+            else:
+                starts.append((start, interval))
+        return sorted(starts)
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self._has_validated = False
+        if self.monitor is not None:
+            self._metric.look(trainer)  # a value that came with the checkpoint is older than anything saved from now on
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        if not trainer.sanity_checking and trainer.state == "fit":
+            self._has_validated = True
+            if self.monitor is not None:
+                self._metric.look(trainer)
+
+    def on_save_point(self, trainer: Trainer, module: Module, save_point: SavePoint) -> dict[str, list[str]] | None:
+        reason = save_point.reason
+        if reason == "train_batch" and not self._may_save_after_a_batch:
+            return None
+        if reason == "lr_drop":
+            return self._pins_before_lr_drop(save_point) if self.save_before_lr_drop else None
+        if self.monitor is not None and reason == "train_epoch":
+            self._metric.look(trainer)
+            if self.monitor not in trainer.callback_metrics and should_be_there(trainer, self._has_validated):
+                raise not_logged("ModelCheckpoint", self.monitor, trainer)
+        is_due = self._is_due(trainer, reason)
+        epoch = trainer.current_epoch
+        archives = reason == "train_epoch" and self.archive_every_n_epochs and epoch % self.archive_every_n_epochs == 0
+        if not (is_due or archives or (reason == "train_epoch" and _is_last_epoch(trainer))):
+            return None
+        trainer.checkpoints.wait()  # a checkpoint still being written is not yet in the list that is decided from
+        pins: dict[str, list[str]] = {}
+        if is_due and self.monitor is None:
+            pins.update(self._unranked(save_point))
+        elif is_due:
+            self._metric.look(trainer)
+            pins.update(self._ranked(trainer, save_point))
+        if archives:
+            pins[f"epoch_{epoch}"] = [save_point.candidate.name]
+        pins.update(self._newest(save_point))
+        if all(save_point.candidate.name not in names for names in pins.values()):
+            return None  # nothing would keep it
+        self._last_save = time.monotonic()
+        self._link_from_dirpath(trainer, pins)
+        return pins
+
+    def _is_due(self, trainer: Trainer, reason: str) -> bool:
+        if reason in ("exception", "stop"):
+            return self.save_on_exception or reason == "stop"
+        if self.every_n_train_steps:
+            return trainer.global_step % self.every_n_train_steps == 0
+        if self.train_time_interval:
+            return time.monotonic() - self._last_save >= self.train_time_interval
+        if reason == "train_epoch":
+            validated_now = self._has_validated and self._metric.step == trainer.global_step
+            return (self.save_on_train_epoch_end is not False or validated_now) and self._is_epoch_due(
+                trainer.current_epoch
+            )
+        return self.save_on_train_epoch_end is not True and self._is_epoch_due(trainer.current_epoch + 1)
+
+    def _is_epoch_due(self, epoch: int) -> bool:
+        """Whether the schedule wants the `epoch`-th epoch, counted from 1."""
+        interval = 0
+        for start, every_n in self._epoch_starts:
+            if start < epoch:
+                interval = every_n
+        return interval > 0 and epoch % interval == 0
+
+    # -- which ---------------------------------------------------------------------------------------------------------
+    def _newest(self, save_point: SavePoint) -> dict[str, list[str]]:
+        candidate, entries = save_point.candidate, save_point.entries
+        # Where the newest is not finite, the newest that is must stay, or there would be nothing sound to go on from.
+        sound = [] if candidate.healthy else [entry.name for entry in reversed(entries) if entry.healthy][:1]
+        pins = {}
+        if self.save_last and not self.save_weights_only:
+            pins["latest"] = [candidate.name, *sound]
+        if self.keep_last_n:
+            earlier = [entry.name for entry in reversed(entries) if "recent" in entry.pins][: self.keep_last_n - 1]
+            pins["recent"] = [candidate.name, *earlier, *(name for name in sound if name not in earlier)]
+        return pins
+
+    def _ranked(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]]:
+        """The best checkpoints, if the candidate is among them."""
+        candidate = save_point.candidate
+        self.current_score = candidate.metrics.get(self._metric.name)
+        earned_here = self._metric.step == candidate.step and self.current_score is not None
+        pins: dict[str, list[str]] = {}
+        if (
+            earned_here
+            and self.current_score is not None
+            and math.isfinite(self.current_score)
+            and candidate.healthy
+            and self._best_pins
+        ):
+            before = self._kept(save_point.entries)
+            # The same step saved again holds the same weights: the newer one takes the place.
+            ranking = self._by_score([*(entry for entry in before if entry.step != candidate.step), candidate])
+            kept = ranking if self.save_top_k < 0 else ranking[: self.save_top_k]
+            if candidate in kept:
+                pins = {pin: [entry.name for entry in kept] for pin in self._best_pins}
+                pins.update(self._named(kept, [entry for entry in before if entry not in kept]))
+                if self.verbose:
+                    trainer.print(
+                        f"Epoch {candidate.epoch}, step {candidate.step}: {self.monitor} {self.current_score:.6g} is number "
+                        f"{kept.index(candidate) + 1} of the best {len(kept)}"
+                    )
+        if self.save_top_k < 0:
+            pins.update(self._named([candidate], []))
+        return pins
+
+    def _unranked(self, save_point: SavePoint) -> dict[str, list[str]]:
+        if self.save_top_k == 0:
+            return {}
+        return self._named([save_point.candidate], save_point.entries if self.save_top_k == 1 else [])
+
+    def _kept(self, entries: Sequence[Entry]) -> list[Entry]:
+        return [
+            entry
+            for entry in entries
+            if self._best_pins and self._best_pins[0] in entry.pins and self.monitor in entry.metrics
+        ]
+
+    def _by_score(self, entries: list[Entry]) -> list[Entry]:
+        sign = 1.0 if self.mode == "min" else -1.0
+        return sorted(entries, key=lambda entry: (sign * entry.metrics[self._metric.name], entry.order))
+
+    def _pins_before_lr_drop(self, save_point: SavePoint) -> dict[str, list[str]]:
+        pins = {f"before-lr-drop-epoch_{save_point.candidate.epoch + 1}": [save_point.candidate.name]}
+        return {**pins, **self._newest(save_point)}
+
+    # -- names -----------------------------------------------------------------------------------------------------------
+    def _named(self, kept: Sequence[Entry], dropped: Sequence[Entry]) -> dict[str, list[str]]:
+        """A pin for each kept checkpoint's own name, and the removal of the others'."""
+        if self.filename is None:
+            return {}
+        pins: dict[str, list[str]] = {}
+        for entry in kept:
+            pins.setdefault(self._name_of(entry), []).append(entry.name)
+        for entry in dropped:
+            if all(name in entry.metrics or name in ("epoch", "step") for name in _placeholders(self.filename)):
+                name = self._name_of(entry)
+                if name in entry.pins and not self._is_archive(name, entry):
+                    pins.setdefault(name, [])
+        return pins
+
+    def _name_of(self, entry: Entry) -> str:
+        def fill(match: re.Match[str]) -> str:
+            name, spec = match[1], (match[2] or ":")[1:]
+            known: dict[str, Any] = {"epoch": entry.epoch, "step": entry.step, **entry.metrics}
+            if name not in known:
+                raise not_logged(f"ModelCheckpoint(filename={self.filename!r})", name, self._of_trainer())
+            text = format(known[name], spec)
+            return f"{name}={text}" if self.auto_insert_metric_name else text
+
+        return _pin_name(_PLACEHOLDER.sub(fill, self.filename or ""))
+
+    def _is_archive(self, name: str, entry: Entry) -> bool:
+        every = self.archive_every_n_epochs
+        return every is not None and name == f"epoch_{entry.epoch}" and entry.epoch % every == 0
+
+    def _link_from_dirpath(self, trainer: Trainer, pins: Mapping[str, Sequence[str]]) -> None:
+        folder, run_dir = self._dirpath, trainer.run_dir
+        if (
+            folder is None
+            or run_dir is None
+            or not trainer.is_global_zero
+            or folder in (run_dir, run_dir / "checkpoints")
+        ):
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for pin, names in pins.items():
+                for suffix in ("", ".pdparams", ".pdopt"):
+                    link = folder / f"{pin}{suffix}"
+                    if link.is_symlink():
+                        link.unlink()
+                    if names:
+                        link.symlink_to(run_dir / f"{pin}{suffix}")
+        except OSError as error:
+            warnings.warn(
+                f"ModelCheckpoint(dirpath={str(folder)!r}): no links there ({error}); the checkpoints are in {run_dir}",
+                stacklevel=2,
+            )
+
+    # -- to read -----------------------------------------------------------------------------------------------------------
+    def _of_trainer(self) -> Trainer:
+        if self._trainer is None:
+            raise ConfigurationError("this ModelCheckpoint has not been in a fit yet")
+        return self._trainer
+
+    def _best(self) -> list[Entry]:
+        if self._trainer is None or self._trainer.run_dir is None:
+            return []
+        return self._by_score(self._kept(self._trainer.checkpoints.entries()))
+
+    @property
+    def best_model_path(self) -> str:
+        """The best checkpoint's directory; "" where nothing is best."""
+        return str(self._best()[0].path) if self._best() else ""
+
+    @property
+    def best_model_score(self) -> float | None:
+        return self._best()[0].metrics[self._metric.name] if self._best() else None
+
+    @property
+    def best_k_models(self) -> dict[str, float]:
+        """{directory: score}, best first."""
+        return {str(entry.path): entry.metrics[self._metric.name] for entry in self._best()}
+
+    @property
+    def kth_best_model_path(self) -> str:
+        """The directory of the one that the next better checkpoint pushes out; "" where nothing is best."""
+        return str(self._best()[-1].path) if self._best() else ""
+
+    @property
+    def last_model_path(self) -> str:
+        """The newest checkpoint's directory; "" where there is none."""
+        if self._trainer is None or self._trainer.run_dir is None:
+            return ""
+        latest = [entry for entry in self._trainer.checkpoints.entries() if "latest" in entry.pins]
+        return str(latest[-1].path) if latest else ""
+
+    @property
+    def dirpath(self) -> str | None:
+        """Where checkpoints are; None before a run has a directory."""
+        run_dir = None if self._trainer is None else self._trainer.run_dir
+        return None if run_dir is None else str(run_dir / "checkpoints")
+
+
+def _is_last_epoch(trainer: Trainer) -> bool:
+    if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
+
+
+def _pin_name(text: str) -> str:
+    """A name that is a file's on every system: anything but letters, digits and `._=+-` becomes `_`."""
+    return re.sub(r"[^\w.=+-]", "_", text).lstrip(".")
+
+
+def _placeholders(filename: str) -> list[str]:
+    return [match[1] for match in _PLACEHOLDER.finditer(filename)]
+
+
+def _check_filename(filename: str) -> None:
+    for match in _PLACEHOLDER.finditer(filename):
+        example: Any = 0 if match[1] in ("epoch", "step") else 0.5
+        try:
+            format(example, (match[2] or ":")[1:])
+        except ValueError as error:
+            raise ConfigurationError(
+                f"ModelCheckpoint(filename={filename!r}): {match[0]} cannot show {example!r}: {error}"
+            ) from error
+    name = _pin_name(filename)
+    if not name or name in _RESERVED or name.startswith("best_"):
+        raise ConfigurationError(
+            f"ModelCheckpoint(filename={filename!r}) is a name the run directory uses itself; add something, for example '{{epoch}}'"
+        )
+
+
+def _epoch_schedule(every_n_epochs: int | Mapping[int | float, int] | None) -> dict[int | float, int]:
+    if every_n_epochs is None:
+        return {}
+    if not isinstance(every_n_epochs, Mapping):
+        number = _whole("every_n_epochs", every_n_epochs, at_least=0)
+        return {0: number} if number else {}
+    for start, interval in every_n_epochs.items():
+        _whole("every_n_epochs", interval, at_least=1)
+        if isinstance(start, bool) or not isinstance(start, (int, float)) or start < 0:
+            raise ConfigurationError(
+                f"ModelCheckpoint(every_n_epochs={dict(every_n_epochs)}): a start is a number of epochs or a share of max_epochs "
+                f"between 0 and 1, got {start!r}"
+            )
+    return dict(every_n_epochs)
+
+
+def _whole(name: str, value: Any, *, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationTypeError(f"ModelCheckpoint({name}=...) must be an integer, got {value!r}")
+    if value < at_least:
+        raise ConfigurationError(f"ModelCheckpoint({name}=...) must be >= {at_least}, got {value}")
+    return value
+
+
+def _whole_or_none(name: str, value: Any) -> int | None:
+    return None if value is None else _whole(name, value, at_least=0) or None
+
+
+def _seconds(interval: timedelta | float | None) -> float | None:
+    if interval is None:
+        return None
+    if isinstance(interval, bool) or not isinstance(interval, (timedelta, int, float)):
+        raise ConfigurationTypeError(
+            f"ModelCheckpoint(train_time_interval=...) is a timedelta or seconds, got {interval!r}"
+        )
+    seconds = interval.total_seconds() if isinstance(interval, timedelta) else float(interval)
+    if seconds <= 0:
+        raise ConfigurationError(
+            f"ModelCheckpoint(train_time_interval=...) must be longer than nothing, got {interval!r}"
+        )
+    return seconds

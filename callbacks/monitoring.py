@@ -1,0 +1,62 @@
+"""A monitored metric: whether its newest value is new, and which step's weights earned it."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+from paddlelite_trainer import Trainer
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, did_you_mean
+
+Mode = Literal["min", "max"]
+
+
+class MonitoredMetric:
+    """Follows one name in `trainer.callback_metrics`, where an older value stays until a newer one comes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.step = -1
+        """The step at which the newest value was first seen; its weights are the ones that earned it."""
+        self._value: float | None = None
+
+    def look(self, trainer: Trainer) -> float | None:
+        """The value, if it has been produced since the last look, else None. Reads metrics: not for the batch path."""
+        value = trainer.callback_metrics.get(self.name)
+        if value is None or value is self._value:  # every value logged is an object of its own, equal ones too
+            return None
+        self._value, self.step = value, trainer.global_step
+        return value
+
+
+def check_monitor(owner: str, monitor: object, mode: str) -> None:
+    if monitor is not None and not (isinstance(monitor, str) and monitor):
+        raise ConfigurationTypeError(f"{owner}(monitor=...) is the name of a logged metric, got {monitor!r}")
+    if mode not in get_args(Mode):
+        raise ConfigurationError(
+            f"{owner}(mode=...) is 'min' where a smaller {monitor or 'metric'} is better, or 'max', got {mode!r}."
+            f"{did_you_mean(str(mode), ('min', 'max', 'minimum', 'maximum'))}"
+        )
+
+
+def is_better(score: float, than: float, mode: str, min_delta: float = 0.0) -> bool:
+    """Strictly, by more than min_delta: ties keep the earlier one. NaN is never better."""
+    if math.isnan(score):
+        return False
+    if math.isnan(than):
+        return True
+    return score < than - min_delta if mode == "min" else score > than + min_delta
+
+
+def not_logged(owner: str, monitor: str, trainer: Trainer) -> ConfigurationError:
+    known = sorted(trainer.callback_metrics)
+    return ConfigurationError(
+        f"{owner} monitors {monitor!r}, which was not logged.{did_you_mean(monitor, known)} "
+        f"Logged: {', '.join(known) or 'nothing'}. "
+        f"Log it in validation_step or training_step: self.log({monitor!r}, value, on_epoch=True)."
+    )
+
+
+def should_be_there(trainer: Trainer, has_validated: bool) -> bool:
+    """Whether, at an epoch's end, everything that is ever logged has been logged once."""
+    return has_validated or not any(trainer.num_val_batches)

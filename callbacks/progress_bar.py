@@ -1,0 +1,235 @@
+"""ProgressBar: where a run is; one line per epoch where there is no terminal."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from paddlelite_trainer import Callback, Module, Trainer
+from paddlelite_trainer.errors import ConfigurationError
+
+_STAGE_WORDS = {"validate": "Validation", "test": "Test", "predict": "Prediction"}
+
+
+class ProgressBar(Callback):
+    """Shows epoch, batches, speed and the metrics logged with `prog_bar=True`.
+
+    In a terminal and a notebook it is a bar, redrawn at most every `refresh_seconds`: between two redraws a batch costs one look
+    at the clock, and metrics are brought from the device only for a redraw. Where the output is a file or a pipe, it is one
+    line per epoch, and one for each validation, test or prediction of its own. Prints appear above the bar, whole.
+
+    Args:
+        refresh_seconds: least time between redraws.
+        leave: also write the line per epoch above the bar.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.25, leave: bool = False) -> None:
+        if refresh_seconds < 0:
+            raise ConfigurationError(f"ProgressBar(refresh_seconds=...) must be >= 0, got {refresh_seconds!r}")
+        self.refresh_seconds = refresh_seconds
+        self.leave = leave
+        self._bar: Any = None
+        self._train_task: Any = None
+        self._other_task: Any = None
+        self._other_done = 0
+        self._next_redraw = math.inf
+        self._epoch_started = 0.0
+        self._batches = 0
+        self._stage_started = 0.0
+
+    def print(self, *values: Any, **options: Any) -> None:
+        """print(), above the bar."""
+        print(*values, **options)  # the bar's display takes standard output over while it is there
+
+    # -- training ----------------------------------------------------------------------------------------------------------
+    def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None:
+        self._open()
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self._open()
+        self._epoch_started = time.monotonic()
+        self._show_epoch(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        self._epoch_started = time.monotonic()
+        self._batches = 0
+        self._show_epoch(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._batches = batch_idx + 1
+        if time.monotonic() >= self._next_redraw:
+            self._redraw(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        if self._bar is not None:
+            self._redraw(trainer)
+        if self._bar is None or self.leave:
+            metrics = trainer.progress_bar_metrics or trainer.callback_metrics
+            seconds = time.monotonic() - self._epoch_started
+            parts = [_epoch_words(trainer), f"{self._batches} batches", f"{seconds:.1f} s", metrics_text(metrics)]
+            trainer.print("  ".join(part for part in parts if part), flush=True)
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self._close()
+
+    def _show_epoch(self, trainer: Trainer) -> None:
+        if self._bar is None:
+            return
+        if self._train_task is not None:
+            self._bar.remove_task(self._train_task)
+        total = _finite(trainer.num_training_batches)
+        self._train_task = self._bar.add_task(_epoch_words(trainer), total=total, metrics="")
+        self._next_redraw = 0.0
+
+    def _redraw(self, trainer: Trainer) -> None:
+        self._bar.update(self._train_task, completed=self._batches, metrics=metrics_text(trainer.progress_bar_metrics))
+        self._refresh()
+
+    # -- validation, test, predict -----------------------------------------------------------------------------------------
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        if trainer.sanity_checking:
+            self._begin_stage("Sanity check", None)
+        else:
+            lengths = [_finite(length) for length in trainer.num_val_batches] if trainer.state == "fit" else []
+            known = [length for length in lengths if length is not None]
+            self._begin_stage("Validation", sum(known) if known and len(known) == len(lengths) else None)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._other_done += 1
+        if time.monotonic() >= self._next_redraw:
+            self._redraw_stage()
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        self._end_stage(trainer)
+
+    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+        self._begin_stage("Test", None)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.on_validation_batch_end(trainer, module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_end(self, trainer: Trainer, module: Module) -> None:
+        self._end_stage(trainer)
+
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+        self._begin_stage("Prediction", None)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.on_validation_batch_end(trainer, module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
+        self._end_stage(trainer)
+
+    def _begin_stage(self, words: str, total: int | None) -> None:
+        self._other_done = 0
+        self._stage_started = time.monotonic()
+        self._open()
+        if self._bar is not None:
+            self._other_task = self._bar.add_task(words, total=total, metrics="")
+            self._refresh()
+
+    def _redraw_stage(self) -> None:
+        self._bar.update(self._other_task, completed=self._other_done)
+        self._refresh()
+
+    def _end_stage(self, trainer: Trainer) -> None:
+        if self._bar is not None:
+            self._bar.remove_task(self._other_task)
+            self._other_task = None
+            self._refresh()
+        if trainer.state != "fit":
+            self._close()
+            seconds = time.monotonic() - self._stage_started
+            trainer.print(
+                f"{_STAGE_WORDS[str(trainer.state)]}: {self._other_done} batches, {seconds:.1f} s", flush=True
+            )
+
+    # -- the display -------------------------------------------------------------------------------------------------------
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        self._close()
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        self._close()
+
+    def _open(self) -> None:
+        if self._bar is None:
+            self._bar = _rich_bar()
+            if self._bar is not None:
+                self._bar.start()
+                self._next_redraw = 0.0
+
+    def _refresh(self) -> None:
+        self._bar.refresh()
+        self._next_redraw = time.monotonic() + self.refresh_seconds
+
+    def _close(self) -> None:
+        bar, self._bar = self._bar, None
+        self._train_task = self._other_task = None
+        self._next_redraw = math.inf
+        if bar is not None:
+            bar.stop()
+
+
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+
+
+def _epoch_words(trainer: Trainer) -> str:
+    known = trainer.max_epochs is not None and trainer.max_epochs > 0
+    return f"Epoch {trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if known else "")
+
+
+def _finite(length: float) -> int | None:
+    return None if math.isinf(length) else int(length)
+
+
+def _rich_bar() -> Any:
+    """A rich progress display that redraws only when told to, or None where nobody would see it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    console = Console()
+    if console.is_jupyter:
+        import importlib.util
+
+        if importlib.util.find_spec("ipywidgets") is None:
+            return None
+    elif not console.is_terminal or console.is_dumb_terminal or not sys.stdout.isatty():
+        return None
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.4g} it/s", style="dim")
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("<", style="dim"),
+        TimeRemainingColumn(),
+        Speed(),
+        TextColumn("{task.fields[metrics]}"),
+        console=console,
+        auto_refresh=False,  # a thread that redraws would take time from the training
+    )

@@ -1,0 +1,44 @@
+"""What Trainer adds when you pass nothing: callbacks and loggers. The only file of the engine that imports callbacks/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .callback import Callback
+from .errors import ConfigurationTypeError
+from .loggers import CSVLogger, Logger, TensorBoardLogger
+
+
+def default_callbacks(
+    given: list[Callback], *, checkpointing: bool, progress_bar: bool, model_summary: bool
+) -> list[Callback]:
+    """The user's callbacks, then a ModelSummary, a ProgressBar and a ModelCheckpoint where wanted and none was given."""
+    from .callbacks import ModelCheckpoint, ModelSummary, ProgressBar
+
+    def lacks(kind: type[Callback]) -> bool:
+        return not any(isinstance(callback, kind) for callback in given)
+
+    added: list[Callback] = []
+    if model_summary and lacks(ModelSummary):
+        added.append(ModelSummary())
+    if progress_bar and lacks(ProgressBar):
+        added.append(ProgressBar())
+    if checkpointing and lacks(ModelCheckpoint):
+        added.append(ModelCheckpoint())
+    return [*given, *added]
+
+
+def default_loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Logger]:
+    """The loggers meant by Trainer(logger=...): None and True are TensorBoard and CSV files in the run directory."""
+    if logger is None or logger is True:
+        return [TensorBoardLogger(), CSVLogger()]
+    if logger is False:
+        return []
+    loggers = list(logger) if isinstance(logger, Sequence) and not isinstance(logger, str) else [logger]
+    for one in loggers:
+        if not isinstance(one, Logger):
+            raise ConfigurationTypeError(
+                f"Trainer(logger=...) takes True, False, a Logger or a list of them, got {one!r} of type {type(one).__name__}. "
+                "A logger of your own derives from paddlelite_trainer.Logger and defines log_metrics(metrics, step)."
+            )
+    return loggers
