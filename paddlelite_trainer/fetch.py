@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
+import io
 import numbers
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -104,7 +107,9 @@ def to_tensors(batch: Any) -> Any:
     """
     if isinstance(batch, np.ndarray):
         return _to_tensor(batch)
-    if isinstance(batch, (paddle.Tensor, str, bytes, numbers.Number)):
+    if isinstance(batch, paddle.Tensor):
+        return batch if batch.stop_gradient else batch.detach()
+    if isinstance(batch, (str, bytes, numbers.Number)):
         return batch
     if isinstance(batch, Sequence):
         return [to_tensors(field) for field in batch]
@@ -114,7 +119,7 @@ def to_tensors(batch: Any) -> Any:
 
 
 def to_arrays(batch: Any) -> Any:
-    """The inverse of `to_tensors`, for the way out of a worker process."""
+    """The batch in a form that can be pickled with its arrays out of band, for the way out of a worker process."""
     if isinstance(batch, paddle.Tensor):
         return batch.numpy()
     if isinstance(batch, (np.ndarray, str, bytes, numbers.Number)):
@@ -123,7 +128,7 @@ def to_arrays(batch: Any) -> Any:
         return [to_arrays(field) for field in batch]
     if isinstance(batch, Mapping):
         return {key: to_arrays(field) for key, field in batch.items()}
-    return batch
+    return batch if batch is None else _Whole(batch)
 
 
 def add_note(error: BaseException, note: str) -> None:
@@ -136,6 +141,24 @@ def add_note(error: BaseException, note: str) -> None:
         error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
     else:
         error.args = (*error.args, note)
+
+
+class _Whole:
+    """Pickles an object that we know nothing of by itself, so that its arrays are its own and not views of a slot."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        stream = io.BytesIO()
+        pickler = pickle.Pickler(stream, protocol=5)
+        pickler.dispatch_table = {**copyreg.dispatch_table, paddle.Tensor: _reduce_tensor}  # type: ignore[attr-defined]
+        pickler.dump(self.value)
+        return pickle.loads, (stream.getvalue(),)
+
+
+def _reduce_tensor(tensor: Any) -> tuple[Any, ...]:
+    return _to_tensor, (tensor.numpy(),)
 
 
 def _to_tensor(array: np.ndarray[Any, Any]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle.base.framework import _current_expected_place, _set_expected_place
 
 from .errors import ConfigurationError
 
@@ -134,16 +135,17 @@ class IsolatedSeed:
     """Seeds python, NumPy and Paddle's CPU generator for one fetch, then puts the surrounding states back.
 
     `enter(seed)` and `leave()` are for the batch path: 30 us together, no object made but the saved states. One object
-    serves one iteration; different objects nest. NumPy's cached second Gaussian of the surroundings is dropped, as it
-    lives outside the bit generator and saving it costs 45 us; `drop_cached_gaussian` does the same where no fetch runs
-    in this process, so that both ways draw the same numbers.
+    serves one iteration; different objects nest. `on_host` makes Paddle create tensors on the CPU meanwhile. NumPy's
+    cached second Gaussian of the surroundings is dropped: it lives outside the bit generator, and saving it costs 45 us.
+    `drop_cached_gaussian` does the same where no fetch runs in this process, so that both draw the same numbers.
     """
 
-    __slots__ = ("_numpy_outside", "_numpy_own", "_paddle", "_paddle_outside", "_python_outside")
+    __slots__ = ("_numpy_outside", "_numpy_own", "_on_host", "_paddle", "_paddle_outside", "_place", "_python_outside")
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_host: bool = False) -> None:
         self._numpy_own = np.random.MT19937(0)
         self._paddle = core.default_cpu_generator()
+        self._on_host = on_host
 
     def enter(self, seed: int) -> None:
         self._python_outside = random.getstate()
@@ -153,11 +155,17 @@ class IsolatedSeed:
         _numpy.set_bit_generator(self._numpy_own)  # swapping costs 0.6 us, get_state and set_state 90 us
         np.random.seed(seed)
         self._paddle.manual_seed(seed)
+        self._place = None
+        if self._on_host and not isinstance(place := _current_expected_place(), core.CPUPlace):
+            self._place = place
+            _set_expected_place(core.CPUPlace())
 
     def leave(self) -> None:
         random.setstate(self._python_outside)
         _numpy.set_bit_generator(self._numpy_outside)
         self._paddle.set_state(self._paddle_outside)
+        if self._place is not None:
+            _set_expected_place(self._place)
 
 
 def drop_cached_gaussian() -> None:

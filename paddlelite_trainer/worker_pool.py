@@ -78,6 +78,11 @@ class WorkerPool:
         self.generation += 1
         self._current_generation[:] = self.generation.to_bytes(8, "little")
 
+    def check(self, generation: int) -> None:
+        """Raise DataError if an epoch begun in between has taken the workers."""
+        if self.generation != generation:
+            raise DataError(f"an epoch of {self.name} was gone on with after another one was begun")
+
     def submit(self, number: int, *, seed: int, indices: Any = None, skip: bool = False) -> None:
         self._send(self._workers[number], ("skip" if skip else "fetch", self.generation, seed, indices))
 
@@ -96,9 +101,12 @@ class WorkerPool:
     def close(self) -> None:
         """End the workers: they get two seconds, then SIGKILL. Safe to call twice."""
         self.closed = True
+        _open_pools.discard(self)
         self._shut_down()
 
     def _send(self, worker: _Worker, task: tuple[Any, ...]) -> None:
+        if self.closed:
+            raise DataError(f"{self.name} was closed in the middle of an epoch")
         try:
             worker.tasks_in.send(task)
         except (BrokenPipeError, ConnectionResetError):
@@ -106,6 +114,8 @@ class WorkerPool:
         worker.under_way += 1
 
     def _read(self, worker: _Worker) -> tuple[int, Any]:
+        if self.closed:
+            raise DataError(f"{self.name} was closed in the middle of an epoch")
         self._wait(worker)
         reply = os.read(worker.replies_out.fileno(), _REPLY.size)
         if len(reply) < _REPLY.size:
@@ -179,6 +189,10 @@ class _Worker:
         self.tasks_out.close()
         self.replies_in.close()
 
+    def close_slots(self) -> None:
+        for slot in self.slots:
+            slot.close()
+
     def next_slot(self) -> _Slot:
         """Slots are used in turn on both sides; a slot is free again once its reply has been read."""
         slot = self.slots[self._slots_used % len(self.slots)]
@@ -230,7 +244,9 @@ class _Slot:
 
     def close(self) -> None:
         self._map = None
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def _grow(self, size: int) -> None:
         if size > self._size:
@@ -301,12 +317,13 @@ def _work(
 
 
 def _close_what_is_not_ours(own: _Worker) -> None:
-    """Close every pipe end that the fork copied, or another pool's worker would not see its parent hang up."""
+    """Close what the fork copied, or other workers would not see their parent hang up, nor their memory be freed."""
     for pool in list(_open_pools):
         for worker in pool._workers:
             worker.close_near_ends()
             if worker is not own:
                 worker.close_far_ends()
+                worker.close_slots()
 
 
 def _run_init_fn(
@@ -378,5 +395,4 @@ def _shut_down(workers: list[_Worker], current: mmap.mmap) -> None:
             worker.process.kill()
             worker.process.join()
         worker.close_near_ends()
-        for slot in worker.slots:
-            slot.close()
+        worker.close_slots()
