@@ -72,6 +72,7 @@ class Links:
         self._run_dir = run_dir
         self._fs = file_system
         self._warned: set[str] = set()
+        self._unsynced = False
 
     def point(self, pin: str, entry: str, files: Collection[str]) -> None:
         """Make the pin's links lead to this checkpoint, each switched atomically."""
@@ -88,6 +89,12 @@ class Links:
         for suffix, file in SUFFIXES.items():
             self._remove(pin + suffix, file)
         self._remove(pin, None)
+
+    def sync(self) -> None:
+        """Return when the links are on the disk as they are now."""
+        if self._unsynced:
+            self._fs.fsync_directory(self._run_dir)
+            self._unsynced = False
 
     def found(self) -> dict[str, str]:
         """Pin -> checkpoint, as the links say: what is left to go by when the record of the pins is lost."""
@@ -117,6 +124,7 @@ class Links:
         try:
             self._make(temporary, target, directory, file)
             self._fs.replace(temporary, path)
+            self._unsynced = True
         except OSError as error:
             self._discard(temporary)
             if error.errno in _NO_LINKS_HERE:
@@ -140,6 +148,7 @@ class Links:
         path = self._run_dir / name
         if self._fs.exists(path) and self._is_ours(path, file):
             self._fs.unlink(path)
+            self._unsynced = True
 
     def _discard(self, temporary: Path) -> None:
         try:

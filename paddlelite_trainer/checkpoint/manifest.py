@@ -83,7 +83,7 @@ def parse_files(manifest: Mapping[str, Any]) -> dict[str, StoredFile]:
         raise CheckpointCorruptError(f"manifest.json has no format version: {version!r}")
     if version > FORMAT_VERSION:
         raise CheckpointCorruptError(
-            f"The checkpoint has format {version}, and this paddlelite_trainer reads up to {FORMAT_VERSION}; upgrade it."
+            f"The checkpoint has format {version}; this paddlelite_trainer reads up to {FORMAT_VERSION}. Upgrade it."
         )
     try:
         files = manifest["files"]

@@ -71,7 +71,7 @@ class CheckpointStore:
         self._job = BackgroundJob()
         self._buffer = HostBuffer()
         self._opened: SavedCheckpoint | None = None  # what newest() has just verified, for read()
-        self._manifests: dict[str, dict[str, Any]] = {}
+        self._manifests: dict[tuple[str, int, int], dict[str, Any]] = {}  # by name, inode and time; a reader's cache
         self._entries: tuple[Entry, ...] = ()
         self._pins = Pins()
         if not read_only:
@@ -175,7 +175,7 @@ class CheckpointStore:
         if unhealthy:
             names = ", ".join(entry.name for entry in unhealthy)
             warnings.warn(
-                f"Checkpoint {names} was saved with NaN or infinite values in it; using {chosen.name}, the newest healthy one.",
+                f"Checkpoint {names} holds NaN or infinite values; using {chosen.name}, the newest healthy one.",
                 stacklevel=2,
             )
         return self._refreshed(chosen)
@@ -468,6 +468,7 @@ class CheckpointStore:
         for name, held in self._pins.held.items():
             if name not in self._pins.without_links and held[0] in entries:
                 self._links.point(name, held[0], self._fs.listdir(self.directory / held[0]))
+        self._links.sync()  # before anything is deleted: no link may come back that leads to it
 
     def _unheld(self) -> list[Entry]:
         """The committed checkpoints that nothing protects."""
@@ -479,7 +480,6 @@ class CheckpointStore:
     def _retire(self, victims: list[Entry]) -> None:
         if not victims:
             return
-        self._fs.fsync_directory(self.run_dir)  # no link may come back that leads to what is deleted below
         trash = []
         for entry in victims:
             trash.append(self._temporary(".trash", entry.name))
@@ -533,18 +533,25 @@ class CheckpointStore:
         entries = []
         for name in self._names():
             try:
-                manifest = self._manifests.get(name) if self.read_only else None
-                manifest = manifest or read_manifest(self.directory / name, self._fs)
+                manifest = self._manifest_of(name)
                 entry = entry_from_manifest(self.directory / name, manifest)
-                if entry.name != name:
-                    continue
             except (CheckpointCorruptError, OSError):
                 continue  # not committed, or damaged: newest() reports and quarantines it
-            manifests[name] = manifest
-            entries.append(entry)
-        self._manifests = manifests
+            if entry.name == name:
+                manifests[name] = manifest
+                entries.append(entry)
+        self._manifests = {key: found for key, found in self._manifests.items() if key[0] in manifests}
         self._pins = self._reconciled(manifests)
         self._entries = self._with_pins(entries)
+
+    def _manifest_of(self, name: str) -> dict[str, Any]:
+        if not self.read_only:
+            return read_manifest(self.directory / name, self._fs)
+        status = self._fs.lstat(self.directory / name / MANIFEST)
+        key = (name, status.st_ino, status.st_mtime_ns)
+        if key not in self._manifests:
+            self._manifests[key] = read_manifest(self.directory / name, self._fs)
+        return self._manifests[key]
 
     def _reconciled(self, manifests: Mapping[str, dict[str, Any]]) -> Pins:
         recorded = self._recorded_pins()
@@ -552,7 +559,7 @@ class CheckpointStore:
         existing = set(self._names())
         for name, manifest in sorted(manifests.items(), key=lambda item: int(item[1].get("sequence", 0))):
             sequence = int(manifest.get("sequence", 0))
-            if name not in pins.known and sequence > pins.sequence:
+            if name not in pins.known and (recorded is None or sequence == pins.sequence + 1):
                 changes = {
                     pin: [held for held in entries if held in existing] for pin, entries in manifest["pins"].items()
                 }
