@@ -288,7 +288,8 @@ class Module(paddle.nn.Layer):
 
     def manual_backward(self, loss: Any) -> None:
         """`loss.backward()`, scaled where the precision asks for it."""
-        self.trainer._backward(loss)
+        with self.trainer.precision.outside_autocast():
+            self.trainer._backward(loss)
 
     def clip_gradients(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -45,7 +45,8 @@ class Precision:
     `requested` is what was asked for, `effective` what this device does; where they differ, `note` is a sentence that
     says so. `autocast` makes the context for forward passes (training, validation, prediction; never backward), or is
     None where there is nothing to enter. `scaler` exists for float16 alone. `convert_input`, where it is not None, must
-    be applied to each batch. Only this class and Paddle write the scaler.
+    be applied to each batch. `outside_autocast` is for what must leave the context from inside of it: backward, clipping
+    and steps that a training step takes itself. Only this class and Paddle write the scaler.
 
     Makes `device` Paddle's current device: Paddle asks the current one whether it has AMP at all.
 
@@ -60,6 +61,7 @@ class Precision:
     """
 
     autocast: Callable[[], AbstractContextManager[Any]] | None
+    outside_autocast: Callable[[], AbstractContextManager[Any]]
     convert_input: Callable[[Any], Any] | None
     scaler: LossScaler | None
 
@@ -95,6 +97,7 @@ class Precision:
                 f"not compute in {half}: this run computes in float32."
             )
         self.autocast = self.convert_input = self.scaler = None
+        self.outside_autocast = contextlib.nullcontext
         if self.effective in _HALF:
             self.autocast = functools.partial(
                 paddle.amp.auto_cast,
@@ -103,6 +106,7 @@ class Precision:
                 level="O1" if self.effective.endswith("mixed") else "O2",
                 dtype=half,
             )
+            self.outside_autocast = functools.partial(paddle.amp.auto_cast, enable=False)
             if half == "float16":
                 self.scaler = LossScaler(**self._scaler_options)
         elif self.effective == "64-true":
@@ -183,7 +187,10 @@ class Precision:
             note = f" {self.note}" if self.note else ""
             raise CheckpointMismatchError(
                 "the checkpoint's precision does not fit this run's:",
-                [f"precision: saved {saved}, now {self.effective}.{note} Pass precision={saved!r} to go on as saved"],
+                [
+                    f"precision: saved {saved}, now {self.effective}.{note} Pass precision={saved!r} to go on as saved, or "
+                    "override=('precision',) to change it"
+                ],
             )
         if self.scaler is None:
             return
@@ -273,6 +280,23 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
         """Forget that the optimizer's gradients were unscaled."""
         self._unscaled.pop(id(optimizer), None)
         self._optimizer_states.pop(id(optimizer), None)
+
+
+def clip_gradients_by_norm(parameters: Sequence[Any], max_norm: float) -> Any:
+    """Scale the gradients down together to a norm of `max_norm`, in place; returns their norm before, in float32 or wider.
+
+    `paddle.nn.utils.clip_grad_norm_`, and its formula where it cannot be used: it fails on gradients of several types,
+    which O2 has, and sums squares in float16, which overflows at a norm of 65504.
+    """
+    if not any(parameter.grad.dtype in (paddle.float16, paddle.bfloat16) for parameter in parameters):
+        return paddle.nn.utils.clip_grad_norm_(parameters, max_norm)
+    with paddle.no_grad():
+        gradients = [parameter.grad.astype("float32") for parameter in parameters]
+        total = paddle.linalg.norm(paddle.stack([paddle.linalg.norm(gradient) for gradient in gradients]))
+        factor = paddle.clip(max_norm / (total + 1e-6), max=1.0)
+        for parameter, gradient in zip(parameters, gradients):
+            paddle.assign((gradient * factor).astype(parameter.grad.dtype), parameter.grad)
+    return total
 
 
 def is_out_of_memory(exception: BaseException) -> bool:

@@ -56,6 +56,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "log_every_n_steps": (lambda v: _is_int(v) and v >= 1, "an int >= 1; for no logging pass logger=False"),
     "accumulate_grad_batches": (_is_schedule, "an int >= 1, or {epoch: int >= 1} that has epoch 0"),
     "gradient_clip_val": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0 or None"),
+    "precision_options": (
+        lambda v: v is None
+        or (isinstance(v, Mapping) and set(v) <= {"custom_white_list", "custom_black_list", "scaler_options"}),
+        "a dict with any of 'custom_white_list', 'custom_black_list', 'scaler_options', or None",
+    ),
     "gradient_clip_algorithm": (lambda v: v in (None, "norm", "value"), "'norm' or 'value'"),
     "deterministic": (lambda v: isinstance(v, bool) or v == "warn", "True, False or 'warn'"),
     "reload_dataloaders_every_n_epochs": (lambda v: _is_int(v) and v >= 0, "an int >= 0"),

@@ -34,7 +34,7 @@ from .optimizers import (
     structured_names,
     will_drop,
 )
-from .precision import Precision, is_out_of_memory
+from .precision import Precision, clip_gradients_by_norm, is_out_of_memory
 from .progress import Progress
 from .rng import derive_seed, draw_seed, isolated_random_states, paddle_cpu_generator_can_be_saved, seed_everything
 from .run_directory import RunDirectory, resolve_ckpt_path
@@ -59,7 +59,7 @@ class Trainer:
         trainer.test(ckpt_path="best", dataloaders=test_loader)
 
     Arguments have Lightning's names and meanings. One of `max_epochs`, `max_steps`, `max_time` must say when `fit` ends.
-    Beyond Lightning: `run_name` (the run's directory under `default_root_dir` instead of `version_<N>`), `seed` (of data order, augmentation
+    Beyond Lightning: `precision_options` (`custom_white_list`, `custom_black_list`, `scaler_options` of `Precision`), `run_name` (the run's directory under `default_root_dir` instead of `version_<N>`), `seed` (of data order, augmentation
     and, where given, of everything else), `async_checkpoint` ("auto", True, False: write checkpoints beside the training).
     """
 
@@ -74,6 +74,7 @@ class Trainer:
         accelerator: str = "auto",
         devices: int | str | Sequence[int] = "auto",
         precision: str | int = "32-true",
+        precision_options: Mapping[str, Any] | None = None,
         logger: Logger | Sequence[Logger] | bool | None = None,
         callbacks: Callback | Sequence[Callback] | None = None,
         fast_dev_run: int | bool = False,
@@ -142,7 +143,7 @@ class Trainer:
 
         self.ranks = Ranks()
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
-        self.precision = Precision(precision, device=self.device)
+        self.precision = Precision(precision, device=self.device, **(precision_options or {}))
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         for callback in given:
             refuse_misspelt_hooks(callback, Callback, CALLBACK_HOOKS)
@@ -340,16 +341,14 @@ class Trainer:
                 if skip_rest:
                     break
 
-                if not automatic:
-                    outputs = training_step(batch, batch_idx)
-                elif self._needs_closure:
+                if self._needs_closure:
                     outputs = self._closure_step(optimizer, batch, batch_idx)
+                elif autocast is None:
+                    outputs = training_step(batch, batch_idx)
                 else:
-                    if autocast is None:
+                    with autocast():
                         outputs = training_step(batch, batch_idx)
-                    else:
-                        with autocast():
-                            outputs = training_step(batch, batch_idx)
+                if automatic and not self._needs_closure:
                     loss = outputs if type(outputs) is _TENSOR else self._loss_in(outputs)
                     if loss.stop_gradient or loss.shape not in _SCALAR_SHAPES:
                         self._refuse_loss(loss)
@@ -579,14 +578,13 @@ class Trainer:
         return outputs
 
     def _manual_step(self, optimizer: Any, closure: Callable[[], Any] | None) -> Any:
-        self._call("on_before_optimizer_step", optimizer)
         result = None
-        if closure is not None:
-            result = optimizer.step(closure)
-        elif self.precision.scaler is not None:
-            self.precision.step(optimizer)
-        else:
-            optimizer.step()
+        with self.precision.outside_autocast():
+            self._call("on_before_optimizer_step", optimizer)
+            if closure is not None:
+                result = optimizer.step(closure)
+            else:
+                self.precision.step(optimizer)
         self.progress.global_step += 1
         return result
 
@@ -597,11 +595,13 @@ class Trainer:
         parameters = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
         if not parameters:
             return None
-        if algorithm == "value":
-            paddle.nn.utils.clip_grad_value_(parameters, value)
-            return None
-        self.gradient_norm = paddle.nn.utils.clip_grad_norm_(parameters, value)
-        return self.gradient_norm
+        with self.precision.outside_autocast():
+            self.precision.unscale(getattr(optimizer, "optimizer", optimizer))
+            if algorithm == "value":
+                paddle.nn.utils.clip_grad_value_(parameters, value)
+                return None
+            self.gradient_norm = clip_gradients_by_norm(parameters, value)
+            return self.gradient_norm
 
     def _toggle(self, optimizer: Any) -> None:
         self._untoggle()

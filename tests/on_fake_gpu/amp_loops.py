@@ -28,7 +28,9 @@ class Run:
     windows: int = 5
     accumulate: int = 1
     clip: float | None = None
+    clip_by: str = "optimizer"  # the optimizer's own grad_clip, or "norm": by hand before the step
     inf_at: int | None = None
+    dropout: float = 0.2
 
     def batches(self, window: int) -> Iterator[tuple[paddle.Tensor, paddle.Tensor, float]]:
         """Images, labels and a factor for the loss."""
@@ -43,10 +45,10 @@ class Run:
 class Network(nn.Layer):
     """Layers that O2 converts and layers that it leaves in float32, and dropout, which draws from the generator."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
         self.convolution, self.norm = nn.Conv2D(1, 4, 3, stride=2, padding=1), nn.BatchNorm2D(4)
-        self.hidden, self.layer_norm, self.dropout = nn.Linear(64, 16), nn.LayerNorm(16), nn.Dropout(0.2)
+        self.hidden, self.layer_norm, self.dropout = nn.Linear(64, 16), nn.LayerNorm(16), nn.Dropout(dropout)
         self.head = nn.Linear(16, 4)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
@@ -56,14 +58,14 @@ class Network(nn.Layer):
 
 def start(run: Run, *, float64: bool = False) -> tuple[Network, Any]:
     paddle.seed(7)
-    network = Network()
+    network = Network(run.dropout)
     random = np.random.RandomState(0)
     for name, value in network.state_dict().items():
         array = np.ones(value.shape) if name.endswith("_variance") else random.randn(*value.shape) * 0.2
         value.set_value(array.astype("float32"))
     if float64:
         network.to(dtype="float64")  # before the optimizer exists: Paddle fixes the learning rate's type there
-    clip = None if run.clip is None else nn.ClipGradByGlobalNorm(run.clip)
+    clip = None if run.clip is None or run.clip_by == "norm" else nn.ClipGradByGlobalNorm(run.clip)
     optimizer = getattr(paddle.optimizer, run.optimizer)(2e-2, parameters=network.parameters(), grad_clip=clip)
     return network, optimizer
 
@@ -99,17 +101,32 @@ def by_hand(run: Run) -> list[dict[str, bytes]]:
                     stack.enter_context(paddle.amp.auto_cast(level=level, dtype=half))
                 loss = F.cross_entropy(network(images), labels) * factor
             (loss if scaler is None else scaler.scale(loss)).backward()
+        if scaler is not None and run.clip:
+            scaler.unscale_(optimizer)
+        if run.clip_by == "norm":
+            _clip_by_norm(network, run.clip)
         if scaler is None:
             optimizer.step()
         else:
-            if run.clip:
-                scaler.unscale_(optimizer)
             with _float_of_one_element_tensors():
                 scaler.step(optimizer)
                 scaler.update()
         optimizer.clear_grad(set_to_zero=False)
         seen.append(bits(network, optimizer, scaler, loss))
     return seen
+
+
+def _clip_by_norm(network: nn.Layer, max_norm: Any) -> None:
+    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters]
+    if len({gradient.dtype for gradient in gradients}) == 1:
+        paddle.nn.utils.clip_grad_norm_(parameters, max_norm)
+        return
+    wide = [gradient.astype("float32") for gradient in gradients]
+    norm = paddle.linalg.norm(paddle.stack([paddle.linalg.norm(gradient) for gradient in wide]))
+    factor = paddle.clip(max_norm / (norm + 1e-6), max=1.0)
+    for gradient, value in zip(gradients, wide):
+        paddle.assign((value * factor).astype(gradient.dtype), gradient)
 
 
 def by_precision(run: Run) -> list[dict[str, bytes]]:
