@@ -34,7 +34,19 @@ class Series:
     Sums run in float64, value by value in the order logged, so it does not matter when the values were read.
     """
 
-    __slots__ = ("last", "metric", "name", "options", "pending", "reduced", "reduction", "values", "weight", "weights")
+    __slots__ = (
+        "last",
+        "metric",
+        "name",
+        "options",
+        "pending",
+        "reduced",
+        "reduction",
+        "values",
+        "versions",
+        "weight",
+        "weights",
+    )
 
     def __init__(self, name: str, options: tuple[Any, ...], reduction: str | Callable[[list[float]], float]) -> None:
         self.name = name
@@ -43,6 +55,7 @@ class Series:
         self.metric: Any = None  # a paddle.metric.Metric that accumulates by itself
         self.pending: list[Any] = []
         self.weights: list[float] = []
+        self.versions: list[int] = []  # of pending tensors, to find those changed in place after they were logged
         self.last: float | None = None
         self.clear()
 
@@ -52,8 +65,12 @@ class Series:
         )
         self.weight = 0.0
         self.values: list[float] = []
+        self.forget_pending()
+
+    def forget_pending(self) -> None:
         self.pending.clear()
         self.weights.clear()
+        self.versions.clear()
 
     def add(self, value: float, weight: float) -> None:
         self.last = value
@@ -131,10 +148,21 @@ class MetricCollector:
                 raise ConfigurationError(
                     f"self.log({name!r}, ...) takes a single number, got a tensor of shape {value.shape}. Log its mean or one entry."
                 )
-            # A copy on the device: the caller may change its tensor in place, and the graph must not be kept alive.
-            value = value.detach().clone()
-        elif not isinstance(value, (float, int)):
-            value = self._number(series, value)
+            if value.stop_gradient:
+                value = (
+                    value.clone()
+                )  # the caller may go on changing its own tensor in place, a running sum for example
+                version = 0
+            else:
+                # A result of the step, which nothing changes: let go of the graph, and check when it is read. A copy
+                # costs five times as much.
+                value = value.detach()
+                version = value.inplace_version
+            series.versions.append(version)
+        else:
+            if not isinstance(value, (float, int)):
+                value = self._number(series, value)
+            series.versions.append(0)
         series.pending.append(value)
         series.weights.append(batch_size if batch_size is not None else self.batch_size() if on_epoch else 1)
         if len(series.pending) >= PENDING_LIMIT:
@@ -179,12 +207,18 @@ class MetricCollector:
         waiting = [series for series in self._series.values() if series.pending]
         if not waiting:
             return
+        for series in waiting:
+            for value, version in zip(series.pending, series.versions):
+                if isinstance(value, _TENSOR) and value.inplace_version != version:
+                    raise ConfigurationError(
+                        f"the tensor given to self.log({series.name!r}, ...) was changed in place before it could be "
+                        "read. Log a copy: value.detach().clone()."
+                    )
         numbers = iter(_to_host(value for series in waiting for value in series.pending))
         for series in waiting:
             for weight in series.weights:
                 series.add(next(numbers), weight)
-            series.pending.clear()
-            series.weights.clear()
+            series.forget_pending()
 
     def step_values(self, *, prog_bar: bool | None = None, logger: bool | None = None) -> dict[str, float]:
         """The last value of every name logged on steps; forked names end in `_step`."""
@@ -283,7 +317,12 @@ def _to_host(values: Iterable[Any]) -> list[float]:
             by_dtype.setdefault(value.dtype, []).append(position)
     for dtype, positions in by_dtype.items():
         with paddle.no_grad():
-            stacked = paddle.concat([everything[position].reshape([1]) for position in positions])
+            stacked = paddle.stack(
+                [
+                    everything[position].reshape([]) if everything[position].shape else everything[position]
+                    for position in positions
+                ]
+            )
             if dtype == paddle.bfloat16:
                 stacked = stacked.astype("float32")  # NumPy has no bfloat16
         for position, number in zip(positions, stacked.numpy().tolist()):
