@@ -8,6 +8,7 @@ if __name__ == "callbacks":  # a second copy of every class would exist, and isi
     )
 
 from .early_stopping import EarlyStopping
+from .ema import ExponentialMovingAverage
 from .gradient_accumulation_scheduler import GradientAccumulationScheduler
 from .lambda_callback import LambdaCallback
 from .lr_monitor import LRMonitor
@@ -19,6 +20,7 @@ from .timer import Timer
 
 __all__ = [
     "EarlyStopping",
+    "ExponentialMovingAverage",
     "GradientAccumulationScheduler",
     "LRMonitor",
     "LambdaCallback",

@@ -128,7 +128,7 @@ class ModelCheckpoint(Callback):
         self._dirpath = None if dirpath is None else Path(dirpath).expanduser().absolute()
         self._trainer: Trainer | None = None
         self._metric = MonitoredMetric(monitor or "")
-        self._has_validated = False
+        self._validated_at: int | None = None  # the step of this fit's last validation
         self._best_pins: list[str] = []
         self._may_save_after_a_batch = bool(self.every_n_train_steps or self.train_time_interval)
         self._last_save = time.monotonic()
@@ -181,13 +181,13 @@ class ModelCheckpoint(Callback):
         return sorted(starts)
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        self._has_validated = False
+        self._validated_at = None
         if self.monitor is not None:
             self._metric.look(trainer)  # a value that came with the checkpoint is older than anything saved from now on
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         if not trainer.sanity_checking and trainer.state == "fit":
-            self._has_validated = True
+            self._validated_at = trainer.global_step
             if self.monitor is not None:
                 self._metric.look(trainer)
 
@@ -199,7 +199,9 @@ class ModelCheckpoint(Callback):
             return self._pins_before_lr_drop(save_point) if self.save_before_lr_drop else None
         if self.monitor is not None and reason == "train_epoch":
             self._metric.look(trainer)
-            if self.monitor not in trainer.callback_metrics and should_be_there(trainer, self._has_validated):
+            if self.monitor not in trainer.callback_metrics and should_be_there(
+                trainer, self._validated_at is not None
+            ):
                 raise not_logged("ModelCheckpoint", self.monitor, trainer)
         is_due = self._is_due(trainer, reason)
         epoch = trainer.current_epoch
@@ -230,10 +232,9 @@ class ModelCheckpoint(Callback):
         if self.train_time_interval:
             return time.monotonic() - self._last_save >= self.train_time_interval
         if reason == "train_epoch":
-            validated_now = self._has_validated and self._metric.step == trainer.global_step
-            return (self.save_on_train_epoch_end is not False or validated_now) and self._is_epoch_due(
-                trainer.current_epoch
-            )
+            if self.save_on_train_epoch_end is False and self._validated_at != trainer.global_step:
+                return False
+            return self._is_epoch_due(trainer.current_epoch)
         return self.save_on_train_epoch_end is not True and self._is_epoch_due(trainer.current_epoch + 1)
 
     def _is_epoch_due(self, epoch: int) -> bool:

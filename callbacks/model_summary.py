@@ -50,7 +50,8 @@ class ModelSummary(Callback):
         if trainer.is_global_zero:
             from rich.console import Console
 
-            Console().print(_table(summarize(module, self.max_depth)), highlight=False)
+            summary = summarize(module, self.max_depth)
+            Console().print(_table(summary), _totals(summary), sep="\n", highlight=False)
 
 
 def summarize(module: Any, max_depth: int = 1) -> Summary:
@@ -90,13 +91,7 @@ def _count(parameters: list[Any], trained: bool = False) -> int:
 def _table(summary: Summary) -> Any:
     from rich.table import Table
 
-    table = Table(
-        caption=(
-            f"{summary.parameters:,} parameters: {summary.trainable:,} trained, {summary.non_trainable:,} not; {summary.megabytes:.3g} MB"
-            + ("; shared ones counted once" if summary.has_shared else "")
-        ),
-        caption_justify="left",
-    )
+    table = Table()
     table.add_column("layer")
     table.add_column("type")
     table.add_column("parameters", justify="right")
@@ -105,3 +100,10 @@ def _table(summary: Summary) -> Any:
         share = "all" if layer.trainable == layer.parameters else f"{layer.trainable:,}" if layer.trainable else "none"
         table.add_row(layer.name, layer.type, f"{layer.parameters:,}", share if layer.parameters else "")
     return table
+
+
+def _totals(summary: Summary) -> str:
+    text = f"{summary.parameters:,} parameters, {summary.megabytes:.3g} MB"
+    if summary.non_trainable:
+        text += f": {summary.trainable:,} trained, {summary.non_trainable:,} not"
+    return text + ("; shared ones counted once" if summary.has_shared else "")

@@ -14,6 +14,7 @@ from paddlelite_trainer.errors import ConfigurationError
 
 _STAGES = re.compile(r"^(train|val|valid|validation|test)[_/]|_(epoch|step)$")
 _COLOURS = {"train": "#4c72b0", "val": "#dd8452"}
+_OTHER_COLOURS = ("#55a868", "#8172b3", "#c44e52", "#937860", "#64b5cd", "#8c8c8c")
 
 
 class PlotCurves(Callback):
@@ -64,17 +65,19 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str = "
     panels = _panels(history)
     if not panels:
         return
-    columns = min(2, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(6.4 * columns, 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(4.8 * columns, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (quantity, names) in zip(axes.flat, panels.items()):
+        axis.set_prop_cycle(color=_OTHER_COLOURS)
         for name in names:
             points = [(record["epoch"] + 1, record[name]) for record in history if name in record]
             colour = next((colour for stage, colour in _COLOURS.items() if name.startswith(stage)), None)
-            axis.plot(*zip(*points), marker="o" if len(points) <= 40 else None, markersize=3, label=name, color=colour)
-        axis.set_title(quantity, fontsize=11)
-        axis.set_xlabel("epoch")
+            marker = "o" if len(points) <= 40 else None
+            axis.plot(*zip(*points), marker=marker, markersize=3, label=name, color=colour)
+        axis.set_title(quantity if len(names) > 1 or _is_rate(quantity) else names[0], fontsize=11)
+        axis.set_xlabel("epochs")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -87,7 +90,7 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str = "
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.savefig(path, dpi=120)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
@@ -91,11 +91,9 @@ class ProgressBar(Callback):
     # -- validation, test, predict -----------------------------------------------------------------------------------------
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.sanity_checking:
-            self._begin_stage("Sanity check", None)
+            self._begin_stage("Sanity check", [])
         else:
-            lengths = [_finite(length) for length in trainer.num_val_batches] if trainer.state == "fit" else []
-            known = [length for length in lengths if length is not None]
-            self._begin_stage("Validation", sum(known) if known and len(known) == len(lengths) else None)
+            self._begin_stage("Validation", trainer.num_val_batches if trainer.state == "fit" else [])
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -108,7 +106,7 @@ class ProgressBar(Callback):
         self._end_stage(trainer)
 
     def on_test_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin_stage("Test", None)
+        self._begin_stage("Test", [])
 
     def on_test_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -119,7 +117,7 @@ class ProgressBar(Callback):
         self._end_stage(trainer)
 
     def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        self._begin_stage("Prediction", None)
+        self._begin_stage("Prediction", [])
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -129,12 +127,14 @@ class ProgressBar(Callback):
     def on_predict_end(self, trainer: Trainer, module: Module) -> None:
         self._end_stage(trainer)
 
-    def _begin_stage(self, words: str, total: int | None) -> None:
+    def _begin_stage(self, words: str, lengths: Sequence[float]) -> None:
         self._other_done = 0
         self._stage_started = time.monotonic()
         self._open()
         if self._bar is not None:
-            self._other_task = self._bar.add_task(words, total=total, metrics="")
+            if self._train_task is not None:
+                self._bar.update(self._train_task, completed=self._batches)
+            self._other_task = self._bar.add_task(words, total=_finite(sum(lengths)) or None, metrics="")
             self._refresh()
 
     def _redraw_stage(self) -> None:
@@ -142,16 +142,21 @@ class ProgressBar(Callback):
         self._refresh()
 
     def _end_stage(self, trainer: Trainer) -> None:
-        if self._bar is not None:
+        in_fit = trainer.state == "fit"
+        if self._bar is None:
+            if not in_fit:
+                seconds = time.monotonic() - self._stage_started
+                trainer.print(
+                    f"{_STAGE_WORDS[str(trainer.state)]}: {self._other_done} batches, {seconds:.1f} s", flush=True
+                )
+        elif in_fit:
             self._bar.remove_task(self._other_task)
             self._other_task = None
             self._refresh()
-        if trainer.state != "fit":
+        else:
+            self._bar.update(self._other_task, completed=self._other_done, total=self._other_done)
+            self._refresh()
             self._close()
-            seconds = time.monotonic() - self._stage_started
-            trainer.print(
-                f"{_STAGE_WORDS[str(trainer.state)]}: {self._other_done} batches, {seconds:.1f} s", flush=True
-            )
 
     # -- the display -------------------------------------------------------------------------------------------------------
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
@@ -176,6 +181,7 @@ class ProgressBar(Callback):
         self._train_task = self._other_task = None
         self._next_redraw = math.inf
         if bar is not None:
+            bar.live.transient = not bar.tasks  # else an empty line would stay
             bar.stop()
 
 
@@ -195,16 +201,8 @@ def _finite(length: float) -> int | None:
 def _rich_bar() -> Any:
     """A rich progress display that redraws only when told to, or None where nobody would see it."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.table import Column
     from rich.text import Text
 
     console = Console()
@@ -216,20 +214,34 @@ def _rich_bar() -> Any:
     elif not console.is_terminal or console.is_dumb_terminal or not sys.stdout.isatty():
         return None
 
-    class Speed(ProgressColumn):
+    class Count(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.4g} it/s", style="dim")
+            total = "?" if task.total is None else str(int(task.total))
+            return Text(f"{int(task.completed):>{len(total)}}/{total}")
 
+    class Times(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            left = "" if task.time_remaining is None else f"<{_clock(task.time_remaining)}"
+            speed = "" if task.speed is None else f"  {task.speed:.4g}/s"
+            return Text(_clock(task.elapsed or 0.0) + left + speed, style="dim")
+
+    class Metrics(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["metrics"], no_wrap=True, overflow="ellipsis")
+
+    whole = Column(no_wrap=True)  # in a narrow terminal the metrics give way, and nothing else
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("<", style="dim"),
-        TimeRemainingColumn(),
-        Speed(),
-        TextColumn("{task.fields[metrics]}"),
+        TextColumn("{task.description}", table_column=whole),
+        BarColumn(bar_width=max(5, min(30, console.width // 8)), table_column=whole),
+        Count(table_column=whole),
+        Times(table_column=whole),
+        Metrics(table_column=Column()),
         console=console,
         auto_refresh=False,  # a thread that redraws would take time from the training
     )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

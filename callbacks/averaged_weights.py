@@ -1,0 +1,160 @@
+"""Averages of the weights, kept beside the live ones and put in their place while the model is evaluated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+
+from paddlelite_trainer import Callback, Module, Trainer
+from paddlelite_trainer.checkpoint import open_checkpoint
+from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError
+
+
+class AveragedWeights(Callback):
+    """Base of the callbacks that average weights; a subclass decides when, with `begin` and `move`.
+
+    Averaged is every floating-point parameter, in float32 at least; where the optimizer keeps float32 masters of half
+    precision weights, those. In Paddle the running statistics of BatchNorm are parameters too. Buffers are not averaged:
+    evaluation uses the live ones.
+
+    A checkpoint holds the live weights in `model.pdparams`, always, and the averages in a file of their own, which is a
+    complete set of weights: `Module.load_from_checkpoint("runs/version_0/best/ema.pdparams")`. Validation during fit, and
+    validate, test and predict, run with the averages: those of `ckpt_path` if one is given, else those of the last fit.
+    With `evaluate_with_average=False` they never do.
+    """
+
+    def __init__(self, file: str, *, evaluate_with_average: bool) -> None:
+        self.file = file
+        self.evaluate_with_average = evaluate_with_average
+        self._averages: dict[str, Any] = {}
+        self._averaged_module: Module | None = None
+        self._live_copies: list[tuple[Any, Any]] = []  # (parameter, its live value), while the averages are in place
+
+    @property
+    def averages(self) -> dict[str, Any]:
+        """The averages by parameter name; empty before the first. Only this callback changes them."""
+        return self._averages
+
+    # -- for subclasses ------------------------------------------------------------------------------------------------
+    def forget(self) -> None:
+        """Drop the averages: a fit begins."""
+        self._averages, self._averaged_module = {}, None
+
+    def begin(self, trainer: Trainer, module: Module) -> None:
+        """Make the averages a copy of the present weights."""
+        with paddle.no_grad():
+            self._averages = {
+                name: _widened(value).clone() for name, _, value in _averaged_parameters(trainer.optimizers, module)
+            }
+        self._averaged_module = module
+
+    def move(self, trainer: Trainer, module: Module, share: float) -> None:
+        """average += share * (weight - average), on the device."""
+        shares: dict[Any, Any] = {}  # a tensor each: with a float, lerp_ makes one for every parameter, in 30 us
+        with paddle.no_grad():
+            for name, _, value in _averaged_parameters(trainer.optimizers, module):
+                average = self._averages[name]
+                if average.dtype not in shares:
+                    shares[average.dtype] = paddle.full([], share, dtype=average.dtype)
+                average.lerp_(_widened(value), shares[average.dtype])
+
+    def put_averages_in_place(self, module: Module, averages: dict[str, Any]) -> None:
+        """Let the module's parameters hold the averages; `put_live_weights_back` undoes it, bit for bit."""
+        assert not self._live_copies
+        with paddle.no_grad():
+            for name, parameter in module.named_parameters():
+                if name in averages:
+                    self._live_copies.append((parameter, parameter.clone()))
+                    parameter.copy_(averages[name].astype(parameter.dtype), True)
+
+    def put_live_weights_back(self) -> None:
+        """Does nothing where they are in place."""
+        with paddle.no_grad():
+            while self._live_copies:
+                parameter, live = self._live_copies.pop()
+                parameter.copy_(live, True)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        # A save inside a validation (after an exception, by another callback): the file of live weights must hold them.
+        self.put_live_weights_back()
+        if not self._averages:
+            return
+        if self.file in checkpoint["files"]:
+            raise ConfigurationError(
+                f"two callbacks keep averages in {self.file}; give one of them another name: {type(self).__name__}(name=...)"
+            )
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        checkpoint["files"][self.file] = {
+            name: self._averages.get(names.get(id(value), ""), value) for name, value in module.state_dict().items()
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        self.put_live_weights_back()
+        self._averaged_module = module
+        self._averages = (
+            _averages_in(checkpoint["files"][self.file], module) if self.file in checkpoint["files"] else {}
+        )
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        self._put_right_averages_in_place(trainer, module)
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        self.put_live_weights_back()
+
+    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+        self._put_right_averages_in_place(trainer, module)
+
+    def on_test_end(self, trainer: Trainer, module: Module) -> None:
+        self.put_live_weights_back()
+
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+        self._put_right_averages_in_place(trainer, module)
+
+    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
+        self.put_live_weights_back()
+
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        self.put_live_weights_back()
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        self.put_live_weights_back()
+
+    def _put_right_averages_in_place(self, trainer: Trainer, module: Module) -> None:
+        if not self.evaluate_with_average:
+            return
+        averages = self._averages if module is self._averaged_module else {}
+        if trainer.state != "fit" and trainer.ckpt_path is not None:
+            saved = open_checkpoint(trainer.ckpt_path)
+            averages = _averages_in(saved.tensors(self.file), module) if self.file in saved.files else {}
+            if averages:
+                trainer.print(f"with the averaged weights in {self.file}")
+            else:
+                trainer.print(f"WARNING: {trainer.ckpt_path} has no {self.file}; its plain weights are used.")
+        self.put_averages_in_place(module, averages)
+
+
+def _averaged_parameters(optimizers: list[Any], module: Module) -> list[tuple[str, Any, Any]]:
+    """(name, parameter, the tensor whose values are averaged) for every floating-point parameter."""
+    masters: dict[str, Any] = {}
+    for optimizer in optimizers:
+        masters.update(getattr(optimizer, "_master_weights", None) or {})
+    return [
+        (name, parameter, masters.get(parameter.name, parameter))
+        for name, parameter in module.named_parameters()
+        if parameter.is_floating_point()
+    ]
+
+
+def _widened(value: Any) -> Any:
+    return value.astype("float32") if value.dtype in (paddle.float16, paddle.bfloat16) else value
+
+
+def _averages_in(arrays: dict[str, Any], module: Module) -> dict[str, Any]:
+    parameters = [name for name, parameter in module.named_parameters() if parameter.is_floating_point()]
+    missing = [f"{name}: in this module, not among the averages" for name in parameters if name not in arrays]
+    if missing:
+        raise CheckpointMismatchError(f"the averaged weights do not fit {type(module).__name__}:", missing)
+    return {name: paddle.to_tensor(arrays[name]) for name in parameters}
