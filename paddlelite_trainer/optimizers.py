@@ -244,7 +244,8 @@ def restore_optimizer(
 
     optimizer._accumulators.clear()
     optimizer._accumulators_holder = {}
-    optimizer._already_create_accumulator.clear()
+    if hasattr(optimizer, "_already_create_accumulator"):  # 2.6 has none
+        optimizer._already_create_accumulator.clear()
     if getattr(optimizer, "_master_weights", None):
         optimizer._master_weights.clear()
     if by_parameter:

@@ -71,13 +71,15 @@ def start(run: Run, *, float64: bool = False) -> tuple[Network, Any]:
 
 
 def bits(network: nn.Layer, optimizer: Any, scaler: Any, loss: paddle.Tensor) -> dict[str, bytes]:
-    """Everything that a step may change, as bytes; names that Paddle generates are replaced by positions."""
+    """Everything that a step may change, as bytes, by names that do not depend on how Paddle counts parameters."""
     found = {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
     state = optimizer.state_dict()
-    masters = state.pop("master_weights", {})
-    state = {key: value for key, value in state.items() if isinstance(value, paddle.Tensor)}
-    for kind, tensors in (("state", state), ("master", masters)):
-        found |= {f"{kind}{index}": value.numpy().tobytes() for index, value in enumerate(tensors.values())}
+    state |= {f"{name}_master": value for name, value in state.pop("master_weights", {}).items()}
+    by_length = sorted(network.named_parameters(), key=lambda pair: -len(pair[1].name))
+    for key, value in state.items():
+        if isinstance(value, paddle.Tensor):
+            name, parameter = next(pair for pair in by_length if key.startswith(pair[1].name))
+            found[f"{name}/{key[len(parameter.name) :]}"] = value.numpy().tobytes()
     found["loss"] = loss.astype("float32").numpy().tobytes()
     if scaler is not None:
         found["scale"] = scaler.state_dict()["scale"].tobytes()

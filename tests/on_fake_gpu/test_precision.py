@@ -43,7 +43,10 @@ def test_the_runs_compared_do_skip_shrink_and_grow() -> None:
     scales = [float(np.frombuffer(seen["scale"], "float32")[0]) for seen in by_precision(Run("16-true", inf_at=2))]
     assert scales == [256.0, 512.0, 256.0, 256.0, 512.0]
     skipped = by_precision(Run("16-true", inf_at=2, windows=3))
-    assert skipped[1]["hidden.weight"] == skipped[2]["hidden.weight"] and skipped[1]["master0"] == skipped[2]["master0"]
+    assert (
+        skipped[1]["hidden.weight"] == skipped[2]["hidden.weight"]
+        and skipped[1]["hidden.weight/_master"] == skipped[2]["hidden.weight/_master"]
+    )
     assert skipped[0]["hidden.weight"] != skipped[1]["hidden.weight"]
 
 

@@ -15,6 +15,7 @@ from amp_loops import HALF, SCALER_OPTIONS, Run, bits, by_hand, start
 from paddle.nn import functional as F
 
 from paddlelite_trainer import Callback, Module, Trainer
+from paddlelite_trainer.callbacks import ModelCheckpoint
 from paddlelite_trainer.errors import CheckpointMismatchError, DeviceOutOfMemoryError
 from paddlelite_trainer.precision import PRECISIONS
 
@@ -129,3 +130,49 @@ def test_manual_optimization_has_the_bits_of_the_hand_written_loop(
         learner, batches(run)
     )
     same(expected, watch.seen, but=("loss",) if run.accumulate > 1 else ())
+
+
+class RunningLearner(Learner):
+    """Records after each optimizer step; a checkpoint of each step must lead to the same records."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.optimizer._learning_rate = paddle.optimizer.lr.CosineAnnealingDecay(2e-2, T_max=run.windows)
+
+
+def trained(run: Run, root: Path, ckpt_path: Path | None = None) -> tuple[list[dict[str, bytes]], Trainer]:
+    """Two epochs: with a checkpoint of every step, or from one of them on."""
+    watch, saves = Watch(), ckpt_path is None
+    callbacks = [watch, ModelCheckpoint(every_n_train_steps=1, save_top_k=-1)] if saves else [watch]
+    settings = {"max_epochs": 2, "seed": 5, "enable_checkpointing": saves, "async_checkpoint": False}
+    trainer = trainer_for(run, root, callbacks=callbacks, **settings)
+    trainer.fit(RunningLearner(run), batches(run), ckpt_path=ckpt_path)
+    return watch.seen, trainer
+
+
+RESUMED = [
+    Run("32-true", windows=4, clip=0.5, clip_by="norm"),
+    Run("16-mixed", windows=6, inf_at=3),
+    Run("16-mixed", "Momentum", windows=4, accumulate=4, inf_at=1, clip=0.5, clip_by="norm"),
+    Run("bf16-mixed", windows=4),
+    Run("16-true", windows=6, inf_at=3, clip=0.5, clip_by="norm"),
+    Run("16-true", "Momentum", windows=4, accumulate=2, inf_at=2),
+    Run("16-true", "SGD", windows=4, inf_at=1),
+    Run("bf16-true", windows=4, accumulate=2),
+    Run("64-true", windows=4),
+]
+
+
+@pytest.mark.parametrize(("precision", "run"), [(run.precision, run) for run in RESUMED], ids=str)
+def test_a_resume_from_every_step_has_the_bits_of_the_uninterrupted_run(
+    precision: str, run: Run, allowed: None, tmp_path: Path
+) -> None:
+    expected, trainer = trained(run, tmp_path)
+    steps = 2 * run.windows
+    assert len(expected) == steps
+    resumed = {}
+    for entry in sorted(trainer.run.path.glob("checkpoints/step-*")):
+        seen, _ = trained(run, tmp_path, ckpt_path=entry)
+        same(expected[steps - len(seen) :], seen)
+        resumed[steps - len(seen)] = entry
+    assert list(resumed) == list(range(1, steps + 1))
