@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -170,6 +170,39 @@ def parameters_of(optimizer: Optimizer) -> Iterator[Any]:
             yield from item["params"]
         else:
             yield item
+
+
+def add_param_group(
+    optimizer: Optimizer, parameters: Sequence[Any], *, learning_rate: float = 1.0, weight_decay: float | None = None
+) -> None:
+    """Let a live optimizer train more parameters, at `learning_rate` times its own rate; see Trainer.add_param_group."""
+    present = {id(parameter) for parameter in parameters_of(optimizer)}
+    twice = [parameter.name for parameter in parameters if id(parameter) in present]
+    if twice:
+        raise ConfigurationError(f"{type(optimizer).__name__} trains these parameters already: {', '.join(twice)}")
+    if isinstance(optimizer._parameter_list[0], Mapping):
+        group: dict[str, Any] = {"params": list(parameters), "learning_rate": learning_rate}
+        if weight_decay is not None:
+            group["weight_decay"] = weight_decay
+        optimizer._add_param_group(dict(group))
+        optimizer._parameter_list.append(group)
+    elif weight_decay is not None:
+        raise ConfigurationError(
+            f"weight_decay of its own needs a {type(optimizer).__name__} that was built with parameter groups: parameters=[{{'params': ...}}]"
+        )
+    else:
+        for parameter in parameters:
+            parameter.optimize_attr["learning_rate"] = learning_rate
+        optimizer._parameter_list.extend(parameters)  # the very list that _param_groups is
+    optimizer._param_dict = optimizer._create_multi_tensor_dict()
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """Make the next steps use this rate: until its scheduler's next step, where it has one."""
+    if isinstance(optimizer._learning_rate, LRScheduler):
+        optimizer._learning_rate.last_lr = learning_rate
+    else:
+        optimizer.set_lr(learning_rate)
 
 
 def structured_names(module: paddle.nn.Layer) -> dict[str, str]:

@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,7 @@ from .optimizers import (
     LRSchedulerConfig,
     ManualOptimizer,
     SchedulerState,
+    add_param_group,
     normalise,
     parameters_of,
     structured_names,
@@ -163,6 +164,8 @@ class Trainer:
         self.state: Stage | None = None
         self.training = self.validating = self.testing = self.predicting = self.sanity_checking = False
         self.interrupted = False
+        self.ckpt_path: Path | None = None
+        """The checkpoint that the running stage, or the last one, took its weights from; None where it took none."""
         self.signals = SignalWatch()
         self._hooks: dict[str, list[Callable[..., Any]]] = {}
         self._collector: MetricCollector | None = None
@@ -193,6 +196,10 @@ class Trainer:
         self._train_source: BatchSource | None = None
         self._val_sources: list[BatchSource] = []
         self._last_loss: Any = None
+        self.gradient_norm: Any = None
+        """Of the last window, before clipping; a tensor where the Trainer clips by norm, else None."""
+        self._skips_step = False
+        self._added_param_groups: list[dict[str, Any]] = []
 
     # -- entry points ------------------------------------------------------------------------------------------------------------
 
@@ -292,6 +299,49 @@ class Trainer:
         """Ask the fit to end at the next save point, once `min_epochs` and `min_steps` are reached."""
         self._stop_reason = reason
 
+    def skip_optimizer_step(self) -> None:
+        """Call it in on_before_optimizer_step: the window's gradients are dropped and the optimizer does not move.
+
+        Counters and schedules go on as after any step, as they do where a gradient scaler skips one.
+        """
+        self._skips_step = True
+
+    def roll_back(self) -> Entry:
+        """Put back weights, optimizers and loss scale of this run's newest healthy checkpoint, which is returned.
+
+        Counters, schedules, data and random numbers go on, so the batches in between are passed over and the one that
+        did the damage does not come again. Every hook `on_load_checkpoint` is called. All ranks must call it.
+
+        Raises:
+            CheckpointNotFoundError: there is no healthy checkpoint.
+        """
+        return training_state.roll_back(self)
+
+    def add_param_group(
+        self,
+        parameters: Iterable[Any],
+        *,
+        optimizer_index: int = 0,
+        learning_rate: float = 1.0,
+        weight_decay: float | None = None,
+    ) -> None:
+        """Let an optimizer train these parameters too, at `learning_rate` times its own rate; a resumed run has them as well.
+
+        Raises:
+            ConfigurationError: it trains one of them already; weight_decay for an optimizer without parameter groups.
+        """
+        added = list(parameters)
+        optimizer = self.optimizers[optimizer_index]
+        add_param_group(optimizer, added, learning_rate=learning_rate, weight_decay=weight_decay)
+        self._added_param_groups.append(
+            {
+                "optimizer_index": optimizer_index,
+                "parameters": [self.parameter_names[parameter.name] for parameter in added],
+                "learning_rate": learning_rate,
+                "weight_decay": weight_decay,
+            }
+        )
+
     def save_checkpoint(self, tag: str, weights_only: bool = False) -> Path | None:
         """Keep the present state under a name of your own, for good; resume from it with `ckpt_path=tag`.
 
@@ -367,7 +417,7 @@ class Trainer:
                     hook(outputs, batch, batch_idx)
                 progress.batches_in_epoch += 1
                 progress.total_batches += 1
-                self._last_loss = outputs
+                self._last_loss = None if self._skips_step else outputs
                 if validate_every and (
                     source.is_last if validate_every < 0 else self._validation_count() % validate_every == 0
                 ):
@@ -395,11 +445,14 @@ class Trainer:
         scaler = self.precision.scaler
         if scaler is not None:
             self.precision.unscale(optimizer)
+        self._skips_step = False
         for hook in hooks.get("on_before_optimizer_step", ()):
             hook(optimizer)
-        if self._clips:
+        if self._clips and not self._skips_step:
             self.model.configure_gradient_clipping(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
-        if scaler is None:
+        if self._skips_step:
+            self.precision.discard(optimizer)
+        elif scaler is None:
             optimizer.step()
         else:
             self.precision.step(optimizer)
@@ -580,8 +633,11 @@ class Trainer:
     def _manual_step(self, optimizer: Any, closure: Callable[[], Any] | None) -> Any:
         result = None
         with self.precision.outside_autocast():
+            self._skips_step = False
             self._call("on_before_optimizer_step", optimizer)
-            if closure is not None:
+            if self._skips_step:
+                self.precision.discard(optimizer)
+            elif closure is not None:
                 result = optimizer.step(closure)
             else:
                 self.precision.step(optimizer)
@@ -848,6 +904,7 @@ class Trainer:
         if model is None and self.model is None:
             raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
         self._begin(stage, model if model is not None else self.model, datamodule)
+        self.ckpt_path = None
         try:
             sources = self._sources(
                 stage, dataloaders, {"validate": "val_dataloader"}.get(stage, f"{stage}_dataloader")
@@ -867,6 +924,7 @@ class Trainer:
                 if resolution.entry is None:
                     raise CheckpointError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {resolution.message}")
                 training_state.load_weights_at(self.model, resolution.entry.path)
+                self.ckpt_path = resolution.entry.path
                 self.print(f"Weights of {resolution.entry.path}")
             results = self._evaluate(stage, sources, MetricCollector(), keep_outputs=keep_outputs)
             for source in sources:
@@ -947,6 +1005,7 @@ class Trainer:
             )
         entry = resolution.entry if resolution is not None else None
         saved = training_state.open_saved(entry) if entry is not None else None
+        self.ckpt_path = entry.path if entry is not None else None
         if saved is not None:
             self.seed = training_state.agreed_seed(self.seed, saved)
         elif self.seed is None:

@@ -104,6 +104,7 @@ def trainer_tree(trainer: Trainer) -> dict[str, Any]:
         "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
         "datamodule": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
         "hyper_parameters": dict(trainer.model.hparams),
+        "added_param_groups": trainer._added_param_groups,
         "untrained": sorted(name for name, parameter in trainer.model.named_parameters() if parameter.stop_gradient),
         "run": fingerprint(trainer),
     }
@@ -220,6 +221,7 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
     untrained = set(tree["untrained"])
     for name, parameter in trainer.model.named_parameters():
         parameter.stop_gradient = name in untrained
+    _add_param_groups_of(trainer, tree["added_param_groups"])
     if "optimizer" not in override:
         notes += _restore_optimizers(trainer, saved, "learning_rate" in override)
         if "precision" not in override:
@@ -258,6 +260,41 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
         f"Resumed from {saved.entry.path}: epoch {progress.current_epoch}, batch {progress.batches_in_epoch}, step {progress.global_step}."
     )
     return notes
+
+
+def roll_back(trainer: Trainer) -> Entry:
+    """Put back weights, optimizers and loss scale of the newest healthy checkpoint; see Trainer.roll_back."""
+    entry = trainer.ranks.on_rank_zero(lambda: trainer.checkpoints.newest())
+    if entry is None or not entry.healthy:
+        raise CheckpointNotFoundError(
+            "there is no healthy checkpoint in this run to roll back to. Save one at the start, or more often."
+        )
+    saved = open_saved(entry)
+    for hook in trainer._hooks.get("on_load_checkpoint", ()):
+        hook({**saved.trainer, "files": _Files(saved.checkpoint)})
+    load_weights_into(trainer.model, saved.checkpoint)
+    _restore_optimizers(trainer, saved, keep_learning_rate=True)
+    trainer.precision.load_state_dict(saved.trainer["precision"])
+    return entry
+
+
+def _add_param_groups_of(trainer: Trainer, groups: Sequence[Mapping[str, Any]]) -> None:
+    parameters = dict(trainer.model.named_parameters())
+    for group in groups:
+        missing = [name for name in group["parameters"] if name not in parameters]
+        if missing:
+            raise CheckpointMismatchError(
+                "the checkpoint does not fit this run:",
+                [
+                    f"a parameter group was added to the optimizer during the run, with {', '.join(missing)}, which this module does not have"
+                ],
+            )
+        trainer.add_param_group(
+            [parameters[name] for name in group["parameters"]],
+            optimizer_index=group["optimizer_index"],
+            learning_rate=group["learning_rate"],
+            weight_decay=group["weight_decay"],
+        )
 
 
 class _Files(dict[str, Any]):

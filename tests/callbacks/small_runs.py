@@ -54,10 +54,10 @@ def batches(count: int = BATCHES, seed: int = 0) -> list[Any]:
     ]
 
 
-def net(optimizer: Callable[[Module], Any] | None = None) -> Net:
+def net(optimizer: Callable[[Module], Any] | None = None, kind: type[Net] = Net) -> Net:
     """Always the same initial weights."""
     seed_everything(3)
-    return Net(optimizer)
+    return kind(optimizer)
 
 
 def trainer(root: Path, callbacks: Iterable[Callback] = (), **settings: Any) -> Trainer:
@@ -74,7 +74,7 @@ def trainer(root: Path, callbacks: Iterable[Callback] = (), **settings: Any) -> 
 
 
 def whole_state(run: Trainer) -> dict[str, Any]:
-    """Weights, optimizer state and learning rates, as arrays and numbers."""
+    """Weights, optimizer state, learning rates and the next random number; call it right after the run."""
     from paddlelite_trainer.optimizers import optimizer_state
 
     state: dict[str, Any] = {f"weight {name}": value.numpy() for name, value in run.model.state_dict().items()}

@@ -46,9 +46,9 @@ class Weights(Callback):
 @pytest.mark.parametrize(
     ("settings", "decay_of_step"),
     [
-        ({"decay": 0.9}, {step: 0.9 for step in range(1, 9)}),
+        ({"decay": 0.9}, dict.fromkeys(range(1, 9), 0.9)),
         ({"decay": 0.9, "warmup": True}, {step: min(0.9, step / (9 + step)) for step in range(1, 9)}),
-        ({"decay": 0.9, "start_step": 3}, {step: 0.9 for step in range(4, 9)}),
+        ({"decay": 0.9, "start_step": 3}, dict.fromkeys(range(4, 9), 0.9)),
         ({"decay": 0.9, "update_every_n_steps": 3}, {3: 0.9, 6: 0.9}),
         ({"decay": 0.5, "start_step": 2, "update_every_n_steps": 4, "warmup": True}, {4: 0.1, 8: 2 / 11}),
     ],
@@ -124,10 +124,11 @@ def test_validation_sees_the_average_and_training_goes_on_as_if_there_were_none(
     ema, notes = ExponentialMovingAverage(decay=0.5), Weights()
     run = trainer(tmp_path / "with", [ema, notes])
     run.fit(net(), batches(), batches(1, seed=1))
+    with_average = whole_state(run)
     plain = trainer(tmp_path / "without")
     plain.fit(net(), batches(), batches(1, seed=1))
 
-    assert differing(whole_state(run), whole_state(plain)) == []
+    assert differing(with_average, whole_state(plain)) == []
     assert same(averages(ema), {name: notes.in_validation[-1][name] for name in ema.averages})
     assert not same(notes.in_validation[-1], notes.after_batch[-1])
     assert same(notes.at_epoch_end[-1], notes.after_batch[-1])
@@ -147,17 +148,22 @@ class FailsInValidation(Net):
         super().validation_step(batch, batch_idx)
 
 
+class SavesAtOnce(Callback):
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        trainer._requested_pins["crash"] = []
+        trainer._take_checkpoint({})
+
+
 @pytest.mark.parametrize("ema_comes_first", [True, False])
 def test_after_an_exception_in_validation_live_weights_are_in_the_module_and_in_the_checkpoint(
     tmp_path: Path, ema_comes_first: bool
 ) -> None:
     module, notes, ema = FailsInValidation(), Weights(), ExponentialMovingAverage(decay=0.5)
-    saver = ModelCheckpoint(save_on_exception=True)
-    run = trainer(tmp_path, [notes, ema, saver] if ema_comes_first else [notes, saver, ema])
+    run = trainer(tmp_path, [notes, ema, SavesAtOnce()] if ema_comes_first else [notes, SavesAtOnce(), ema])
     with pytest.raises(ValueError, match="validation failed"):
         run.fit(module, batches(), batches(1, seed=1))
     assert same(weights(module), notes.after_batch[-1])
-    saved = open_checkpoint(tmp_path / "version_0/latest")
+    saved = open_checkpoint(tmp_path / "version_0/crash")
     assert saved.entry.step == 2 * BATCHES
     assert same(saved.tensors("model.pdparams"), notes.after_batch[-1])
     held = averages(ema)
@@ -165,8 +171,10 @@ def test_after_an_exception_in_validation_live_weights_are_in_the_module_and_in_
 
 
 class StopsInValidation(Net):
+    at = 2 * BATCHES
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        if self.global_step == 2 * BATCHES and batch_idx == 0:
+        if self.global_step == self.at and batch_idx == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         super().validation_step(batch, batch_idx)
 
@@ -175,32 +183,18 @@ def test_a_validation_abandoned_for_a_signal_leaves_live_weights_and_resumes_to_
     notes, ema = Weights(), ExponentialMovingAverage(decay=0.5)
     with pytest.raises(SystemExit):
         trainer(tmp_path / "cut", [ema, notes], max_epochs=3).fit(
-            like_net(StopsInValidation), batches(), batches(2, seed=1)
+            net(kind=StopsInValidation), batches(), batches(2, seed=1)
         )
-    assert same(
-        open_checkpoint(tmp_path / "cut/version_0/latest").tensors("model.pdparams"), notes.after_batch[-1]
-    )
-    resumed, resumed_ema = trainer_and_ema(tmp_path / "cut", max_epochs=3)
+    assert same(open_checkpoint(tmp_path / "cut/version_0/latest").tensors("model.pdparams"), notes.after_batch[-1])
+    resumed_ema, whole_ema = ExponentialMovingAverage(decay=0.5), ExponentialMovingAverage(decay=0.5)
+    resumed = trainer(tmp_path / "cut", [resumed_ema], max_epochs=3)
     resumed.fit(net(), batches(), batches(2, seed=1), ckpt_path="last")
-    whole, whole_ema = trainer_and_ema(tmp_path / "whole", max_epochs=3)
+    end = whole_state(resumed)
+    whole = trainer(tmp_path / "whole", [whole_ema], max_epochs=3)
     whole.fit(net(), batches(), batches(2, seed=1))
-    assert differing(whole_state(whole), whole_state(resumed)) == []
+    assert differing(whole_state(whole), end) == []
     assert same(averages(whole_ema), averages(resumed_ema))
     assert whole.history == resumed.history
-
-
-def like_net(kind: type[Net]) -> Net:
-    from paddlelite_trainer import seed_everything
-
-    seed_everything(3)
-    return kind()
-
-
-def trainer_and_ema(root: Path, **settings: Any) -> tuple[Trainer, ExponentialMovingAverage]:
-    ema = ExponentialMovingAverage(decay=0.5, warmup=True, start_step=2)
-    if "cut" in str(root) or "whole" in str(root):
-        ema = ExponentialMovingAverage(decay=0.5)
-    return trainer(root, [ema], **settings), ema
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------------
@@ -232,11 +226,12 @@ def test_a_run_resumed_at_any_step_ends_with_the_same_average(tmp_path: Path, cu
 
     whole, whole_ema = run(tmp_path / "whole")
     whole.fit(net(), batches(), batches(1, seed=1))
+    expected = whole_state(whole)
     first, _ = run(tmp_path / "parts", max_steps=cut)
     first.fit(net(), batches(), batches(1, seed=1))
     second, second_ema = run(tmp_path / "parts")
     second.fit(net(), batches(), batches(1, seed=1), ckpt_path="last")
-    assert differing(whole_state(whole), whole_state(second)) == []
+    assert differing(expected, whole_state(second)) == []
     assert differing(averages(whole_ema), averages(second_ema)) == []
     assert whole_ema.state_dict() == second_ema.state_dict()
     assert whole.history == second.history  # validation with the average included
