@@ -146,7 +146,7 @@ class MetricCollector:
         if isinstance(value, _TENSOR):
             if value.shape not in ([], [1]):
                 raise ConfigurationError(
-                    f"self.log({name!r}, ...) takes a single number, got a tensor of shape {value.shape}. Log its mean or one entry."
+                    f"self.log({name!r}, ...) takes a single number, got a tensor of shape {list(value.shape)}. Log its mean or one entry."
                 )
             if value.stop_gradient:
                 value = (

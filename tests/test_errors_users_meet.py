@@ -1,0 +1,258 @@
+"""The errors that users meet first: each is told apart, and says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from models import Classifier, make_batches, quiet_trainer
+
+from paddlelite_trainer import Callback, Module, Trainer
+from paddlelite_trainer.errors import (
+    ConfigurationError,
+    ConfigurationTypeError,
+    DataError,
+    TrainerError,
+    TrainingError,
+)
+
+
+def fit_fails(module: Any, data: Any, error: type[BaseException], *words: str, **settings: Any) -> None:
+    with pytest.raises(error) as raised:
+        quiet_trainer(**settings).fit(module, data)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_a_step_that_returns_nothing() -> None:
+    class Forgot(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.loss(batch)
+
+    fit_fails(Forgot(), make_batches(), TrainingError, "returned None", "batch 0", "Return the loss")
+
+
+def test_a_dict_without_loss() -> None:
+    class NoLoss(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return {"los": self.loss(batch)}
+
+    fit_fails(NoLoss(), make_batches(), TrainingError, "dict with keys ['los']", "'loss'")
+
+
+def test_a_loss_that_is_no_scalar() -> None:
+    class Vector(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self(batch[0])
+
+    fit_fails(Vector(), make_batches(), TrainingError, "shape [8, 3]", "mean()")
+
+
+def test_a_loss_that_is_detached() -> None:
+    class Detached(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.loss(batch).detach()
+
+    fit_fails(Detached(), make_batches(), TrainingError, "not attached")
+
+
+def test_no_optimizer() -> None:
+    class NoOptimizer(Classifier):
+        def configure_optimizers(self) -> None:
+            return None
+
+    fit_fails(NoOptimizer(), make_batches(), ConfigurationError, "returned no optimizer")
+
+
+def test_no_configure_optimizers_with_a_near_miss() -> None:
+    class Typo(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any: ...
+
+        def configure_optimizer(self) -> Any: ...
+
+    fit_fails(
+        Typo(), make_batches(), ConfigurationError, "configure_optimizer ", "Did you mean 'configure_optimizers'?"
+    )
+
+
+def test_no_training_step() -> None:
+    fit_fails(Module(), make_batches(), ConfigurationError, "Module has no training_step")
+
+
+def test_no_data() -> None:
+    fit_fails(Classifier(), None, ConfigurationError, "fit needs training data", "train_dataloader")
+
+
+def test_an_empty_loader() -> None:
+    fit_fails(Classifier(), [], DataError, "train_dataloader", "empty")
+
+
+def test_a_generator_that_is_used_up_in_the_second_epoch() -> None:
+    fit_fails(Classifier(), (b for b in make_batches(2)), DataError, "epoch 1", "exhausted", max_epochs=2)
+
+
+def test_something_that_is_no_loader() -> None:
+    fit_fails(Classifier(), 3, ConfigurationTypeError, "train_dataloader", "int")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_exception_in_a_dataset_comes_through_with_the_sample(workers: int) -> None:
+    class Broken(paddle.io.Dataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> Any:
+            if index == 5:
+                raise KeyError("no such picture")
+            return np.zeros(4, "float32"), np.int64(0)
+
+    loader = paddle.io.DataLoader(Broken(), batch_size=2, num_workers=workers)
+    with pytest.raises(KeyError, match="no such picture") as raised:
+        quiet_trainer().fit(Classifier(), loader)
+    assert any("5" in note for note in getattr(raised.value, "__notes__", []))
+
+
+def test_neither_epochs_nor_steps_nor_time() -> None:
+    with pytest.raises(ConfigurationError, match="max_epochs, max_steps or max_time"):
+        Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False).fit(Classifier(), make_batches())
+
+
+def test_a_layer_that_is_no_module() -> None:
+    fit_fails(paddle.nn.Linear(1, 1), make_batches(), ConfigurationTypeError, "derive it from Module")
+
+
+def test_a_misspelt_hook_of_a_callback() -> None:
+    class Typo(Callback):
+        def on_train_epoch_ends(self, trainer: Any, module: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"on_train_epoch_ends.*Did you mean 'on_train_epoch_end'"):
+        Trainer(max_epochs=1, callbacks=[Typo()])
+
+
+def test_a_misspelt_hook_of_a_module() -> None:
+    class Typo(Classifier):
+        def on_validation_epoch_ends(self) -> None: ...
+
+    fit_fails(Typo(), make_batches(), ConfigurationError, "Did you mean 'on_validation_epoch_end'?")
+
+
+def test_helpers_of_ones_own_are_no_misspelt_hooks() -> None:
+    class Helpers(Classifier):
+        def train_step(self) -> None: ...
+
+        def validate_one(self) -> None: ...
+
+        def on_my_own_event(self) -> None: ...
+
+    quiet_trainer().fit(Helpers(), make_batches(1))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "words"),
+    [
+        ("max_epochs", "10", ConfigurationTypeError, "max_epochs"),
+        ("max_epochs", -2, ConfigurationError, "-1 for no limit"),
+        ("accumulate_grad_batches", 0, ConfigurationError, "accumulate_grad_batches"),
+        ("limit_train_batches", 1.5, ConfigurationError, "limit_train_batches"),
+        ("val_check_interval", 0, ConfigurationError, "val_check_interval"),
+        ("gradient_clip_algorithm", "nrom", ConfigurationError, "Did you mean 'norm'?"),
+        ("log_every_n_steps", 0, ConfigurationError, "logger=False"),
+        ("callbacks", [Callback], ConfigurationTypeError, "the class Callback; pass an object"),
+        ("callbacks", ["x"], ConfigurationTypeError, "'x'"),
+        ("max_time", "12:00", ConfigurationError, "DD:HH:MM:SS"),
+        ("seed", -1, ConfigurationError, "seed"),
+        ("deterministic", "yes", ConfigurationError, "'warn'"),
+        ("enable_checkpointing", 1, ConfigurationTypeError, "True or False"),
+        ("accelerator", "gpuu", TrainerError, "gpu"),
+        ("precision", "16-mix", TrainerError, "16-mixed"),
+    ],
+)
+def test_a_wrong_trainer_argument(argument: str, value: Any, error: type[BaseException], words: str) -> None:
+    with pytest.raises(error) as raised:
+        quiet_trainer(**{argument: value})
+    assert words in str(raised.value)
+
+
+def test_an_unknown_trainer_argument_is_pythons_own_error() -> None:
+    with pytest.raises(TypeError, match="max_epoch"):
+        Trainer(max_epoch=1)  # type: ignore[call-arg]
+
+
+def test_a_validation_interval_longer_than_the_epoch() -> None:
+    with pytest.raises(ConfigurationError, match="val_check_interval=9 is more than the 6 batches"):
+        quiet_trainer(val_check_interval=9).fit(Classifier(), make_batches(6), make_batches(1))
+
+
+def test_clipping_twice_names_both() -> None:
+    class Clips(Classifier):
+        def configure_optimizers(self) -> Any:
+            return paddle.optimizer.SGD(
+                0.1, parameters=self.parameters(), grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)
+            )
+
+    fit_fails(
+        Clips(),
+        make_batches(),
+        ConfigurationError,
+        "gradient_clip_val=1.0",
+        "ClipGradByGlobalNorm",
+        gradient_clip_val=1.0,
+    )
+
+
+def test_an_optimizer_with_parameters_that_are_not_the_modules() -> None:
+    class Foreign(Classifier):
+        def configure_optimizers(self) -> Any:
+            return paddle.optimizer.SGD(0.1, parameters=paddle.nn.Linear(2, 2).parameters())
+
+    fit_fails(Foreign(), make_batches(), ConfigurationError, "not part of Foreign")
+
+
+def test_logging_something_that_is_no_number() -> None:
+    class Logs(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("logits", self(batch[0]))
+            return self.loss(batch)
+
+    fit_fails(Logs(), make_batches(), ConfigurationError, "'logits'", "shape [8, 3]")
+
+
+def test_an_error_in_user_code_leaves_fit_as_it_is_and_is_told_to_callbacks() -> None:
+    error = ZeroDivisionError("mine")
+    told = []
+
+    class Fails(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise error
+
+    class Watch(Callback):
+        def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+            told.append(exception)
+
+        def teardown(self, trainer: Any, module: Any, stage: str) -> None:
+            told.append(stage)
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        quiet_trainer(callbacks=[Watch()]).fit(Fails(), make_batches())
+    assert raised.value is error
+    assert told == [error, "fit"]
+
+
+def test_using_the_trainer_outside_of_it() -> None:
+    with pytest.raises(ConfigurationError, match="has no trainer"):
+        _ = Classifier().trainer
+    with pytest.warns(UserWarning, match="without a trainer"):
+        Classifier().training_step(make_batches(1)[0], 0)
+
+
+def test_reduce_on_plateau_without_its_metric() -> None:
+    class Plateau(Classifier):
+        def configure_optimizers(self) -> Any:
+            scheduler = paddle.optimizer.lr.ReduceOnPlateau(0.1)
+            optimizer = paddle.optimizer.SGD(scheduler, parameters=self.parameters())
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_los"}}
+
+    with pytest.raises(ConfigurationError, match=r"'val_los'.*Did you mean 'val_loss'"):
+        quiet_trainer().fit(Plateau(), make_batches(1), make_batches(1))
