@@ -585,7 +585,7 @@ class Trainer:
     def _refuse_loss(self, loss: Any) -> None:
         if loss.shape not in _SCALAR_SHAPES:
             raise TrainingError(
-                f"the loss must be a single number, got a tensor of shape {loss.shape}. Return its mean() or sum()."
+                f"the loss must be a single number, got a tensor of shape {list(loss.shape)}. Return its mean() or sum()."
             )
         raise TrainingError(
             "the loss is not attached to any parameter, so there is nothing to learn from (its stop_gradient is True). It was detached, computed under "
@@ -1029,10 +1029,11 @@ class Trainer:
         if saved is not None:
             notes += training_state.restore(self, saved, override)
         elif init_from is not None:
-            notes.append(training_state.load_weights_at(self.model, init_from).summary())
+            notes.append(str(training_state.load_weights_at(self.model, init_from)))
         for logger in self.loggers:
             logger.log_hyperparams(self.model.hparams)
         announce_fit(self, notes)
+        self._step_to_log = self.progress.global_step  # an earlier process has logged this one
         over = self._already_over() if saved is not None else None
         if over is not None:
             self.print(over)
@@ -1065,7 +1066,7 @@ class Trainer:
             for parameter in parameters_of(optimizer):
                 if parameter.name not in self.parameter_names:
                     raise ConfigurationError(
-                        f"an optimizer holds the parameter {parameter.name!r} of shape {parameter.shape}, which is not part of {type(model).__name__}: make its layer an attribute of the "
+                        f"an optimizer holds the parameter {parameter.name!r} of shape {list(parameter.shape)}, which is not part of {type(model).__name__}: make its layer an attribute of the "
                         "module, else no checkpoint would hold it"
                     )
         own_clip = next((optimizer for optimizer in self.optimizers if optimizer._grad_clip is not None), None)
