@@ -217,6 +217,8 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
     for hook in trainer._hooks.get("on_load_checkpoint", ()):
         hook({**tree, "files": _Files(saved.checkpoint)})
     notes += _changes(trainer, tree["run"])
+    if not {"optimizer", "precision"} & set(override):  # first: in another precision the weights' types do not fit either
+        trainer.precision.load_state_dict(tree["precision"])
     load_weights_into(trainer.model, saved.checkpoint)
     untrained = set(tree["untrained"])
     for name, parameter in trainer.model.named_parameters():
@@ -224,8 +226,6 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
     _add_param_groups_of(trainer, tree["added_param_groups"])
     if "optimizer" not in override:
         notes += _restore_optimizers(trainer, saved, "learning_rate" in override)
-        if "precision" not in override:
-            trainer.precision.load_state_dict(tree["precision"])
     if "lr_schedulers" not in override and "optimizer" not in override:
         if len(tree["lr_schedulers"]) != len(trainer._scheduler_states):
             raise CheckpointMismatchError(

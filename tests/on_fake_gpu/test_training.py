@@ -176,3 +176,125 @@ def test_a_resume_from_every_step_has_the_bits_of_the_uninterrupted_run(
         same(expected[steps - len(seen) :], seen)
         resumed[steps - len(seen)] = entry
     assert list(resumed) == list(range(1, steps + 1))
+
+
+class LoggingLearner(Learner):
+    """Logs as it trains, and remembers what its steps saw."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> paddle.Tensor:
+        # Not cross_entropy, which itself copies to the host once a call in 2.6.
+        loss = (self.network(batch["images"]).astype("float32") ** 2).mean()
+        self.log("loss", loss, prog_bar=True)
+        self.batch = batch
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        hidden = paddle.flatten(self.network.convolution(batch["images"]), 1)
+        self.validated_in = paddle.matmul(hidden, self.network.hidden.weight).dtype
+        self.log("val_loss", hidden.astype("float32").mean())
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        hidden = paddle.flatten(self.network.convolution(batch["images"]), 1)
+        return paddle.matmul(hidden, self.network.hidden.weight).dtype
+
+
+class CountCopies(Callback):
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.counts.append(fake_gpu.device_to_host_copies())
+
+
+def images(count: int) -> list[dict[str, paddle.Tensor]]:
+    return [{"images": paddle.full([8, 1, 8, 8], 0.1 * index)} for index in range(count)]
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(
+    ("precision", "copies"), [("32-true", 0), ("bf16-mixed", 0), ("bf16-true", 0), ("16-mixed", 1), ("16-true", 1)]
+)
+def test_between_logging_steps_nothing_is_copied_to_the_host_but_a_scalers_check(
+    precision: str, copies: int, clip: float | None, allowed: None, tmp_path: Path
+) -> None:
+    counter = CountCopies()
+    settings = {"logger": True, "enable_checkpointing": True, "log_every_n_steps": 10, "gradient_clip_val": clip}
+    trainer = trainer_for(Run(precision), tmp_path, callbacks=[counter], **settings)
+    trainer.fit(LoggingLearner(Run(precision)), images(19))
+    between = [after - before for before, after in zip(counter.counts[10:18], counter.counts[11:19])]
+    assert between == [copies] * 8
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "16-true", "bf16-mixed", "bf16-true"])
+def test_validation_and_prediction_compute_in_the_precision_of_the_training(
+    precision: str, allowed: None, tmp_path: Path
+) -> None:
+    half = {"float16": paddle.float16, "bfloat16": paddle.bfloat16}.get(HALF.get(precision, ""), paddle.float32)
+    learner, trainer = LoggingLearner(Run(precision)), trainer_for(Run(precision), tmp_path)
+    trainer.fit(learner, images(2), images(1))
+    assert learner.validated_in == half
+    assert trainer.predict(learner, images(1)) == [half]
+
+
+def test_a_model_made_on_the_cpu_and_nested_batches_move_to_the_device(tmp_path: Path) -> None:
+    paddle.set_device("cpu")
+    learner = LoggingLearner(Run("32-true"))
+    batches = [{"images": paddle.ones([8, 1, 8, 8]), "more": [(paddle.ones([1]), "text"), {"x": paddle.ones([1])}]}]
+    assert batches[0]["images"].place.is_cpu_place()
+    trainer_for(Run("32-true"), tmp_path).fit(learner, batches)
+    moved = learner.batch
+    assert all(p.place.is_custom_place() for p in learner.parameters())
+    assert moved["images"].place.is_custom_place() and moved["more"][0][0].place.is_custom_place()
+    assert moved["more"][0][1] == "text" and moved["more"][1]["x"].place.is_custom_place()
+
+
+def test_running_out_of_memory_names_the_batch_and_what_helps(tmp_path: Path) -> None:
+    learner = LoggingLearner(Run("32-true"))
+    batches = [*images(2), {"images": paddle.ones([1 << 15, 1, 8, 8])}]
+    limit = fake_gpu.memory_used() + (4 << 20)
+    with fake_gpu.memory_limit(limit), pytest.raises(DeviceOutOfMemoryError) as caught:
+        trainer_for(Run("32-true"), tmp_path).fit(learner, batches)
+    message = str(caught.value)
+    assert "fake_gpu:0 is out of memory" in message and "batch 2" in message and "[32768, 1, 8, 8]" in message
+    assert "smaller batch" in message
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_bfloat16_run_on_a_device_without_it_says_so_once_and_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_for(Run("bf16-mixed"), tmp_path)
+    trainer.fit(LoggingLearner(Run("bf16-mixed")), images(4))
+    printed = capsys.readouterr().out
+    assert printed.count("precision='bf16-mixed' has no effect on fake_gpu:0") == 1
+    assert trainer.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [("16-mixed", "32-true"), ("32-true", "16-mixed"), ("16-true", "16-mixed"), ("32-true", "16-true")],
+)
+def test_resuming_in_another_precision_is_one_clear_error(saved: str, now: str, tmp_path: Path) -> None:
+    run = Run(saved, windows=2)
+    _, trainer = trained(run, tmp_path)
+    with pytest.raises(CheckpointMismatchError) as caught:
+        trained(dataclasses.replace(run, precision=now), tmp_path, ckpt_path=trainer.run.path)
+    assert f"precision: saved {saved}, now {now}" in str(caught.value)
+
+
+def test_a_precision_can_be_changed_on_purpose(tmp_path: Path) -> None:
+    run = Run("16-mixed", windows=2)
+    trained(run, tmp_path)
+    trainer = trainer_for(dataclasses.replace(run, precision="32-true"), tmp_path, max_epochs=3, seed=5)
+    trainer.fit(RunningLearner(run), batches(run), ckpt_path="last", override=("precision",))
+    assert trainer.global_step == 6
+
+
+@pytest.mark.parametrize(("saved", "now"), [("32-true", "16-true"), ("16-true", "32-true"), ("32-true", "64-true")])
+def test_weights_alone_are_taken_over_from_any_precision(saved: str, now: str, tmp_path: Path) -> None:
+    run = Run(saved, windows=2)
+    _, trainer = trained(run, tmp_path)
+    learner = LoggingLearner(dataclasses.replace(run, precision=now))
+    other = trainer_for(learner.run, tmp_path / "other")
+    other.fit(learner, images(1), init_from=trainer.run.path)
+    other.validate(learner, images(1), ckpt_path=trainer.run.path)
