@@ -191,7 +191,8 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._epoch_record: dict[str, Any] = {}
         self._stop_reason: str | None = None
-        self._requested_pins: dict[str, list[str]] = {}
+        self._requested_pins: set[str] = set()
+        self._agreed_to_leave = False
         self._known_candidate: Entry | None = None
         self._train_source: BatchSource | None = None
         self._val_sources: list[BatchSource] = []
@@ -351,10 +352,11 @@ class Trainer:
             raise CheckpointError(
                 "save_checkpoint needs a run directory: call it in or after fit, without fast_dev_run"
             )
-        self._requested_pins[tag] = []
+        self._requested_pins.add(tag)
         if self.state == "fit":
             return None
-        return self._take_checkpoint({}, weights_only=weights_only).path
+        entry = self._take_checkpoint({}, weights_only=weights_only)
+        return None if entry is None else entry.path
 
     # -- the loop ----------------------------------------------------------------------------------------------------------------
 
@@ -536,12 +538,12 @@ class Trainer:
     def _must_stop(self) -> bool:
         """Asked at every save point: is this the last one?"""
         progress = self.progress
-        if self._signalled():
-            return True
         if self.max_steps >= 0 and progress.global_step >= self.max_steps:
             return True
-        if self.max_seconds is not None and self._seconds() >= self.max_seconds:
-            self._stop_reason = f"max_time of {timedelta(seconds=self.max_seconds)} is over"
+        if self.ranks.world_size > 1:  # clocks and signals differ between ranks: only what they agreed on counts
+            if self._agreed_to_leave:
+                return True
+        elif self.signals.received is not None or self._time_is_over():
             return True
         if self._stop_reason is None:
             return False
@@ -551,9 +553,11 @@ class Trainer:
             self._stop_reason = None
         return False
 
-    def _signalled(self) -> bool:
-        received = self.signals.received is not None
-        return received if self.ranks.world_size == 1 else self.ranks.any(received)
+    def _time_is_over(self) -> bool:
+        if self.max_seconds is None or self._seconds() < self.max_seconds:
+            return False
+        self._stop_reason = f"max_time of {timedelta(seconds=self.max_seconds)} is over"
+        return True
 
     # -- parts of a training batch -----------------------------------------------------------------------------------------------
 
@@ -1322,26 +1326,41 @@ class Trainer:
         """Everything of this batch or epoch has run: let callbacks ask for a checkpoint, and take one."""
         self._validated_here = False
         self._known_candidate = None
-        if self._store is None and self.ranks.world_size == 1:
+        if self.ranks.world_size > 1 and reason == "train_batch" and not self._ranks_agree_here():
             return
         pins: dict[str, Sequence[str]] = {}
         weights_only = True
-        point = SavePoint(reason, self)
-        for callback, ask in self._savers:
-            wanted = ask(point)
-            if wanted:
-                pins.update(wanted)
-                weights_only = weights_only and getattr(callback, "save_weights_only", False)
-        if self.enable_checkpointing and self._savers and (reason == "stop" or self.signals.received is not None):
-            pins.setdefault("latest", [self._candidate().name])
+        if self._store is not None:
+            point = SavePoint(reason, self)
+            for callback, ask in self._savers:
+                wanted = ask(point)
+                if wanted:
+                    pins.update(wanted)
+                    weights_only = weights_only and getattr(callback, "save_weights_only", False)
+        leaving = self.signals.received is not None
+        if self.ranks.world_size > 1:
+            leaving = any(self.ranks.gather_object(leaving))
+            pins, weights_only, self._agreed_to_leave, self._requested_pins = self.ranks.broadcast_object(
+                (pins, weights_only, leaving or self._time_is_over(), self._requested_pins)
+            )
+        if self.enable_checkpointing and self._savers and (reason == "stop" or leaving):
+            pins.setdefault("latest", [])  # filled in with this checkpoint
             weights_only = False
         if pins or self._requested_pins:
             self._take_checkpoint(pins, weights_only=weights_only and bool(pins))
 
-    def _take_checkpoint(self, pins: Pins, *, weights_only: bool = False) -> Entry:
+    def _ranks_agree_here(self) -> bool:
+        """Whether ranks talk after this batch. It costs a round trip, so not after each, and all must give the same answer."""
+        step = self.progress.global_step
+        every = [getattr(callback, "every_n_train_steps", None) for callback in self.callbacks]
+        return step % self.log_every_n_steps == 0 or any(count and step % count == 0 for count in every)
+
+    def _take_checkpoint(self, pins: Pins, *, weights_only: bool = False) -> Entry | None:
         """Write one checkpoint under these pins and those that users asked for; every rank calls it."""
-        name = self._candidate().name
-        all_pins = {**pins, **{tag: [name] for tag in self._requested_pins}}
+        mine = [self._candidate().name] if self._store is not None else []
+        all_pins = {**pins, **dict.fromkeys(self._requested_pins, mine)}
+        if "latest" in all_pins:
+            all_pins["latest"] = all_pins["latest"] or mine
         self.progress.seconds = self._seconds()
         try:
             entry = training_state.save(self, all_pins, weights_only=weights_only)
@@ -1351,7 +1370,7 @@ class Trainer:
             self.print(
                 f"WARNING: the checkpoint at step {self.progress.global_step} was not written, training goes on: {error}"
             )
-            entry = self._candidate()
+            return None
         self._requested_pins.clear()
         self._known_candidate = None
         return entry

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from .errors import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError, did_you_mean
-from .optimizers import optimizer_state, restore_optimizer
+from .optimizers import optimizer_state, parameters_of, restore_optimizer
 from .rng import random_states, set_random_states
 
 if TYPE_CHECKING:
@@ -40,15 +40,16 @@ class Saved:
 
 def save(trainer: Trainer, pins: Mapping[str, Sequence[str]], *, weights_only: bool = False) -> Entry:
     """Write one checkpoint of everything; every rank calls it, rank 0 writes."""
-    random = trainer.ranks.gather_object(random_states())
-    store = trainer.checkpoints
-    candidate = trainer._candidate()
+    ranks = trainer.ranks.gather_object(rank_tree(trainer))
+    if not trainer.is_global_zero:
+        return trainer.ranks.on_rank_zero(_never)
     files: dict[str, dict[str, Any]] = {MODEL: model_weights(trainer.model)}
     states: dict[str, Any] = {}
     tree = trainer_tree(trainer)
     for hook in trainer._hooks.get("on_save_checkpoint", ()):
         hook(tree)
     files.update(tree.pop("files"))
+    optimizer_tensors = tree.pop("optimizer_tensors")
     if weights_only:
         states[TRAINER] = {
             "weights_only": True,
@@ -56,21 +57,48 @@ def save(trainer: Trainer, pins: Mapping[str, Sequence[str]], *, weights_only: b
             "progress": tree["progress"],
         }
     else:
-        files[OPTIMIZER] = tree.pop("optimizer_tensors")
+        files[OPTIMIZER] = optimizer_tensors
         states[TRAINER] = tree
-        states.update({f"rng-rank{rank:05d}.json": state for rank, state in enumerate(random)})
-    tree.pop("optimizer_tensors", None)
-    return store.save(
-        step=candidate.step,
-        epoch=candidate.epoch,
-        files=files,
-        states=states,
-        metrics=candidate.metrics,
-        healthy=candidate.healthy,
-        info=environment(trainer),
-        pins=pins,
-        background=trainer.async_checkpoint,
+        states.update({_rank_file(rank): state for rank, state in enumerate(ranks)})
+    candidate = trainer._candidate()
+    info = environment(trainer)
+    return trainer.ranks.on_rank_zero(
+        lambda: trainer.checkpoints.save(
+            step=candidate.step,
+            epoch=candidate.epoch,
+            files=files,
+            states=states,
+            metrics=candidate.metrics,
+            healthy=candidate.healthy,
+            info=info,
+            pins=pins,
+            background=trainer.async_checkpoint,
+        )
     )
+
+
+def _never() -> Entry:
+    raise AssertionError("only rank 0 writes")
+
+
+def _rank_file(rank: int) -> str:
+    return f"rng-rank{rank:05d}.json"
+
+
+def rank_tree(trainer: Trainer) -> dict[str, Any]:
+    """What differs between ranks: random states, the epoch's sums, the loader's position, and buffers (BatchNorm's statistics)."""
+    buffers: dict[str, Any] = {}
+    if trainer.world_size > 1:
+        learned = {parameter.name for optimizer in trainer.optimizers for parameter in parameters_of(optimizer)}
+        buffers = {
+            name: tensor.numpy() for name, tensor in trainer.model.state_dict().items() if tensor.name not in learned
+        }
+    return {
+        "random": random_states(),
+        "metrics": trainer._train_metrics.state_dict(),
+        "data": trainer._train_source.state_dict() if trainer._train_source is not None else None,
+        "buffers": buffers,
+    }
 
 
 def model_weights(module: Module) -> dict[str, Any]:
@@ -95,11 +123,9 @@ def trainer_tree(trainer: Trainer) -> dict[str, Any]:
         "optimizers": optimizers,
         "lr_schedulers": [state.state_dict() for state in trainer._scheduler_states],
         "precision": trainer.precision.state_dict(),
-        "metrics": trainer._train_metrics.state_dict(),
         "callback_metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "history": trainer.history,
         "epoch_record": trainer._epoch_record,
-        "data": trainer._train_source.state_dict() if trainer._train_source is not None else None,
         "callbacks": {key: callback.state_dict() for key, callback in _keyed(trainer.callbacks)},
         "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
         "datamodule": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
@@ -239,12 +265,9 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
             if note is not None:
                 notes.append(note)
     trainer.progress.load_state_dict(tree["progress"])
-    trainer._train_metrics.load_state_dict(tree["metrics"])
     trainer._callback_metrics.update(tree["callback_metrics"])
     trainer.history = list(tree["history"])
     trainer._epoch_record = dict(tree["epoch_record"])
-    if "data" not in override and trainer._train_source is not None and tree["data"] is not None:
-        trainer._train_source.load_state_dict(tree["data"])
     if "callbacks" not in override:
         notes += _restore_callbacks(trainer, tree["callbacks"])
     for logger, state in zip(trainer.loggers, tree["loggers"]):
@@ -252,14 +275,26 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
             logger.load_state_dict(state)
     if trainer.datamodule is not None and tree["datamodule"]:
         trainer.datamodule.load_state_dict(tree["datamodule"])
-    random = f"rng-rank{trainer.global_rank:05d}.json"
-    if random in saved.checkpoint.files:
-        set_random_states(saved.checkpoint.state(random))
+    _restore_rank(trainer, saved, override)
     progress = trainer.progress
     notes.append(
         f"Resumed from {saved.entry.path}: epoch {progress.current_epoch}, batch {progress.batches_in_epoch}, step {progress.global_step}."
     )
     return notes
+
+
+def _restore_rank(trainer: Trainer, saved: Saved, override: Sequence[str]) -> None:
+    file = _rank_file(trainer.global_rank)
+    if file not in saved.checkpoint.files:  # there are more processes than there were, which `_changes` has told
+        return
+    rank = saved.checkpoint.state(file)
+    trainer._train_metrics.load_state_dict(rank["metrics"])
+    if "data" not in override and trainer._train_source is not None and rank["data"] is not None:
+        trainer._train_source.load_state_dict(rank["data"])
+    present = trainer.model.state_dict()
+    for name, value in rank["buffers"].items():
+        present[name].set_value(value)
+    set_random_states(rank["random"])
 
 
 def roll_back(trainer: Trainer) -> Entry:
