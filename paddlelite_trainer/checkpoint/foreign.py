@@ -13,7 +13,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError, did_you_mean
+from ..errors import (
+    CheckpointCorruptError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    ConfigurationError,
+    did_you_mean,
+)
 from .format import NAME_TABLE
 from .safe_pickle import read_pickle
 from .safetensors_format import read_safetensors
@@ -123,18 +129,18 @@ def _read_paddle(source: _Source) -> ForeignCheckpoint:
     epoch: int | None = None
     best: dict[str, Any] | None = None
     if layout == "PaddleOCR":
-        epoch, best = _whole(states.get("epoch")), states.get("best_model_dict")
+        epoch, best = _whole(states.get("epoch")), _dict(states.get("best_model_dict"))
     elif layout == "PaddleClas":
         epoch = _whole(states.get("epoch"))
         if source.weights.stem == "best_model":
             best = states or None
-        elif "metric" in states:
+        elif isinstance(states.get("metric"), (int, float)):
             notes.append(f"metric {states['metric']} is this epoch's, not the best")
     elif layout == "PaddleDetection" and optimizer is not None:
         epoch = _whole(optimizer["last_epoch"])
     elif layout == "PaddleSeg":
         notes.append(f"saved at {source.weights.parent.name}; PaddleSeg records no epoch")
-    elif layout == "paddle.Model" and source.weights.stem.isdigit():
+    elif layout == "paddle.Model" and source.weights.stem.isdecimal():
         epoch = int(source.weights.stem) + 1  # 0.pdparams is written when the first epoch is complete
     return ForeignCheckpoint(layout, source.weights, weights, ema, optimizer, epoch, best, names, notes=notes)
 
@@ -149,7 +155,7 @@ def _layout(source: _Source, optimizers: Sequence[dict[str, Any]]) -> Any:
         return "PaddleClas"
     if stem == "model" and re.fullmatch(r"iter_\d+|best_model", source.weights.parent.name):
         return "PaddleSeg"
-    if stem.isdigit() or stem in ("final", "best_model") or os.path.exists(prefix + ".pdscaler"):
+    if stem.isdecimal() or stem in ("final", "best_model") or os.path.exists(prefix + ".pdscaler"):
         return "paddle.Model"
     return "paddle.save"
 
@@ -250,7 +256,8 @@ def _nothing_message(given: Path) -> str:
         return f"no weights at {given}: there is no directory {parent}"
     near = sorted({file.name for file in parent.iterdir() if file.suffix in _WEIGHT_SUFFIXES or file.is_dir()})
     listing = f" {parent} holds {', '.join(near[:_SHOWN])}{' ...' if len(near) > _SHOWN else ''}." if near else ""
-    return f"no weights at {given}, with or without .pdparams.{did_you_mean(given.name, near)}{listing}"
+    names = [*near, *(Path(name).stem for name in near)]
+    return f"no weights at {given}, with or without .pdparams.{did_you_mean(given.name, names)}{listing}"
 
 
 # -- what its files hold ---------------------------------------------------------------------------------------------
@@ -266,9 +273,11 @@ def _read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _read_optimizers(path: Path | None) -> list[dict[str, Any]]:
-    content = read_pickle(path) if path is not None else []
+    if path is None:
+        return []
+    content = read_pickle(path)
     states = content if isinstance(content, list) else [content]
-    return [_joined(state) for state in states if isinstance(state, dict)]
+    return [_joined(state, path) for state in states if isinstance(state, dict)]
 
 
 def _read_states(path: Path | None) -> dict[str, Any]:
@@ -279,13 +288,16 @@ def _read_dict(path: Path) -> dict[Any, Any]:
     content = read_pickle(path)
     if not isinstance(content, dict):
         raise CheckpointMismatchError(f"{path} holds no dict of names and values, but a {type(content).__name__}")
-    return _joined(content)
+    return _joined(content, path)
 
 
-def _joined(content: dict[Any, Any]) -> dict[Any, Any]:
+def _joined(content: dict[Any, Any], path: Path) -> dict[Any, Any]:
     content = dict(content)
-    for name, info in content.pop(_BIG_ARRAYS, {}).items():
-        content[name] = np.concatenate([content.pop(part) for part in info["slices"]]).reshape(info["OriginShape"])
+    try:
+        for name, info in content.pop(_BIG_ARRAYS, {}).items():
+            content[name] = np.concatenate([content.pop(part) for part in info["slices"]]).reshape(info["OriginShape"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointCorruptError(f"{path} has a large array whose parts do not fit together: {error!r}") from error
     return content
 
 
@@ -294,6 +306,10 @@ def _as_array(value: Any) -> np.ndarray | None:
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
         value = value[1]
     return value if isinstance(value, np.ndarray) else None
+
+
+def _dict(value: Any) -> dict[Any, Any] | None:
+    return value if isinstance(value, dict) else None
 
 
 def _whole(value: Any) -> int | None:
@@ -322,15 +338,15 @@ def optimizer_by_structured_name(
     structured = _structured_names(names, weights, weights_file)
     result: dict[str, Any] = {"accumulators": {}, "master_weights": {}, "scheduler": None, "unmatched": []}
     for state in _read_optimizers(Path(opt_file)):
-        result["scheduler"] = result["scheduler"] or state.get("LR_Scheduler")
-        for name, value in (state.get("master_weights") or {}).items():
+        result["scheduler"] = result["scheduler"] or _dict(state.get("LR_Scheduler"))
+        for name, value in (_dict(state.get("master_weights")) or {}).items():
             if name in structured:
                 result["master_weights"][structured[name]] = _as_array(value)
             else:
                 result["unmatched"].append(f"master_weights of {name}")
         for key, value in state.items():
             array = _as_array(value)
-            if key in _NO_ACCUMULATOR or array is None:
+            if key in _NO_ACCUMULATOR or not isinstance(key, str) or array is None:
                 continue
             owner = _owner(key, structured)
             if owner is None:

@@ -34,7 +34,7 @@ _DTYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8
 
 # One opcode makes at most one small object (about 100 bytes), so these bound the memory that a file of many tiny
 # objects takes. A tensor of a state dict is some 45 opcodes.
-_FREE_OPCODES = 400_000
+_FREE_OPCODES = 1_000_000
 _BYTES_PER_OPCODE = 100
 _MAX_DEPTH = 64
 _MAX_LINE = 512
@@ -234,9 +234,14 @@ class _Reader:
         self.complete(list(arguments))
         if kind == _RECONSTRUCT and len(arguments) == 3:
             base, shape, code = arguments
-            if isinstance(base, _Global) and PERMITTED[base] == _NDARRAY and shape == (0,) and code in (b"b", "b"):
+            if (
+                isinstance(base, _Global)
+                and PERMITTED[base] == _NDARRAY
+                and _is(shape, (0,))
+                and _is_one_of(code, b"b", "b")
+            ):
                 return _Pending(_NDARRAY)
-        elif kind == _DTYPE and arguments[1:] in ((False, True), (0, 1)):
+        elif kind == _DTYPE and _is_one_of(arguments[1:], (False, True), (0, 1)):
             return _Pending(_DTYPE, self.checked_dtype_code(arguments[0]))
         elif kind == _SCALAR and len(arguments) == 2:
             return self.array((), arguments[0], False, arguments[1])[()]
@@ -245,9 +250,9 @@ class _Reader:
         elif kind == _TUPLE and len(arguments) == 1 and type(arguments[0]) in (tuple, list):
             self.spend(len(arguments[0]))
             return tuple(arguments[0])
-        elif kind == _BYTES and arguments == ():
+        elif kind == _BYTES and not arguments:
             return b""
-        elif kind == _ENCODE and arguments[1:] == ("latin1",) and type(arguments[0]) is str:
+        elif kind == _ENCODE and _is(arguments[1:], ("latin1",)) and type(arguments[0]) is str:
             return self.latin1(arguments[0])
         raise self.unsafe(f"calls {function.module}.{function.name} in a way that no state dict does")
 
@@ -286,8 +291,8 @@ class _Reader:
         return code
 
     def dtype(self, code: str, state: Any) -> np.dtype[Any]:
-        plain = type(state) is tuple and len(state) == 8 and state[2:5] == (None, None, None)
-        if not plain or state[1] not in ("<", ">", "|", "="):
+        plain = type(state) is tuple and len(state) == 8 and _is(state[2:5], (None, None, None))
+        if not plain or not _is_one_of(state[1], "<", ">", "|", "="):
             raise self.unsafe("holds an array of a composed dtype")
         dtype: np.dtype[Any] = np.dtype(code).newbyteorder(state[1])
         return dtype
@@ -308,7 +313,7 @@ class _Reader:
             count *= size
         if type(data) is not bytes or len(data) != count * dtype.itemsize:
             raise _Malformed(f"an array of shape {shape} and type {dtype} comes with another number of bytes")
-        array: np.ndarray = np.ndarray(shape, dtype, buffer=data, order="F" if fortran_order else "C")
+        array: np.ndarray = np.ndarray(shape, dtype, buffer=data, order="F" if fortran_order is True else "C")
         if not dtype.isnative:
             self.spend_bytes(len(data))
             array = array.astype(dtype.newbyteorder("="))
@@ -328,8 +333,7 @@ class _Reader:
 
     # -- the result --------------------------------------------------------------------------------------------------
     def check_result(self, result: Any) -> None:
-        """Refuse what stayed unfinished and what is nested too deep for those who will walk it."""
-        seen: set[int] = set()
+        """Refuse what stayed unfinished, is nested too deep, or unfolds to too much for those who will walk it."""
         level = [result]
         for _ in range(_MAX_DEPTH):
             if not level:
@@ -338,14 +342,27 @@ class _Reader:
             for value in level:
                 if isinstance(value, (_Global, _Pending)):
                     raise _Malformed("a value was announced and never made")
-                if type(value) in (dict, list, tuple) and id(value) not in seen:
-                    seen.add(id(value))
+                if type(value) in (dict, list, tuple):
+                    self.spend(len(value))  # a part that is shared counts wherever it shows
                     deeper.extend(value.values() if type(value) is dict else value)
             level = deeper
         raise _Malformed(f"its values are nested more than {_MAX_DEPTH} deep")
 
     def unsafe(self, what: str) -> UnsafePickleError:
         return UnsafePickleError(f"{self.path} {what}. State dicts never do; nothing of the file was run or imported.")
+
+
+def _is(value: Any, expected: Any) -> bool:
+    """Equality between plain values of one type; arrays would answer with an array."""
+    if type(value) is not type(expected):
+        return False
+    if type(value) is tuple:
+        return len(value) == len(expected) and all(map(_is, value, expected))
+    return bool(value == expected)
+
+
+def _is_one_of(value: Any, *expected: Any) -> bool:
+    return any(_is(value, one) for one in expected)
 
 
 class _BoundedInput:
