@@ -150,7 +150,7 @@ class FailsInValidation(Net):
 
 class SavesAtOnce(Callback):
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
-        trainer._requested_pins["crash"] = []
+        trainer._requested_pins.add("crash")
         trainer._take_checkpoint({})
 
 
