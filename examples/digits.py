@@ -1,8 +1,9 @@
-"""Trains a small convolutional network on real handwritten digits; run it again and it goes on, or says that it has finished."""
+"""Trains a small network on real handwritten digits; run it again and it goes on, or says that it has finished."""
 
 from __future__ import annotations
 
 import argparse
+import zlib  # noqa: F401  before paddle: 2.6 brings its own, with which reading .gz files then crashes
 from pathlib import Path
 from typing import Any
 

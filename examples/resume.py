@@ -1,4 +1,4 @@
-"""Kills a run with SIGKILL in mid-epoch, starts the same command again, and compares what comes out with an undisturbed run."""
+"""Kills a run with SIGKILL in mid-epoch, starts it again, and compares what comes out with an undisturbed run."""
 
 from __future__ import annotations
 
