@@ -29,8 +29,7 @@ class DataModule:
     ...         return paddle.io.DataLoader(self.train, batch_size=64, shuffle=True)
     """
 
-    def __init__(self) -> None:
-        self.trainer: Any = None
+    trainer: Any = None  # while a Trainer uses it; only the Trainer writes it
 
     def prepare_data(self) -> None:
         """Download or write to disk; called on one process only, so assign nothing to self here."""
@@ -150,7 +149,11 @@ class BatchSource:
 
 
 def move_to_device(batch: Any, place: Any) -> Any:
-    """The batch with its Tensors on place; itself, unchanged, if they are there. Arrays and other things stay."""
+    """The batch with its Tensors on place; itself, unchanged, if they are there.
+
+    Goes into lists, tuples, namedtuples, mappings and dataclasses, and keeps their types. An object with a method `to`
+    is asked to move itself; arrays and other things stay.
+    """
     if _is_there(batch, place):
         return batch
     return _moved(batch, place)
@@ -201,7 +204,7 @@ def _check_limit(limit: int | float | None, name: str) -> None:
 
 def _is_there(batch: Any, place: Any) -> bool:
     if isinstance(batch, paddle.Tensor):
-        return bool(batch.place._equals(place))
+        return _is_on(batch, place)
     if isinstance(batch, (list, tuple)):
         for item in batch:  # noqa: SIM110  a generator would cost more than the check
             if not _is_there(item, place):
@@ -214,12 +217,12 @@ def _is_there(batch: Any, place: Any) -> bool:
         return True
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return all(_is_there(getattr(batch, field.name), place) for field in dataclasses.fields(batch))
-    return True
+    return not callable(getattr(batch, "to", None))
 
 
 def _moved(batch: Any, place: Any) -> Any:
     if isinstance(batch, paddle.Tensor):
-        return batch if batch.place._equals(place) else batch._copy_to(place, True)
+        return batch if _is_on(batch, place) else _copied_to(batch, place)
     if isinstance(batch, tuple):
         items = [_moved(item, place) for item in batch]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
@@ -239,7 +242,17 @@ def _moved(batch: Any, place: Any) -> Any:
         for field in dataclasses.fields(batch):
             object.__setattr__(clone, field.name, _moved(getattr(batch, field.name), place))  # frozen ones too
         return clone
+    if callable(getattr(batch, "to", None)):
+        return batch.to(place)
     return batch
+
+
+def _is_on(tensor: Any, place: Any) -> bool:
+    return bool(tensor.place._equals(place))
+
+
+def _copied_to(tensor: Any, place: Any) -> Any:
+    return tensor._copy_to(place, True)
 
 
 def _first_leaf(batch: Any) -> Any:

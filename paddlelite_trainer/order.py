@@ -231,7 +231,7 @@ def _length_by_weights(sampler: Any) -> int | None:
     if not isinstance(inner, WeightedRandomSampler) or type(sampler) is not BatchSampler:
         return None
     weights = np.asarray(inner.weights)
-    samples = int(inner.num_samples) * (weights.size // weights.shape[-1])
+    samples: int = int(inner.num_samples) * (weights.size // weights.shape[-1])
     batch_size = int(sampler.batch_size)
     return samples // batch_size if sampler.drop_last else -(-samples // batch_size)
 

@@ -117,18 +117,27 @@ def paddle_cpu_generator_can_be_saved() -> bool:
 @contextmanager
 def isolated_random_states() -> Iterator[None]:
     """Whatever is drawn or seeded inside leaves no trace outside."""
-    python = random.getstate()
-    bit_generator = _numpy.get_bit_generator()
-    numpy = np.random.get_state(legacy=False)
-    states = {name: generator.get_state() for name, generator in _paddle_generators().items()}
+    before = random_snapshot()
     try:
         yield
     finally:
-        random.setstate(python)
-        _numpy.set_bit_generator(bit_generator)
-        np.random.set_state(numpy)
-        for name, generator in _paddle_generators().items():
-            generator.set_state(states[name])
+        set_random_snapshot(before)
+
+
+def random_snapshot() -> tuple[Any, ...]:
+    """Every random state for use in this process; exact on every Paddle version, other than `random_states`."""
+    states = {name: generator.get_state() for name, generator in _paddle_generators().items()}
+    return random.getstate(), _numpy.get_bit_generator(), np.random.get_state(legacy=False), states
+
+
+def set_random_snapshot(snapshot: tuple[Any, ...]) -> None:
+    """Put back what `random_snapshot` returned."""
+    python, bit_generator, numpy, states = snapshot
+    random.setstate(python)
+    _numpy.set_bit_generator(bit_generator)
+    np.random.set_state(numpy)
+    for name, generator in _paddle_generators().items():
+        generator.set_state(states[name])
 
 
 class IsolatedSeed:

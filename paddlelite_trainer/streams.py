@@ -138,6 +138,8 @@ class MapStream(Stream):
         return self._fetched_by_workers(epoch, start_batch, items)
 
     def _items(self, epoch: int, start_batch: int) -> Iterator[Any]:
+        if self.limit == 0:
+            return iter(())
         if self._order.length is None:
             return self._items_without_length(epoch, start_batch)
         batches = self._order.of_epoch(epoch, start_batch)
@@ -155,7 +157,7 @@ class MapStream(Stream):
             number += 1
             if number > start_batch:
                 yield indices
-        if number == 0 and self.limit != 0:
+        if number == 0:
             raise DataError(f"{self.name} is empty or exhausted: its sampler yields nothing in epoch {epoch}")
         self._check_start(start_batch, number)
 
@@ -239,8 +241,9 @@ class IterableStream(Stream):
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         limit = self.length if isinstance(self.limit, float) else self.limit
         goes_on = self._restore(epoch, start_batch)
+        is_over = goes_on and self.is_last
         self._begin(epoch, start_batch)
-        if limit is not None and start_batch >= limit:
+        if is_over or (limit is not None and start_batch >= limit):
             return
         reader = self._read(epoch, start_batch, 0 if goes_on else start_batch, on_replay)
         number = start_batch
@@ -318,10 +321,11 @@ class IterableStream(Stream):
         return bool(resume["epoch"] == epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "own": self._own_state}
+        return {**super().state_dict(), "is_last": self.is_last, "own": self._own_state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        self.is_last = state.get("is_last", False)
         self._resume = state
         self._own_state = state.get("own")
 

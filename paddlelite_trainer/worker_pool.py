@@ -110,7 +110,7 @@ class WorkerPool:
         try:
             worker.tasks_in.send(task)
         except (BrokenPipeError, ConnectionResetError):
-            self._report_death(worker)
+            pass  # it is dead: what it answered before may still be read, and then its death is reported
         worker.under_way += 1
 
     def _read(self, worker: _Worker) -> tuple[int, Any]:
@@ -394,5 +394,6 @@ def _shut_down(workers: list[_Worker], current: mmap.mmap) -> None:
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join()
+        worker.process.close()
         worker.close_near_ends()
         worker.close_slots()
