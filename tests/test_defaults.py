@@ -1,0 +1,107 @@
+"""What Trainer adds when nothing is passed, and that a killed fit's logs are whole after a resume."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddlelite_trainer import Callback, CSVLogger, Logger, TensorBoardLogger
+from paddlelite_trainer.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
+from paddlelite_trainer.defaults import default_callbacks, default_loggers
+from paddlelite_trainer.errors import ConfigurationTypeError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def added(given: list[Callback], **switches: bool) -> list[type]:
+    wanted = {"checkpointing": True, "progress_bar": True, "model_summary": True, **switches}
+    return [type(callback) for callback in default_callbacks(given, **wanted)]
+
+
+def test_the_users_callbacks_come_first_and_the_checkpoint_last() -> None:
+    class Mine(Callback): ...
+
+    assert added([Mine()]) == [Mine, ModelSummary, ProgressBar, ModelCheckpoint]
+
+
+def test_what_is_given_or_switched_off_is_not_added() -> None:
+    class MyCheckpoint(ModelCheckpoint): ...
+
+    assert added([MyCheckpoint(), ProgressBar()]) == [MyCheckpoint, ProgressBar, ModelSummary]
+    assert added([], checkpointing=False, progress_bar=False, model_summary=False) == []
+
+
+def test_loggers_by_default_are_tensorboard_and_csv() -> None:
+    for logger in (None, True):
+        assert [type(one) for one in default_loggers(logger)] == [TensorBoardLogger, CSVLogger]
+    assert default_loggers(False) == []
+    own = CSVLogger()
+    assert default_loggers(own) == default_loggers([own]) == [own]
+
+
+@pytest.mark.parametrize("wrong", ["csv", 3, [object()], Logger])
+def test_what_is_no_logger_is_refused_with_the_remedy(wrong: Any) -> None:
+    with pytest.raises(
+        ConfigurationTypeError, match=r"derives from paddlelite_trainer\.Logger and defines log_metrics"
+    ):
+        default_loggers(wrong)
+
+
+FIT = """
+    import os, sys
+    sys.path[:0] = [{root!r}, {tests!r}]
+    import conftest
+    import paddle
+    from scripted import Scripted, batches
+    from paddlelite_trainer import Trainer
+    from paddlelite_trainer.callbacks import LambdaCallback, LRMonitor, ModelCheckpoint
+    die_at = int(sys.argv[2])
+
+    def die(trainer, module, *_):
+        if trainer.global_step == die_at:
+            for logger in trainer.loggers:
+                logger.save()
+            os._exit(9)
+
+    paddle.seed(0)
+    trainer = Trainer(
+        max_epochs=4, log_every_n_steps=1, default_root_dir=sys.argv[1], seed=1, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[LRMonitor(), ModelCheckpoint(every_n_train_steps=3), LambdaCallback(on_train_batch_end=die)],
+    )
+    trainer.fit(Scripted(dict(val_loss=float)), batches(), batches(1), ckpt_path="last")
+"""
+
+
+def test_the_curves_of_a_fit_killed_three_times_equal_those_of_one_never_killed(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    script = tmp_path / "fit.py"
+    script.write_text(textwrap.dedent(FIT.format(root=str(ROOT), tests=str(ROOT / "tests/callbacks"))))
+    environment = {**os.environ, "GLOG_minloglevel": "2"}
+
+    def run(root: str, die_at: int) -> int:
+        command = [sys.executable, str(script), str(tmp_path / root), str(die_at)]
+        return subprocess.run(command, env=environment, capture_output=True).returncode
+
+    assert run("whole", -1) == 0
+    assert [run("killed", step) for step in (5, 8, 13, -1)] == [9, 9, 9, 0]
+
+    def rows(root: str) -> list[dict[str, str]]:
+        with (tmp_path / root / "version_0/metrics.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def curves(root: str) -> dict[str, list[tuple[int, float]]]:
+        reader = event_accumulator.EventAccumulator(str(tmp_path / root / "version_0"))
+        reader.Reload()
+        return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+    assert rows("whole") == rows("killed")
+    assert curves("whole") == curves("killed")
+    assert [step for step, _ in curves("killed")["train_loss"]] == list(range(1, 17))
+    assert not (tmp_path / "killed/version_1").exists()
