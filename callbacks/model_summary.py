@@ -51,7 +51,6 @@ class ModelSummary(Callback):
             from rich.console import Console
 
             summary = summarize(module, self.max_depth)
-            summary = summarize(module, self.max_depth)
             if summary.layers:
                 Console().print(_table(summary), highlight=False)
             trainer.print(_totals(summary))
@@ -89,11 +88,6 @@ def _unique(layer: Any) -> Iterator[Any]:
 
 def _count(parameters: list[Any], trained: bool = False) -> int:
     return sum(int(parameter.size) for parameter in parameters if not (trained and parameter.stop_gradient))
-
-
-def _totals(summary: Summary) -> str:
-    text = f"{summary.parameters:,} parameters: {summary.trainable:,} trained, {summary.non_trainable:,} not; {summary.megabytes:.3g} MB"
-    return text + ("; shared ones counted once" if summary.has_shared else "")
 
 
 def _table(summary: Summary) -> Any:

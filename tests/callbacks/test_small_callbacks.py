@@ -151,7 +151,7 @@ def test_the_summary_is_printed_before_the_first_batch(tmp_path: Path, capsys: p
     fit(tmp_path, Scripted(), [ModelSummary(), LambdaCallback(on_train_batch_start=first_batch)], max_epochs=1)
     before = capsys.readouterr().out.partition("FIRST BATCH")[0]
     assert "net" in before
-    assert "2 parameters: 2 trained, 0 not" in before
+    assert "2 parameters, 8e-06 MB" in before
 
 
 # -- PlotCurves ----------------------------------------------------------------------------------------------------------
