@@ -18,6 +18,7 @@ from .errors import CheckpointMismatchError, ConfigurationError, did_you_mean
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
 _HALF = {"16-mixed": "float16", "16-true": "float16", "bf16-mixed": "bfloat16", "bf16-true": "bfloat16"}
+HOPELESS = 20  # skipped steps in a row; from Paddle's first scale, 65536, 16 lead to a scale of 1
 _SCALER_OPTIONS = (
     "init_loss_scaling",
     "incr_ratio",
@@ -57,7 +58,7 @@ class Precision:
         precision.backward(loss)
         precision.unscale(optimizer)          # only where gradients are looked at or clipped before the step
         stepped = precision.step(optimizer)   # False: an infinity or NaN in the gradients, nothing was changed
-        precision.update()                    # once, after every optimizer of this window has stepped
+        precision.update()                    # once, after every optimizer has stepped
     """
 
     autocast: Callable[[], AbstractContextManager[Any]] | None
@@ -158,7 +159,7 @@ class Precision:
         return True
 
     def update(self) -> None:
-        """Adapt the loss scale to the steps since the last update; without such a step it does nothing."""
+        """Adapt the loss scale to the steps since the last update. Once a batch: while any gradients wait, it must stay."""
         if self.scaler is not None:
             self.scaler.update()
 
@@ -172,8 +173,8 @@ class Precision:
             return {}
         state: dict[str, Any] = {"precision": self.effective}
         if self.scaler is not None:
-            self.scaler.update()
             state["scaler"] = self.scaler.state_dict()
+            state["skipped_steps"] = self.scaler.skipped_steps
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -202,6 +203,7 @@ class Precision:
                 )
                 scaler[name] = value
         self.scaler.load_state_dict(scaler)
+        self.scaler.skipped_steps = state["skipped_steps"]
 
     def _warn_of_settings_without_effect(self, half: str | None, *, lists: bool) -> None:
         without = ["custom_white_list or custom_black_list"] if lists and half is None else []
@@ -217,22 +219,26 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
     - `scale` never switches scaling off because somebody left an auto_cast of another type behind;
     - `update` neither prints nor fails with NumPy 2.4, and does nothing where no step was taken since the last one;
     - each optimizer is judged by its own gradients, and an overflow in any of them lowers the scale;
-    - `scale` brings the scale up to date if a step was taken since, so a forgotten `update` does not matter.
+    - between two updates an optimizer may step as often as it has new gradients; the scale stays the same meanwhile.
     """
 
-    _scale: Any  # these three are Paddle's
+    _scale: Any  # these four are Paddle's
+    _optimizer_states: dict[int, Any]
     _incr_count: int
     _decr_count: int
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         assert self.is_enable(), "Paddle disables scalers made while the CPU is the current device"
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
         self._losses_scaled = 0
-        self._unscaled: dict[int, tuple[Any, int]] = {}  # {id(optimizer): (overflow found, losses scaled by then)}
-        self._stepped = self._overflowed = False  # since the last update
+        # Since the last update, by id(optimizer): (overflow found, losses scaled by then); losses scaled by then.
+        self._unscaled: dict[int, tuple[Any, int]] = {}
+        self._stepped: dict[int, int] = {}
+        self._overflowed = False
 
     def scale(self, loss: Any) -> Any:
-        self.update()
         self._losses_scaled += 1
         return loss * self._scale
 
@@ -242,23 +248,32 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
             self._unscale(optimizer)
 
     def _unscale(self, optimizer: Optimizer) -> None:
+        self._allow_another_step(optimizer)
         super()._unscale(optimizer)
         self._unscaled[id(optimizer)] = (self._found_inf, self._losses_scaled)
 
     def step(self, optimizer: Optimizer) -> bool:
         """Unscale, unless that was done, and step unless the gradients overflowed; returns whether it stepped."""
+        self._allow_another_step(optimizer)
         if id(optimizer) in self._unscaled:
             self._found_inf = self._unscaled[id(optimizer)][0]  # Paddle keeps that of the optimizer unscaled last
+        states = self._optimizer_states
         super().step(optimizer)
+        self._optimizer_states = states  # with a fixed scale Paddle forgets here that other optimizers were unscaled
         overflowed = bool(optimizer._get_auxiliary_var("found_inf"))  # on the host since Optimizer.step looked at it
         self._unscaled.pop(id(optimizer), None)
-        self._stepped, self._overflowed = True, self._overflowed or overflowed
+        self._stepped[id(optimizer)] = self._losses_scaled
+        self._overflowed |= overflowed
+        self._count(overflowed)
         return not overflowed
 
     def update(self) -> None:
-        if self._stepped:
-            super().update()
-            self._stepped = self._overflowed = False
+        if self._stepped and self._use_dynamic_loss_scaling:
+            self._update()
+        self._optimizer_states.clear()
+        self._unscaled.clear()
+        self._stepped.clear()
+        self._overflowed = False
 
     def _update(self) -> None:
         if self._overflowed:
@@ -280,6 +295,21 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
         """Forget that the optimizer's gradients were unscaled."""
         self._unscaled.pop(id(optimizer), None)
         self._optimizer_states.pop(id(optimizer), None)
+
+    def _allow_another_step(self, optimizer: Optimizer) -> None:
+        losses = self._losses_scaled
+        if id(optimizer) not in self._unscaled and self._stepped.get(id(optimizer), losses) != losses:
+            self._optimizer_states.pop(id(optimizer), None)  # it stepped, and there was a backward since
+
+    def _count(self, overflowed: bool) -> None:
+        self.skipped_steps += overflowed
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if overflowed else 0
+        if self._skipped_in_a_row == HOPELESS:
+            warnings.warn(
+                f"{HOPELESS} float16 steps in a row were skipped for infinite or NaN gradients, so a smaller loss scale does "
+                "not help and the weights no longer change. Look for NaN in the loss; 'bf16-mixed' has float32's range.",
+                stacklevel=4,
+            )
 
 
 def clip_gradients_by_norm(parameters: Sequence[Any], max_norm: float) -> Any:

@@ -414,6 +414,8 @@ class Trainer:
                     progress.batches_in_window += 1
                     if progress.batches_in_window == window or source.is_last:
                         self._step_optimizer(optimizer)
+                elif not automatic:
+                    self.precision.update()
 
                 for hook in batch_end:
                     hook(outputs, batch, batch_idx)
@@ -458,6 +460,7 @@ class Trainer:
             optimizer.step()
         else:
             self.precision.step(optimizer)
+            self.precision.update()
         for hook in hooks.get("on_before_zero_grad", ()):
             hook(optimizer)
         optimizer.clear_grad(False)  # to None: with zeros, parameters the loss does not use would still move

@@ -162,10 +162,10 @@ def test_an_overflow_prints_nothing_and_fails_with_no_numpy(capfd: pytest.Captur
     assert capfd.readouterr().out == ""
 
 
-def test_a_forgotten_or_repeated_update_does_not_matter() -> None:
+def test_a_repeated_update_does_nothing() -> None:
     precision, parameters, optimizers = two_optimizers()
     scales = []
-    for repeats in (1, 0, 3, 0):
+    for repeats in (1, 3, 2, 1):
         overflow_next(parameters[0], precision, 1.0)
         precision.step(optimizers[0])
         for _ in range(repeats):
@@ -173,6 +173,61 @@ def test_a_forgotten_or_repeated_update_does_not_matter() -> None:
         scales.append(precision.state_dict()["scaler"]["scale"].item())
         optimizers[0].clear_grad()
     assert scales == [256.0, 512.0, 512.0, 1024.0]
+
+
+def test_between_updates_optimizers_step_in_any_order_by_one_scale() -> None:
+    precision, parameters, optimizers = two_optimizers()
+    for order in ([0, 0, 1], [1, 0, 1], [0, 1]):  # scaled by 256, 256 and 512
+        for index in order:
+            overflow_next(parameters[index], precision, 1.0)
+            precision.unscale(optimizers[index])
+            other = parameters[1 - index]
+            overflow_next(other, precision, 5.0)  # a backward for something else comes in between
+            other.clear_gradient(False)
+            assert precision.step(optimizers[index])
+            optimizers[index].clear_grad()
+        precision.update()
+    assert [parameter.tolist() for parameter in parameters] == [[-4.0, -4.0], [-4.0, -4.0]]
+    assert precision.state_dict()["scaler"]["scale"].item() == 512.0
+
+
+def test_a_second_step_without_new_gradients_is_paddles_error() -> None:
+    precision, parameters, optimizers = two_optimizers()
+    overflow_next(parameters[0], precision, 1.0)
+    precision.step(optimizers[0])
+    with pytest.raises(RuntimeError, match="already been called since the last update"):
+        precision.step(optimizers[0])
+
+
+def test_with_a_fixed_scale_unscaling_several_optimizers_first_divides_each_once() -> None:
+    precision, parameters, optimizers = two_optimizers()
+    precision = Precision("16-mixed", scaler_options={"init_loss_scaling": 4.0, "use_dynamic_loss_scaling": False})
+    for parameter in parameters:
+        overflow_next(parameter, precision, 1.0)
+    for act in (precision.unscale, precision.step):
+        for optimizer in optimizers:
+            act(optimizer)
+    assert [parameter.tolist() for parameter in parameters] == [[-1.0, -1.0], [-1.0, -1.0]]
+
+
+def test_skipped_steps_are_counted_saved_and_told_when_hopeless() -> None:
+    precision, parameters, optimizers = two_optimizers()
+
+    def skip(times: int) -> None:
+        for _ in range(times):
+            overflow_next(parameters[0], precision, float("nan"))
+            precision.step(optimizers[0])
+            precision.update()
+            optimizers[0].clear_grad()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        skip(19)
+    with pytest.warns(UserWarning, match="20 float16 steps in a row were skipped"):
+        skip(1)
+    resumed = Precision("16-mixed", scaler_options=SCALER_OPTIONS)
+    resumed.load_state_dict(precision.state_dict())
+    assert resumed.scaler is not None and resumed.scaler.skipped_steps == 20
 
 
 def test_unscaling_twice_divides_once_and_after_another_backward_is_an_error() -> None:
@@ -245,6 +300,7 @@ def test_the_scaler_resumes_in_the_middle_of_growing() -> None:
         for value in values:
             overflow_next(parameter, precision, value)
             precision.step(optimizer)
+            precision.update()
             optimizer.clear_grad()
             found.append(precision.state_dict()["scaler"]["scale"].item())
         return found
@@ -273,6 +329,7 @@ def test_the_state_is_plain_and_another_precisions_is_refused() -> None:
     state = Precision("16-mixed").state_dict()
     assert type(state["scaler"]["scale"]) is np.ndarray
     assert {type(value) for key, value in state["scaler"].items() if key != "scale"} <= {int, float, bool}
+    assert state.keys() == {"precision", "scaler", "skipped_steps"}
     with pytest.raises(CheckpointMismatchError, match="saved 16-mixed, now 16-true"):
         Precision("16-true").load_state_dict(state)
     with pytest.raises(CheckpointMismatchError, match="saved 32-true, now 16-mixed"):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import fake_gpu
-import numpy as np
 import paddle
 import pytest
 from amp_loops import HALF, SCALER_OPTIONS, Run, bits, by_hand, start
@@ -69,7 +67,6 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % module.run.accumulate == 0:
-            trainer.precision.update()
             self.seen.append(bits(module.network, module.optimizer, trainer.precision.scaler, module.loss))
 
 
