@@ -56,6 +56,7 @@ class Order:
         self._sampler: Any = loader.batch_sampler if loader.auto_collate_batch else None
         self._divides = not self._takes_its_own_part()
         self._drawn: tuple[int, Sequence[Any]] | None = None
+        self._drawn_digest: str | None = None
         self._sampler_state: Any = None
         self._resume: dict[str, Any] | None = None
 
@@ -111,9 +112,11 @@ class Order:
 
     def state_dict(self) -> dict[str, Any]:
         if self._drawn is None:
-            return {}
+            return self._resume or {}
         epoch, batches = self._drawn
-        return {"epoch": epoch, "digest": _digest(batches), "sampler": self._sampler_state}
+        if self._drawn_digest is None:
+            self._drawn_digest = _digest(batches)
+        return {"epoch": epoch, "digest": self._drawn_digest, "sampler": self._sampler_state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._drawn = None
@@ -168,7 +171,7 @@ class Order:
                     )
         if len(batches) == 0:
             raise DataError(self.why_empty())
-        self._drawn = (epoch, batches)
+        self._drawn, self._drawn_digest = (epoch, batches), None
 
     def _go_back(self, resume: dict[str, Any], must_match: bool) -> None:
         epoch = resume["epoch"]
@@ -177,10 +180,10 @@ class Order:
             stateful.load_state_dict(resume["sampler"])
         self._draw(epoch)
         if stateful is None and self._may_keep_state():
-            for earlier in range(1, epoch + 1):
+            for _ in range(2 * epoch + 4):  # once for each epoch so far, and more if something else iterated it too
                 if self._matches(resume):
                     break
-                self._draw(earlier)
+                self._draw(epoch)
         if must_match and not self._matches(resume):
             raise DataError(
                 f"{self.name} draws another order for epoch {epoch} than before the checkpoint, so the position in it "

@@ -41,11 +41,12 @@ class Stream:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.current_epoch, "batches_done": self.batches_done}
+        return {"epoch": self.current_epoch, "batches_done": self.batches_done, "is_last": self.is_last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.current_epoch = state["epoch"]
         self.batches_done = state["batches_done"]
+        self.is_last = state["is_last"]
 
     def close(self) -> None:
         """Nothing to close."""
@@ -253,11 +254,11 @@ class IterableStream(Stream):
         while batch is not END:
             self._has_yielded = True
             number += 1
-            # Captured before looking ahead; a loader at its end may already have gone back to its start.
-            self._capture()
+            # Captured before looking ahead; a loader at its end may already have gone back to its start. What looking
+            # ahead raises must find the state that belongs to the position.
+            own = self._captured()
             upcoming = END if limit is not None and number >= limit else next(reader, END)
-            if upcoming is END:
-                self._capture()
+            self._own_state = self._captured() if upcoming is END else own
             self.batches_done = number
             self.is_last = upcoming is END
             yield batch
@@ -305,9 +306,9 @@ class IterableStream(Stream):
     def _stateful(self) -> Any:
         return self.loader if has_state(self.loader) else None
 
-    def _capture(self) -> None:
+    def _captured(self) -> Any:
         stateful = self._stateful()
-        self._own_state = None if stateful is None else copy.deepcopy(stateful.state_dict())
+        return None if stateful is None else copy.deepcopy(stateful.state_dict())
 
     def _restore(self, epoch: int, start_batch: int) -> bool:
         """Put the loader's own state back, if there is one; whether it stands at start_batch now."""

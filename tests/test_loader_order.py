@@ -253,6 +253,18 @@ def test_a_sampler_that_keeps_its_order_in_itself_goes_on(sampler_class: type[Sh
     assert read(at_the_boundary, epoch + 1) == following
 
 
+def test_a_sampler_that_somebody_else_iterated_too_is_found_again() -> None:
+    sampler = Shuffled(20)
+    whole = source(augmented(batch_sampler=in_batches(sampler)))
+    read(whole, 0)
+    list(sampler)
+    expected = read(whole, 1)
+    next(iter(whole.epoch(1, 3)))
+    resumed = source(augmented(batch_sampler=in_batches(Shuffled(20))))
+    resumed.load_state_dict(whole.state_dict())
+    assert read(resumed, 1, 4) == expected[4:]
+
+
 def test_the_same_epoch_again_is_the_same_though_the_sampler_moved_on() -> None:
     batches = source(augmented(batch_sampler=in_batches(Shuffled(20))))
     first = read(batches, 0)
