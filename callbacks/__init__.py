@@ -9,24 +9,34 @@ if __name__ == "callbacks":  # a second copy of every class would exist, and isi
 
 from .early_stopping import EarlyStopping
 from .ema import ExponentialMovingAverage
+from .finetuning import BackboneFinetuning, BaseFinetuning
 from .gradient_accumulation_scheduler import GradientAccumulationScheduler
+from .gradient_watch import GradientNormWatch, LossSpikeWatch
 from .lambda_callback import LambdaCallback
 from .lr_monitor import LRMonitor
 from .model_checkpoint import ModelCheckpoint
 from .model_summary import ModelSummary
+from .non_finite_guard import NonFiniteGuard
 from .plot_curves import PlotCurves
 from .progress_bar import ProgressBar
 from .timer import Timer
+from .weight_averaging import StochasticWeightAveraging
 
 __all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "EarlyStopping",
     "ExponentialMovingAverage",
     "GradientAccumulationScheduler",
+    "GradientNormWatch",
     "LRMonitor",
     "LambdaCallback",
+    "LossSpikeWatch",
     "ModelCheckpoint",
     "ModelSummary",
+    "NonFiniteGuard",
     "PlotCurves",
     "ProgressBar",
+    "StochasticWeightAveraging",
     "Timer",
 ]

@@ -37,10 +37,6 @@ class AveragedWeights(Callback):
         return self._averages
 
     # -- for subclasses ------------------------------------------------------------------------------------------------
-    def forget(self) -> None:
-        """Drop the averages: a fit begins."""
-        self._averages, self._averaged_module = {}, None
-
     def begin(self, trainer: Trainer, module: Module) -> None:
         """Make the averages a copy of the present weights."""
         with paddle.no_grad():
@@ -74,6 +70,24 @@ class AveragedWeights(Callback):
             while self._live_copies:
                 parameter, live = self._live_copies.pop()
                 parameter.copy_(live, True)
+
+    def keep_averages_in_place(self) -> None:
+        """The averages are the module's weights from now on."""
+        self._live_copies.clear()
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        rivals = [
+            callback
+            for callback in trainer.callbacks
+            if isinstance(callback, AveragedWeights) and callback.evaluate_with_average
+        ]
+        if len(rivals) > 1:
+            raise ConfigurationError(
+                f"evaluation can use one average, and {' and '.join(type(rival).__name__ for rival in rivals)} both have "
+                "evaluate_with_average=True: set it to False for all but one"
+            )
+        if stage == "fit":
+            self._averages, self._averaged_module = {}, None
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:

@@ -57,8 +57,8 @@ class ExponentialMovingAverage(AveragedWeights):
         return min(self.decay, (1 + move) / (10 + move)) if self.warmup else self.decay
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        super().setup(trainer, module, stage)
         if stage == "fit":
-            self.forget()
             self._moves = 0
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:

@@ -277,8 +277,8 @@ def restore_optimizer(
 
     optimizer._accumulators.clear()
     optimizer._accumulators_holder = {}
-    if hasattr(optimizer, "_already_create_accumulator"):  # 2.6 has none
-        optimizer._already_create_accumulator.clear()
+    for created in ("_already_create_accumulator", "_already_create_accumulater"):  # 3.x and 2.6, spelt so
+        getattr(optimizer, created, set()).clear()
     if getattr(optimizer, "_master_weights", None):
         optimizer._master_weights.clear()
     if by_parameter:
@@ -387,12 +387,12 @@ class SchedulerState:
             )
         changed = sorted(_differences(saved_built, self.built))
         if not changed:
-            _apply(scheduler, saved_now)
+            apply_snapshot(scheduler, saved_now)
             return None
         old = copy.deepcopy(self._blank)
-        _apply(old, saved_now)
+        apply_snapshot(old, saved_now)
         if self.config.needs_metric:
-            _apply(scheduler, {key: value for key, value in saved_now.items() if saved_built.get(key) != value})
+            apply_snapshot(scheduler, {key: value for key, value in saved_now.items() if saved_built.get(key) != value})
         else:
             for _ in range(int(saved_now["last_epoch"])):
                 scheduler.step()
@@ -427,14 +427,15 @@ def _at(tree: Mapping[str, Any], path: str) -> Any:
     return tree
 
 
-def _apply(scheduler: LRScheduler, snapshot: Mapping[str, Any]) -> None:
+def apply_snapshot(scheduler: LRScheduler, snapshot: Mapping[str, Any]) -> None:
+    """Put back what `scheduler_snapshot` gave."""
     for name, value in snapshot.items():
         present = getattr(scheduler, name, None)
         if name == "class":
             continue
         if isinstance(value, Mapping):
             if isinstance(present, LRScheduler):
-                _apply(present, value)
+                apply_snapshot(present, value)
         else:
             setattr(scheduler, name, type(present)(value) if isinstance(present, (list, tuple)) else value)
 

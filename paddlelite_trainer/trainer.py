@@ -318,6 +318,17 @@ class Trainer:
         """
         return training_state.roll_back(self)
 
+    def train_batches(self) -> Iterator[Any]:
+        """One more pass over the training data of this epoch, on the device; the run's position stays where it is."""
+        assert self._train_source is not None, "there is training data only while fit runs"
+        (source,) = self._sources("train", self._train_source.loader, "train_dataloader")
+        prepare_batch = self._batch_preparation(0)
+        try:
+            for batch in source.epoch(self.progress.current_epoch):
+                yield batch if prepare_batch is None else prepare_batch(batch)
+        finally:
+            source.close()
+
     def add_param_group(
         self,
         parameters: Iterable[Any],

@@ -1,5 +1,6 @@
 """What a checkpoint holds and how it reaches the disk; needs NumPy and the standard library, never Paddle."""
 
+from .average import average_checkpoints
 from .entry import Entry
 from .filesystem import REAL, FileSystem
 from .saved import SavedCheckpoint, open_checkpoint
@@ -13,6 +14,7 @@ __all__ = [
     "Entry",
     "FileSystem",
     "SavedCheckpoint",
+    "average_checkpoints",
     "choose_background",
     "decode_state",
     "encode_state",

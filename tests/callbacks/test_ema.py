@@ -250,8 +250,11 @@ def test_two_averages_need_two_names(tmp_path: Path) -> None:
     def fit(*callbacks: ExponentialMovingAverage) -> None:
         trainer(tmp_path, callbacks, max_epochs=1).fit(net(), batches())
 
+    unused = ExponentialMovingAverage(evaluate_with_average=False)
     with pytest.raises(ConfigurationError, match=r"two callbacks keep averages in ema.pdparams"):
-        fit(ExponentialMovingAverage(), ExponentialMovingAverage(0.5))
+        fit(ExponentialMovingAverage(), unused)
+    with pytest.raises(ConfigurationError, match=r"evaluation can use one average"):
+        fit(ExponentialMovingAverage(), ExponentialMovingAverage(0.5, name="ema_fast"))
     fit(ExponentialMovingAverage(evaluate_with_average=False), ExponentialMovingAverage(0.5, name="ema_fast"))
     assert {"ema.pdparams", "ema_fast.pdparams"} <= set(open_checkpoint(tmp_path / "version_1/latest").files)
 

@@ -1,0 +1,159 @@
+"""Freezes parts of a model and unfreezes them during the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import paddle
+
+from paddlelite_trainer import Callback, Module, Trainer
+from paddlelite_trainer.errors import ConfigurationError, did_you_mean
+from paddlelite_trainer.optimizers import parameters_of
+
+
+class BaseFinetuning(Callback):
+    """Override `freeze_before_training`, which runs before configure_optimizers, and `finetune_function`, which runs at each epoch's start.
+
+        class Thaw(BaseFinetuning):
+            def freeze_before_training(self, module):
+                freeze(module.encoder)
+
+            def finetune_function(self, trainer, module, epoch):
+                if epoch == 5:
+                    unfreeze_and_train(trainer, module.encoder, learning_rate_ratio=0.1)
+
+    What is frozen and which parameters the optimizers have is part of a checkpoint: a resumed run finds both as they were.
+    """
+
+    def freeze_before_training(self, module: Module) -> None:
+        """Freeze what shall not learn yet; `configure_optimizers` sees it."""
+
+    def finetune_function(self, trainer: Trainer, module: Module, epoch: int) -> None:
+        """Called at the start of each epoch; not again where a run resumes inside one."""
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if stage == "fit":
+            self.freeze_before_training(module)
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        self.finetune_function(trainer, module, trainer.current_epoch)
+
+
+class BackboneFinetuning(BaseFinetuning):
+    """Trains the rest of the model alone, and from an epoch on the backbone with it, at a rate that grows to the others'.
+
+        Trainer(callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=5)])
+
+    `module.<backbone>` is frozen before training. At `unfreeze_backbone_at_epoch` it learns at `backbone_initial_ratio_lr`
+    times the optimizer's rate, and each epoch the ratio is multiplied by `ratio_growth`, up to 1 (with
+    `should_align=False`, without end). `configure_optimizers` may leave frozen parameters out: they join the first optimizer.
+    With `train_bn`, BatchNorm layers of the backbone are never frozen; without it they keep their statistics, too, until the
+    backbone is unfrozen.
+    """
+
+    def __init__(
+        self,
+        unfreeze_backbone_at_epoch: int = 10,
+        backbone_initial_ratio_lr: float = 0.1,
+        ratio_growth: float = 2.0,
+        *,
+        backbone: str = "backbone",
+        should_align: bool = True,
+        train_bn: bool = True,
+    ) -> None:
+        if unfreeze_backbone_at_epoch < 0:
+            raise ConfigurationError(
+                f"BackboneFinetuning(unfreeze_backbone_at_epoch=...) must be >= 0, got {unfreeze_backbone_at_epoch!r}"
+            )
+        for name, value in (("backbone_initial_ratio_lr", backbone_initial_ratio_lr), ("ratio_growth", ratio_growth)):
+            if value <= 0:
+                raise ConfigurationError(f"BackboneFinetuning({name}=...) must be > 0, got {value!r}")
+        self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
+        self.backbone_initial_ratio_lr = backbone_initial_ratio_lr
+        self.ratio_growth = ratio_growth
+        self.backbone = backbone
+        self.should_align = should_align
+        self.train_bn = train_bn
+
+    def learning_rate_ratio(self, epoch: int) -> float:
+        """The backbone's learning rate in this epoch, as a multiple of the optimizer's."""
+        ratio = self.backbone_initial_ratio_lr * self.ratio_growth ** (epoch - self.unfreeze_backbone_at_epoch)
+        return min(1.0, ratio) if self.should_align else ratio
+
+    def freeze_before_training(self, module: Module) -> None:
+        freeze(self._backbone(module), train_bn=self.train_bn)
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        if trainer.current_epoch < self.unfreeze_backbone_at_epoch:
+            if not self.train_bn:
+                for norm in _batch_norms(self._backbone(module)):
+                    norm.eval()  # fit has put the whole module into train mode
+        elif trainer.current_epoch > self.unfreeze_backbone_at_epoch or trainer.progress.epoch_is_open:
+            set_learning_rate_ratio(self._late(module), self.learning_rate_ratio(trainer.current_epoch))
+
+    def finetune_function(self, trainer: Trainer, module: Module, epoch: int) -> None:
+        if epoch == self.unfreeze_backbone_at_epoch:
+            backbone = self._backbone(module)
+            for norm in _batch_norms(backbone):
+                norm.train()
+            unfreeze_and_train(trainer, self._late(module), learning_rate_ratio=self.learning_rate_ratio(epoch))
+        elif epoch > self.unfreeze_backbone_at_epoch:
+            set_learning_rate_ratio(self._late(module), self.learning_rate_ratio(epoch))
+
+    def _late(self, module: Module) -> list[Any]:
+        return freezable(self._backbone(module), train_bn=self.train_bn)
+
+    def _backbone(self, module: Module) -> paddle.nn.Layer:
+        layers = dict(module.named_sublayers())
+        if self.backbone not in layers:
+            raise ConfigurationError(
+                f"BackboneFinetuning(backbone={self.backbone!r}): {type(module).__name__} has no such layer."
+                f"{did_you_mean(self.backbone, layers)}"
+            )
+        return layers[self.backbone]
+
+
+def freezable(layer: paddle.nn.Layer, *, train_bn: bool = False) -> list[Any]:
+    """The layer's parameters that can learn; with `train_bn` without those of BatchNorm layers."""
+    norms = _batch_norms(layer)
+    left_out = {id(value) for norm in norms for value in (norm._mean, norm._variance)}
+    if train_bn:
+        left_out |= {id(parameter) for norm in norms for parameter in norm.parameters()}
+    return [parameter for parameter in layer.parameters() if id(parameter) not in left_out]
+
+
+def freeze(layer: paddle.nn.Layer, *, train_bn: bool = False) -> None:
+    """Stop the layer's parameters from learning; with `train_bn` those of BatchNorm layers learn on."""
+    for parameter in freezable(layer, train_bn=train_bn):
+        parameter.stop_gradient = True
+
+
+def unfreeze_and_train(
+    trainer: Trainer,
+    layer_or_parameters: paddle.nn.Layer | Iterable[Any],
+    *,
+    optimizer_index: int = 0,
+    learning_rate_ratio: float = 1.0,
+) -> None:
+    """Let these learn at `learning_rate_ratio` times an optimizer's rate; parameters that no optimizer has join that one."""
+    is_layer = isinstance(layer_or_parameters, paddle.nn.Layer)
+    parameters = freezable(layer_or_parameters) if is_layer else list(layer_or_parameters)
+    for parameter in parameters:
+        parameter.stop_gradient = False
+    set_learning_rate_ratio(parameters, learning_rate_ratio)
+    trained = {id(parameter) for optimizer in trainer.optimizers for parameter in parameters_of(optimizer)}
+    missing = [parameter for parameter in parameters if id(parameter) not in trained]
+    if missing:
+        trainer.add_param_group(missing, optimizer_index=optimizer_index, learning_rate=learning_rate_ratio)
+
+
+def set_learning_rate_ratio(parameters: Iterable[Any], ratio: float) -> None:
+    """Let these parameters learn at `ratio` times their optimizer's rate from the next step on."""
+    for parameter in parameters:
+        parameter.optimize_attr["learning_rate"] = ratio
+
+
+def _batch_norms(layer: paddle.nn.Layer) -> list[Any]:
+    layers = layer.sublayers(include_self=True)
+    return [one for one in layers if hasattr(one, "_mean") and hasattr(one, "_variance")]
