@@ -242,11 +242,12 @@ class TensorBoardLogger(Logger):
         return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.summary import scalar
 
-        step = self._last_step if step is None else int(step)
-        for name, value in metrics.items():
-            self._add(scalar(name, _number(name, value)), step)
+        values = [value for name, number in metrics.items() for value in scalar(name, _number(name, number)).value]
+        # One event for all: its checksum is computed in Python.
+        self._add(Summary(value=values), self._last_step if step is None else int(step))
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         from tensorboardX.summary import text
