@@ -74,13 +74,14 @@ class CheckpointStore:
         self._manifests: dict[tuple[str, int, int], dict[str, Any]] = {}  # by name, inode and time; a reader's cache
         self._entries: tuple[Entry, ...] = ()
         self._pins = Pins()
-        if not read_only:
+        if read_only:
+            self._load()
+            return
+        try:
             self._make_directories()
-            self._sweep()
-            self._links.clean()
-        self._load()
-        if not read_only:
-            self._finish_what_was_begun()
+            self.repair()
+        except OSError as error:
+            raise CheckpointSaveError(f"{self.run_dir} cannot be written: {error}") from error
 
     # ---- looking ----
 
@@ -110,9 +111,11 @@ class CheckpointStore:
         info: Mapping[str, Any] | None = None,
     ) -> Entry:
         """The entry that a save of this would make now: its name and order are decided, its size is not."""
-        revisions = [
-            order[1] for order in map(parse_entry_name, self._names()) if order is not None and order[0] == step
-        ]
+        try:
+            orders = [order for order in map(parse_entry_name, self._names()) if order is not None]
+        except OSError as error:
+            raise self._save_error(entry_name(step, 0), 0, error) from error
+        revisions = [revision for taken, revision in orders if taken == step]
         revision = max(revisions, default=-1) + 1
         name = entry_name(step, revision)
         if step < 0 or parse_entry_name(name) is None:
@@ -294,7 +297,7 @@ class CheckpointStore:
         except BaseException as error:
             self._undo(entry, temporary, pins_reached)
             if isinstance(error, OSError) and not isinstance(error, CheckpointError):
-                raise self._save_error(entry, error) from error
+                raise self._save_error(entry.name, entry.nbytes, error) from error
             raise
         self._pins = after
         committed = replace(entry, sha256=_sha256_of(manifest))
@@ -303,18 +306,12 @@ class CheckpointStore:
         self.save_seconds = time.perf_counter() - started
 
     def _undo(self, entry: Entry, temporary: Path, pins_reached: bool) -> None:
-        # The commit's own error is what counts; what cannot be removed now is removed when the store is next opened.
+        if pins_reached:
+            self._attempt(partial(self._write_pins, self._pins))
         trash = self._temporary(".trash", entry.name)
-        steps: list[Callable[[], None]] = [partial(self._fs.remove_tree, temporary)]
-        if self._fs.exists(entry.path):
-            steps = [partial(self._fs.rename, entry.path, trash), partial(self._fs.remove_tree, trash)]
-            if pins_reached:
-                steps.insert(0, partial(self._write_pins, self._pins))
-        for step in steps:
-            try:
-                step()
-            except OSError:
-                pass
+        self._attempt(partial(self._fs.rename, entry.path, trash))  # there only if the rename was reached
+        for path in (temporary, trash):
+            self._attempt(partial(self._fs.remove_tree, path))
 
     def _snapshot(self, plan: Mapping[str, Layout]) -> dict[str, Layout]:
         tensors = [piece for layout in plan.values() for piece in layout.pieces if not isinstance(piece, bytes)]
@@ -331,14 +328,14 @@ class CheckpointStore:
         if free < entry.nbytes:
             raise OSError(errno.ENOSPC, f"{_size(entry.nbytes)} are needed and {_size(free)} are free")
 
-    def _save_error(self, entry: Entry, error: OSError) -> CheckpointSaveError:
+    def _save_error(self, name: str, nbytes: int, error: OSError) -> CheckpointSaveError:
         why = error.strerror or str(error)
         if error.errno in _DISK_FULL and "are needed" not in why:
             try:
                 free = _size(self._fs.free_space(self.directory))
             except OSError:
                 free = "an unknown number of bytes"
-            why += f": {_size(entry.nbytes)} are needed and {free} are free"
+            why += f": {_size(nbytes)} are needed and {free} are free"
         if error.errno in _DISK_FULL:
             why += "; delete something there, keep fewer checkpoints, or choose another directory"
         older = (
@@ -346,7 +343,7 @@ class CheckpointStore:
             if self._entries
             else "There is none before it."
         )
-        failed = CheckpointSaveError(f"Checkpoint {entry.name} was not saved in {self.directory}: {why}. {older}")
+        failed = CheckpointSaveError(f"Checkpoint {name} was not saved in {self.directory}: {why}. {older}")
         failed.errno = error.errno
         return failed
 
@@ -396,7 +393,8 @@ class CheckpointStore:
         self._sweep()
         self._links.clean()
         self._load()
-        self._finish_what_was_begun()
+        if self._entries or self._pins.removed or self._fs.exists(self.directory / PINS_FILE):
+            self._record(self._pins)
 
     def set_aside_after(self, step: int, revision: int | None = None) -> list[Entry]:
         """Move all checkpoints newer than this one to `checkpoints/.superseded/`, and return them as they were.
@@ -430,8 +428,12 @@ class CheckpointStore:
         return after
 
     def _record(self, pins: Pins) -> None:
-        self._write_pins(pins)
-        self._fs.fsync_directory(self.directory)
+        try:
+            self._write_pins(pins)
+            self._fs.fsync_directory(self.directory)
+        except OSError as error:
+            self._attempt(partial(self._write_pins, self._pins))
+            raise CheckpointSaveError(f"The pins of {self.run_dir} could not be changed: {error}") from error
         self._pins = pins
         self._entries = self._with_pins(self._entries)
         self._settle()
@@ -442,10 +444,7 @@ class CheckpointStore:
             self._fs.write_file(temporary, seal(pins.to_json()))
             self._fs.replace(temporary, self.directory / PINS_FILE)
         except BaseException:
-            try:
-                self._fs.remove_tree(temporary)
-            except OSError:
-                pass
+            self._attempt(partial(self._fs.remove_tree, temporary))
             raise
 
     # ---- what follows from the pins: links and deletions; all of it can be done again later ----
@@ -514,12 +513,9 @@ class CheckpointStore:
         while not self._fs.exists(path):
             missing.append(path)
             path = path.parent
-        try:
-            for path in reversed(missing):
-                self._fs.mkdir(path)
-                self._fs.fsync_directory(path.parent)
-        except OSError as error:
-            raise CheckpointSaveError(f"{self.directory} cannot be made: {error}") from error
+        for path in reversed(missing):
+            self._fs.mkdir(path)
+            self._fs.fsync_directory(path.parent)
 
     def _sweep(self) -> None:
         """Delete what a process that died left half written or half deleted."""
@@ -594,11 +590,14 @@ class CheckpointStore:
             )
             return None
 
-    def _finish_what_was_begun(self) -> None:
-        if self._entries or self._pins.removed or self._fs.exists(self.directory / PINS_FILE):
-            self._record(self._pins)
-
     # ---- helpers ----
+
+    def _attempt(self, function: Callable[[], None]) -> None:
+        """Clean up after an error, which counts for more than what may go wrong here; opening the store cleans up too."""
+        try:
+            function()
+        except OSError:
+            pass
 
     def _require_writer(self) -> None:
         if self.read_only:

@@ -18,11 +18,41 @@ import pytest
 from paddlelite_trainer.checkpoint import CheckpointStore, Entry, FileSystem
 
 # Every call that FileSystem hands to the operating system, and those of them that change something there.
-CALLS = (
-    "mkdir create write fsync close fsync_directory rename replace unlink rmdir symlink link listdir readlink lstat resolve read"
-    " map free_space"
-).split()
-CHANGES = "mkdir create write fsync close fsync_directory rename replace unlink rmdir symlink link".split()
+CALLS = [
+    "mkdir",
+    "create",
+    "write",
+    "fsync",
+    "close",
+    "fsync_directory",
+    "rename",
+    "replace",
+    "unlink",
+    "rmdir",
+    "symlink",
+    "link",
+    "listdir",
+    "readlink",
+    "lstat",
+    "resolve",
+    "read",
+    "map",
+    "free_space",
+]
+CHANGES = [
+    "mkdir",
+    "create",
+    "write",
+    "fsync",
+    "close",
+    "fsync_directory",
+    "rename",
+    "replace",
+    "unlink",
+    "rmdir",
+    "symlink",
+    "link",
+]
 ERRNOS = [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EINTR]
 
 
@@ -51,10 +81,10 @@ for _name in CALLS:
 
 
 class NthCallFails(HookedFileSystem):
-    """Counts calls from `arm()` on, and raises `error_number` at the `fail_at`-th of them (from 1)."""
+    """Counts calls from `arm()` on, and raises `error_number` at the `fail_at`-th of them (from 1), or from it on."""
 
-    def __init__(self, fail_at: int = 0, error_number: int = errno.EIO) -> None:
-        self.fail_at, self.error_number = fail_at, error_number
+    def __init__(self, fail_at: int = 0, error_number: int = errno.EIO, *, from_then_on: bool = False) -> None:
+        self.fail_at, self.error_number, self.from_then_on = fail_at, error_number, from_then_on
         self.armed = False
         self.calls: list[str] = []
 
@@ -63,9 +93,11 @@ class NthCallFails(HookedFileSystem):
         return self
 
     def before(self, name: str, args: tuple[Any, ...]) -> None:
-        if self.armed and name != "close":  # closing is how a failure is cleaned up; it does not fail for its own reasons
+        if (
+            self.armed and name != "close"
+        ):  # closing is how a failure is cleaned up; it does not fail for its own reasons
             self.calls.append(name)
-            if len(self.calls) == self.fail_at:
+            if len(self.calls) == self.fail_at or (self.from_then_on and len(self.calls) > self.fail_at):
                 raise OSError(self.error_number, os.strerror(self.error_number), f"injected into {name}")
 
 
@@ -79,7 +111,10 @@ def files_of(step: int, size: int = 3) -> dict[str, dict[str, np.ndarray]]:
 
 
 def states_of(step: int) -> dict[str, Any]:
-    return {"trainer.json": {"global_step": step, "history": [np.full(2, step)]}, "rng-rank00000.json": {"seed": (step, None)}}
+    return {
+        "trainer.json": {"global_step": step, "history": [np.full(2, step)]},
+        "rng-rank00000.json": {"seed": (step, None)},
+    }
 
 
 def save(store: CheckpointStore, step: int, pins: dict[str, list[str]] | None = None, **more: Any) -> Entry:

@@ -106,7 +106,7 @@ class Text(str):
         1j,
         bytearray(b"x"),
         defaultdict(int),
-        namedtuple("Point", "x")(1),  # noqa: PYI024
+        namedtuple("Point", "x")(1),
         np.array(["text"]),
         np.array([object()]),
         np.zeros(2, [("a", "i4")]),
@@ -139,7 +139,9 @@ def test_arrays_under_keys_that_print_alike_do_not_overwrite_each_other():
     assert back["a']['b"][0] == 1 and back["a"]["b"][0] == 2
 
 
-@pytest.mark.parametrize("stored", [{"$": "code"}, {"$": "array", "key": "gone"}, {"$": "int"}, {"$": "bytes", "base64": "?"}])
+@pytest.mark.parametrize(
+    "stored", [{"$": "code"}, {"$": "array", "key": "gone"}, {"$": "int"}, {"$": "bytes", "base64": "?"}]
+)
 def test_json_that_no_encoder_wrote_is_an_error(stored):
     with pytest.raises(CheckpointCorruptError):
         decode_state({"a": [stored]}, {})
