@@ -15,7 +15,7 @@ from paddle.nn import functional as F
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint
 from paddlelite_trainer.errors import CheckpointMismatchError, DeviceOutOfMemoryError
-from paddlelite_trainer.precision import PRECISIONS
+from paddlelite_trainer.precision import PRECISIONS, clip_gradients_by_norm
 
 # 2.6 cannot save the CPU generator, so there the trainer seeds each batch, which a hand-written loop does not.
 DROPOUT = 0.2 if paddle.__version__.startswith("3") else 0.0
@@ -295,3 +295,93 @@ def test_weights_alone_are_taken_over_from_any_precision(saved: str, now: str, t
     other = trainer_for(learner.run, tmp_path / "other")
     other.fit(learner, images(1), init_from=trainer.run.path)
     other.validate(learner, images(1), ckpt_path=trainer.run.path)
+
+
+class Adversaries(Module):
+    """Two optimizers by hand: the first steps twice in each batch, clipped, the second once; batch 2 overflows the first."""
+
+    automatic_optimization = False
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.critic, self.critic_optimizer = start(run)
+        self.maker, self.maker_optimizer = start(dataclasses.replace(run, optimizer="Momentum"))
+        self.seen: list[dict[str, bytes]] = []
+
+    def losses(self, batch: Any, batch_idx: int) -> Any:
+        """Each loss when its turn comes, with the optimizer to step."""
+        pictures = batch["images"]
+        for repeat in range(2):
+            factor = float("inf") if batch_idx == 2 and repeat == 0 else 1.0
+            loss = self.critic(pictures) - self.critic(self.maker(pictures).mean() * pictures)
+            yield loss.astype("float32").mean() * factor, 0
+        yield self.critic(self.maker(pictures).mean() * pictures).astype("float32").mean(), 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        for loss, index in self.losses(batch, batch_idx):
+            self.manual_backward(loss)
+            if index == 0:
+                self.clip_gradients(optimizers[0], 0.5, "norm")
+            optimizers[index].step()
+            for optimizer in optimizers:
+                optimizer.clear_grad()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        scaler, nothing = self.trainer.precision.scaler, paddle.zeros([1])
+        both = (self.critic, self.critic_optimizer), (self.maker, self.maker_optimizer)
+        critic, maker = (bits(network, optimizer, scaler, nothing) for network, optimizer in both)
+        self.seen.append({**critic, **{f"maker.{name}": value for name, value in maker.items()}})
+
+    def configure_optimizers(self) -> Any:
+        return [self.critic_optimizer, self.maker_optimizer]
+
+
+def adversaries_by_hand(run: Run, data: list[Any]) -> list[dict[str, bytes]]:
+    """Each network's final state, trained with a scaler whose scale changes once a batch."""
+    learner = Adversaries(run)
+    half, level = HALF.get(run.precision), "O2" if run.precision.endswith("true") else "O1"
+    both = [learner.critic_optimizer, learner.maker_optimizer]
+    if half and level == "O2":
+        paddle.amp.decorate([learner.critic, learner.maker], both, level="O2", dtype=half, master_weight=True)
+    scale, finite_batches = 256.0, 0
+    for batch_idx, batch in enumerate(data):
+        overflowed = False
+        with paddle.amp.auto_cast(enable=half is not None, level=level, dtype=half or "float16"):
+            for loss, index in learner.losses(batch, batch_idx):
+                with paddle.amp.auto_cast(enable=False):
+                    (loss * scale if half == "float16" else loss).backward()
+                    parameters = [p for p in both[index]._parameter_list if p.grad is not None]
+                    if half == "float16":
+                        with paddle.no_grad():
+                            for parameter in parameters:
+                                parameter.grad.multiply_(paddle.full([1], 1 / scale, parameter.grad.dtype))
+                    finite = all(bool(paddle.isfinite(p.grad.astype("float32")).all()) for p in parameters)
+                    if index == 0:
+                        clip_gradients_by_norm(parameters, 0.5)
+                    if finite or half != "float16":
+                        both[index].step()
+                    overflowed |= not finite
+                    for optimizer in both:
+                        optimizer.clear_grad(set_to_zero=False)
+        finite_batches = 0 if overflowed else finite_batches + 1
+        scale *= 0.5 if overflowed else 2.0 if finite_batches == SCALER_OPTIONS["incr_every_n_steps"] else 1.0
+        finite_batches %= SCALER_OPTIONS["incr_every_n_steps"]
+        both_networks = (learner.critic, learner.critic_optimizer), (learner.maker, learner.maker_optimizer)
+        critic, maker = (bits(network, optimizer, None, paddle.zeros([1])) for network, optimizer in both_networks)
+        learner.seen.append({**critic, **{f"maker.{name}": value for name, value in maker.items()}})
+    return learner.seen
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "16-true", "bf16-mixed", "bf16-true"])
+def test_two_optimizers_that_step_unevenly_have_the_bits_of_the_hand_written_loop(
+    precision: str, allowed: None, tmp_path: Path
+) -> None:
+    run = Run(precision, dropout=0.0)
+    expected = adversaries_by_hand(run, images(6))
+    learner = Adversaries(run)
+    trainer_for(run, tmp_path).fit(learner, images(6))
+    actual = [
+        {name: value for name, value in seen.items() if not name.endswith(("scale", "counts"))} for seen in learner.seen
+    ]
+    same(expected, actual)
