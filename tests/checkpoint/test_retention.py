@@ -343,7 +343,7 @@ def test_a_tag_keeps_and_untag_lets_go(tmp_path):
     store.untag("before-finetune")
     assert [entry.step for entry in store.entries()] == [2]
     assert "before-finetune" not in links_of(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no pin 'latets' in .* Did you mean 'latest'"):
+    with pytest.raises(FileNotFoundError, match=r"no pin 'latets' in .* Did you mean 'latest'"):
         store.untag("latets")
 
 
