@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import getpass
 import hashlib
 import importlib.util
 import os
@@ -40,7 +39,7 @@ def build() -> Path:
         pytest.skip("the fake accelerator needs g++ on x86-64 Linux")
     command = [compiler, *_flags(_paddle_directory())]
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(command).encode() + _paddle_version()).hexdigest()[:16]
-    directory = Path(tempfile.gettempdir(), f"fake_gpu-{getpass.getuser()}", key)
+    directory = Path(tempfile.gettempdir(), f"fake_gpu-{os.getuid()}", key)
     if not (directory / LIBRARY).exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
