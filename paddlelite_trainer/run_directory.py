@@ -13,6 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -148,6 +149,20 @@ def _split_outcome(outcome: str) -> tuple[str, str | None]:
 
 
 _held: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a run's lock for a moment, to change what is in it while nobody trains; run.json stays as it is.
+
+    Raises:
+        RunLockedError: another process holds it.
+    """
+    lock = _acquire(absolute(path))
+    try:
+        yield
+    finally:
+        lock.release(force=True)
 
 
 def _acquire(path: Path) -> FileLock:

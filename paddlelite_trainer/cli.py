@@ -1,0 +1,498 @@
+"""The command `paddlelite`: looks at checkpoints, checks them and puts them in order; needs no Paddle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .checkpoint.compare import compare
+from .checkpoint.entry import Entry, parse_entry_name
+from .checkpoint.filesystem import REAL
+from .checkpoint.links import CHECKPOINTS
+from .checkpoint.lookup import Found, Row, checkpoint_at, entry_at, find, listed, names_in, run_at, run_of, runs_at
+from .checkpoint.safetensors_format import write_safetensors
+from .checkpoint.saved import inspect, open_checkpoint, read_manifest
+from .checkpoint.store import QUARANTINE, SUPERSEDED, CheckpointStore
+from .errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigurationError,
+    RunLockedError,
+)
+from .run_directory import locked, read_run
+from .terminal import age, console, count, say, seconds_since, size, table
+
+OK, PROBLEMS, USAGE, NOT_FOUND, IN_USE, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+EXIT_CODES = """\
+exit codes:
+  0  done, nothing wrong
+  1  damage or differences were found
+  2  the command line or a name is wrong
+  3  nothing is there
+  4  the run is in use by another process
+  5  reading or writing failed
+"""
+EXAMPLES = """\
+examples:
+  paddlelite ckpt ls runs                           every checkpoint of every run
+  paddlelite ckpt verify runs/version_3             check every byte
+  paddlelite ckpt show runs/version_3/best          what the best checkpoint holds
+  paddlelite ckpt diff runs/version_3/1200 runs/version_3/latest
+  paddlelite ckpt tag runs/version_3/1200 before-finetune
+  paddlelite ckpt export runs/version_3/best weights.safetensors
+
+A checkpoint is named by its directory, by a link such as RUN/best or RUN/latest.pdparams, or as RUN/STEP.
+"""
+FILES = {"model": "model.pdparams", "ema": "ema.pdparams", "optimizer": "optimizer.pdopt"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    arguments = _parser().parse_args(argv)
+    try:
+        with _warnings_in_one_line():
+            code: int = arguments.run(arguments)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # `paddlelite ckpt ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except CheckpointNotFoundError as error:
+        return _fail(error, NOT_FOUND)
+    except CheckpointCorruptError as error:
+        return _fail(error, PROBLEMS)
+    except RunLockedError as error:
+        return _fail(error, IN_USE)
+    except ConfigurationError as error:
+        return _fail(error, USAGE)
+    except (CheckpointError, OSError) as error:
+        return _fail(error, FAILED)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"paddlelite: {error}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"paddlelite: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def _parser() -> argparse.ArgumentParser:
+    def subparser(
+        parent: Any, name: str, help: str, run: Any = None, epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = parent.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if run is not None:
+            parser.set_defaults(run=run)
+        return parser
+
+    def with_json(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print JSON for programs instead of a table for people")
+
+    parser = argparse.ArgumentParser(prog="paddlelite", description="Works on runs of paddlelite_trainer.")
+    parser.add_argument("--version", action="version", version=f"paddlelite {__version__}")
+    parser.epilog = "See `paddlelite ckpt --help`."
+    groups = parser.add_subparsers(metavar="ckpt", required=True)
+    group = subparser(groups, "ckpt", "list, check and handle checkpoints", epilog=f"{EXAMPLES}\n{EXIT_CODES}")
+    commands = group.add_subparsers(metavar="COMMAND", required=True)
+
+    ls = subparser(commands, "ls", "list the checkpoints of a run, or of all runs below a directory", _ls)
+    ls.add_argument(
+        "path", nargs="?", default="runs", help="a run, a directory of runs, or a checkpoint (default: runs)"
+    )
+    ls.add_argument("--no-verify", action="store_true", help="do not read the files to check them")
+    with_json(ls)
+
+    show = subparser(commands, "show", "show what one checkpoint holds", _show)
+    show.add_argument("checkpoint", help="a checkpoint; a run means its newest")
+    show.add_argument("--tensors", action="store_true", help="list every tensor")
+    with_json(show)
+
+    verify = subparser(commands, "verify", "check every byte of checkpoints; exit code 1 if any is damaged", _verify)
+    verify.add_argument(
+        "path", nargs="*", default=["runs"], help="checkpoints, runs or directories of runs (default: runs)"
+    )
+    with_json(verify)
+
+    diff = subparser(commands, "diff", "tell what differs between two checkpoints; exit code 1 if anything does", _diff)
+    diff.add_argument("first")
+    diff.add_argument("second")
+    diff.add_argument("--all", action="store_true", help="list every difference, not the first few of each file")
+    with_json(diff)
+
+    tag = subparser(commands, "tag", "keep a checkpoint under a name of your own, or take such a name away", _tag)
+    tag.add_argument("checkpoint", help="the checkpoint, or with --remove its run")
+    tag.add_argument("name", help="the tag, which becomes a link in the run directory")
+    choice = tag.add_mutually_exclusive_group()
+    choice.add_argument("--move", action="store_true", help="take the name from the checkpoint that has it")
+    choice.add_argument(
+        "--remove", action="store_true", help="take the name away; a checkpoint that no other holds is deleted"
+    )
+    with_json(tag)
+
+    prune = subparser(commands, "prune", "delete the checkpoints that no name holds", _prune)
+    prune.add_argument("path", help="a run, or a directory of runs")
+    prune.add_argument("--dry-run", action="store_true", help="only tell what would be deleted")
+    prune.add_argument(
+        "--superseded", action="store_true", help="also those set aside when a run went on from an older one"
+    )
+    with_json(prune)
+
+    export = subparser(
+        commands, "export", "write one checkpoint's weights as .safetensors or as a bare .pdparams", _export
+    )
+    export.add_argument("checkpoint", help="a checkpoint; a run means its newest")
+    export.add_argument("output", help="the file to write, its suffix says the format")
+    export.add_argument("--what", choices=tuple(FILES), default="model", help="which tensors (default: model)")
+    export.add_argument("--force", action="store_true", help="replace an existing file")
+    with_json(export)
+
+    repair = subparser(
+        commands, "repair", "rebuild a run's links and its record of names, and delete leftovers", _repair
+    )
+    repair.add_argument("path", help="a run, or a directory of runs")
+    with_json(repair)
+    return parser
+
+
+# -- the commands ----------------------------------------------------------------------------------------------------
+def _ls(arguments: argparse.Namespace) -> int:
+    found = find(arguments.path)
+    rows = [row for run in found for row in listed(run, verify=not arguments.no_verify)]
+    if arguments.json:
+        return _print_json([_row_json(row) for row in rows])
+    for run in found:
+        info = read_run(run.path) if run.is_run else None
+        say(f"{run.path}" + (f"  {info}" if info else ""), style="bold")
+        mine = [row for row in rows if row.run == run.path]
+        if mine:
+            table(
+                ["step", "epoch", "metrics", "size", "kept as", "verified", "age"],
+                # In a narrow window one name to a line, so that none is broken.
+                [_cells(row, ", " if console().width >= 100 else ",\n") for row in mine],
+                right=(0, 1, 3, 6),
+                whole=(4,),
+            )
+        else:
+            say("  no checkpoints")
+        for folder, what in ((QUARANTINE, "damaged, set aside"), (SUPERSEDED, "superseded, set aside")):
+            aside = names_in(run.path / CHECKPOINTS / folder) if run.is_run else []
+            if aside:
+                say(f"  {what} in {CHECKPOINTS}/{folder}: {', '.join(aside)}")
+    return OK
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    rows = [row for path in arguments.path for run in find(path) for row in listed(run, verify=True)]
+    damaged = [row for row in rows if row.problems]
+    if arguments.json:
+        _print_json([_row_json(row) for row in rows])
+    else:
+        for row in rows:
+            say(f"{'damaged' if row.problems else 'ok':8} {row.path}", style="red" if row.problems else None)
+            for problem in row.problems:
+                say(f"         {problem}")
+        say(f"{count(len(rows), 'checkpoint')}, {len(damaged)} damaged")
+    return PROBLEMS if damaged else OK
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    path = checkpoint_at(arguments.checkpoint)
+    manifest = read_manifest(path, REAL)
+    entry = entry_at(path, manifest)
+    problems = inspect(path, REAL)[1]
+    files = {
+        name: {"bytes": record["size"], "sha256": record["sha256"]}
+        | ({"tensors": record["tensors"]} if "tensors" in record else {})
+        for name, record in manifest["files"].items()
+    }
+    if arguments.json:
+        record = _entry_json(entry) | {"info": entry.info, "versions": manifest.get("versions", {}), "files": files}
+        _print_json(record | {"verified": not problems, "problems": problems})
+        return PROBLEMS if problems else OK
+    facts = {
+        "checkpoint": str(path),
+        "step": entry.step,
+        "epoch": entry.epoch,
+        "metrics": _metrics(entry.metrics) or "none",
+        "kept as": ", ".join(entry.pins) or "nothing",
+        "healthy": "yes" if entry.healthy else "no: NaN or infinite values",
+        "verified": "damaged" if problems else "yes",
+        "created": f"{entry.created} ({age(seconds_since(entry.created))} ago)",
+        "written by": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
+    }
+    facts |= {f"info.{name}": value for name, value in entry.info.items()}
+    table(["", ""], [[name, _short(value)] for name, value in facts.items()], heading=False)
+    for problem in problems:
+        say(f"  {problem}", style="red")
+    say("")
+    table(
+        ["file", "size", "tensors", "elements"],
+        [[name, size(record["bytes"]), *_tensor_counts(record.get("tensors"))] for name, record in files.items()],
+        right=(1, 2, 3),
+    )
+    if arguments.tensors:
+        for name, record in files.items():
+            if record.get("tensors"):
+                say("")
+                rows = [
+                    [tensor, dtype, str(shape), size(nbytes)] for tensor, dtype, shape, _, nbytes in record["tensors"]
+                ]
+                table([name, "type", "shape", "size"], rows, right=(3,))
+    return PROBLEMS if problems else OK
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    first, second = open_checkpoint(checkpoint_at(arguments.first)), open_checkpoint(checkpoint_at(arguments.second))
+    differences = list(compare(first, second))
+    if arguments.json:
+        _print_json(
+            {
+                "first": first.entry.path,
+                "second": second.entry.path,
+                "differences": [asdict(one) for one in differences],
+            }
+        )
+        return PROBLEMS if differences else OK
+    say(f"A  {first.entry.path}\nB  {second.entry.path}")
+    limit = len(differences) if arguments.all else 8
+    for where in dict.fromkeys(one.where for one in differences):
+        here = [one for one in differences if one.where == where]
+        say("")
+        rows = []
+        for one in here[:limit]:
+            same_kind = one.largest is not None
+            second_cell = "same shape and type" if same_kind else _short(one.second)
+            rows.append([one.name, _short(one.first), second_cell, f"{one.largest:.3g}" if same_kind else ""])
+        has_tensors = any(one.largest is not None for one in here)
+        table(
+            [where, "A", "B", "largest difference"][: 4 if has_tensors else 3],
+            [row[: 4 if has_tensors else 3] for row in rows],
+        )
+        if len(here) > limit:
+            say(f"  and {len(here) - limit} more (--all lists them)")
+    say(f"\n{count(len(differences), 'difference')}" if differences else "no difference")
+    return PROBLEMS if differences else OK
+
+
+def _tag(arguments: argparse.Namespace) -> int:
+    if arguments.remove:
+        run = run_at(arguments.checkpoint)
+        with locked(run):
+            store = CheckpointStore(run)
+            before = {entry.name for entry in store.entries()}
+            store.untag(arguments.name)
+            deleted = sorted(before - {entry.name for entry in store.entries()})
+        words = f"{arguments.name} is no longer a name in {run}" + "".join(f"; {name} was deleted" for name in deleted)
+        return _done(arguments, words, run=run, removed=arguments.name, deleted=deleted)
+    path = checkpoint_at(arguments.checkpoint)
+    run = run_of(path)
+    with locked(run):
+        store = CheckpointStore(run)
+        held = store.by_pin(arguments.name)
+        if held and not arguments.move and [entry.name for entry in held] != [path.name]:
+            raise ConfigurationError(
+                f"{arguments.name!r} already names {', '.join(entry.name for entry in held)}; --move takes it from there"
+            )
+        store.tag(path.name, arguments.name)
+    words = f"{path.name} is kept as {arguments.name}: {run / arguments.name}"
+    return _done(arguments, words, run=run, checkpoint=path.name, tag=arguments.name)
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    deleted: list[Entry] = []
+    for run in runs_at(arguments.path):
+        # What is opened for writing puts itself in order, so the list is made before.
+        if arguments.dry_run:
+            deleted += CheckpointStore(run, read_only=True).prune(dry_run=True, superseded=arguments.superseded)
+            continue
+        with locked(run):
+            deleted += CheckpointStore(run, read_only=True).prune(dry_run=True, superseded=arguments.superseded)
+            CheckpointStore(run).prune(superseded=arguments.superseded)
+    freed = sum(entry.nbytes for entry in deleted)
+    lines = [
+        f"{'would delete' if arguments.dry_run else 'deleted'} {entry.path}  {size(entry.nbytes)}" for entry in deleted
+    ]
+    lines.append(
+        f"{count(len(deleted), 'checkpoint')}, {size(freed)}"
+        if deleted
+        else "nothing to delete: every checkpoint is held by a name"
+    )
+    return _done(
+        arguments, "\n".join(lines), dry_run=arguments.dry_run, deleted=[entry.path for entry in deleted], bytes=freed
+    )
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    output = Path(arguments.output).expanduser()
+    if output.suffix not in (".safetensors", ".pdparams", ".pdopt"):
+        raise ConfigurationError(f"the output's suffix says the format, .safetensors or .pdparams, got {output.name!r}")
+    if output.exists() and not arguments.force:
+        raise ConfigurationError(f"{output} exists; --force replaces it")
+    saved = open_checkpoint(checkpoint_at(arguments.checkpoint))
+    file = FILES[arguments.what]
+    if file not in saved.files:
+        raise CheckpointNotFoundError(f"{saved.entry.path} has no {file}; it has {', '.join(saved.files)}")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        if output.suffix == ".safetensors":
+            tensors = saved.tensors(file)
+            write_safetensors(temporary, tensors, {name: saved.dtype_of(file, name) for name in tensors})
+        else:
+            shutil.copyfile(saved.entry.path / file, temporary)  # it is a bare Paddle file already
+        os.replace(temporary, output)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    nbytes = output.stat().st_size
+    words = f"{file} of {saved.entry.path} written to {output}, {size(nbytes)}"
+    return _done(arguments, words, checkpoint=saved.entry.path, output=output, bytes=nbytes)
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    outcomes: list[dict[str, Any]] = []
+    for run in runs_at(arguments.path):
+        with locked(run):
+            before = _links_and_leftovers(run)
+            store = CheckpointStore(run)
+            store.repair()
+            after = _links_and_leftovers(run)
+            damaged = [row.name for row in listed(Found(run, None), verify=True) if row.problems]
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        outcomes.append({"run": run, "changed": changed, "damaged": damaged})
+    if arguments.json:
+        _print_json(outcomes)
+    else:
+        for outcome in outcomes:
+            say(
+                f"{outcome['run']}: {'put in order: ' + ', '.join(outcome['changed']) if outcome['changed'] else 'in order'}"
+            )
+            if outcome["damaged"]:
+                say(f"  damaged, and beyond repair: {', '.join(outcome['damaged'])}", style="red")
+    return PROBLEMS if any(outcome["damaged"] for outcome in outcomes) else OK
+
+
+def _links_and_leftovers(run: Path) -> dict[str, str]:
+    found = {}
+    for path in run.iterdir():
+        if path.is_symlink():
+            found[path.name] = os.readlink(path)
+        elif path.is_file() and path.name.startswith(".tmp-"):
+            found[path.name] = "leftover"
+    for path in (run / CHECKPOINTS).iterdir():
+        if path.name.startswith((".tmp-", ".trash-")):
+            found[f"{CHECKPOINTS}/{path.name}"] = "leftover"
+        elif path.is_file():
+            found[f"{CHECKPOINTS}/{path.name}"] = path.read_bytes().hex()
+    return found
+
+
+# -- output ----------------------------------------------------------------------------------------------------------
+def _done(arguments: argparse.Namespace, words: str, **record: Any) -> int:
+    if arguments.json:
+        return _print_json(record)
+    say(words)
+    return OK
+
+
+def _print_json(value: Any) -> int:
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+    return OK
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become the strings "nan" and "inf"."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    step, revision = parse_entry_name(row.name) or (None, None)
+    record = (
+        _entry_json(row.entry)
+        if row.entry
+        else {"name": row.name, "path": row.path, "step": step, "revision": revision}
+    )
+    return {"run": row.run, **record, "verified": row.verified, "problems": row.problems}
+
+
+def _cells(row: Row, separator: str) -> list[str]:
+    verified = "-" if row.verified is None else "yes" if row.verified else "DAMAGED"
+    step, revision = parse_entry_name(row.name) or (row.name, 0)
+    label = f"{step}-r{revision}" if revision else str(step)
+    if row.entry is None:
+        return [label, "?", "?", "?", "?", verified, "?"]
+    metrics = _metrics(row.entry.metrics) + ("" if row.entry.healthy else " (not finite)")
+    pins = separator.join(row.entry.pins)
+    since = age(seconds_since(row.entry.created))
+    return [label, str(row.entry.epoch), metrics, size(row.entry.nbytes), pins, verified, since]
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "path": entry.path,
+        "step": entry.step,
+        "revision": entry.revision,
+        "epoch": entry.epoch,
+        "metrics": entry.metrics,
+        "healthy": entry.healthy,
+        "pins": entry.pins,
+        "bytes": entry.nbytes,
+        "created": entry.created,
+    }
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _tensor_counts(tensors: list[Any] | None) -> list[str]:
+    if tensors is None:
+        return ["", ""]
+    return [str(len(tensors)), f"{sum(math.prod(shape) for _, _, shape, _, _ in tensors):,}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
