@@ -315,12 +315,7 @@ class Module(paddle.nn.Layer):
 
     def unfreeze(self) -> None:
         """Let all parameters learn and go to train mode; the running statistics of BatchNorm stay statistics."""
-        statistics = {
-            id(value)
-            for layer in self.sublayers(include_self=True)
-            for value in (getattr(layer, "_mean", None), getattr(layer, "_variance", None))
-            if value is not None
-        }
+        statistics = {id(value) for value in running_statistics(self).values()}
         for parameter in self.parameters():
             if id(parameter) not in statistics:
                 parameter.stop_gradient = False
@@ -363,6 +358,17 @@ class Module(paddle.nn.Layer):
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled module is on its own: the trainer, its data and its open files do not come along.
         return {**self.__dict__, "_trainer": None}
+
+
+def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
+    """What layers keep count of without learning it, by name: buffers, and BatchNorm's mean and variance, which Paddle has as parameters."""
+    found = dict(module.named_buffers())
+    for path, layer in module.named_sublayers(include_self=True):
+        for name in ("_mean", "_variance"):
+            value = layer._parameters.get(name)
+            if value is not None and value.stop_gradient:
+                found[f"{path}.{name}" if path else name] = value
+    return found
 
 
 def _arguments_of(frame: types.FrameType) -> dict[str, Any]:

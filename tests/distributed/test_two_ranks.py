@@ -1,0 +1,62 @@
+"""Two processes on gloo: the same weights everywhere, each sample once, exact resume, and failures that do not hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180)]
+
+
+def launch(
+    root: Path, out: Path, max_steps: int, *flags: str, processes: int = 2
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+    out.mkdir()
+    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
+    command += ["--log_dir", str(out / "log"), str(SCRIPT), str(root), str(out), str(max_steps), *flags]
+    environment = {**os.environ, "GLOG_minloglevel": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
+    ranks = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(processes) if (out / f"rank{rank}.json").exists()]
+    return done, ranks
+
+
+def test_both_ranks_learn_the_same_from_different_samples_and_resume_exactly(tmp_path: Path) -> None:
+    done, whole = launch(tmp_path / "whole", tmp_path / "a", -1)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert whole[0]["learned"] == whole[1]["learned"]
+    # A step's own value is each rank's; what belongs to an epoch is taken over both.
+    assert [record["train_loss_epoch"] for record in whole[0]["history"]] == [
+        record["train_loss_epoch"] for record in whole[1]["history"]
+    ]
+    # 3 epochs of 48 samples, each once an epoch over both ranks
+    assert Counter(whole[0]["seen"] + whole[1]["seen"]) == Counter({index: 3 for index in range(48)})
+
+    _, first = launch(tmp_path / "halved", tmp_path / "b", 4)
+    assert first[0]["step"] == 4  # within the second epoch
+    done, resumed = launch(tmp_path / "halved", tmp_path / "c", -1)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for rank in (0, 1):
+        for part in ("everything", "random", "step"):
+            assert resumed[rank][part] == whole[rank][part], (rank, part)
+        assert first[rank]["seen"] + resumed[rank]["seen"] == whole[rank]["seen"]
+    assert resumed[0]["history"] == whole[0]["history"]
+
+
+@pytest.mark.parametrize(("flag", "words"), [("fail-save", "no room left"), ("fail-rank-1", "rank 1 fails")])
+def test_the_failure_of_one_rank_ends_all_and_is_named(tmp_path: Path, flag: str, words: str) -> None:
+    started = time.monotonic()
+    done, ranks = launch(tmp_path / "run", tmp_path / "out", -1, flag)
+    assert done.returncode != 0
+    assert ranks == []
+    logs = "".join(path.read_text() for path in (tmp_path / "out/log").glob("workerlog.*"))
+    assert words in logs
+    assert time.monotonic() - started < 90
