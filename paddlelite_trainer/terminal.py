@@ -13,7 +13,7 @@ def say(text: str, style: str | None = None) -> None:
     """Print text as it is, in colour where there is a terminal."""
     from rich.text import Text
 
-    console().print(Text(text, style=style or ""), soft_wrap=True)
+    _print(Text(_printable(text), style=style or ""), soft_wrap=True)
 
 
 def table(
@@ -32,8 +32,21 @@ def table(
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", overflow="fold", no_wrap=index in whole)
     for row in rows:
-        table.add_row(*(Text(cell, style="red" if cell == "DAMAGED" else "") for cell in row))
-    console().print(table)
+        table.add_row(*(Text(_printable(cell), style="red" if cell == "DAMAGED" else "") for cell in row))
+    _print(table)
+
+
+def _print(what: Any, **options: Any) -> None:
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(what, **options)
+    # Not printed by rich: it pads every line of a table with spaces, and ends the program where a pipe is closed.
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def _printable(text: str) -> str:
+    """A name out of a file must not steer the terminal: what is no character is shown as its escape."""
+    return "".join(char if char.isprintable() or char == "\n" else f"{char!a}"[1:-1] for char in text)
 
 
 def console() -> Any:
@@ -53,7 +66,7 @@ def size(nbytes: float) -> str:
     """1.5 MB, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 999.5:
-            return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 99.5 else f"{nbytes:.1f} {unit}"
+            return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 99.95 else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.1f} TB"
 

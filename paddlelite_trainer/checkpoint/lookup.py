@@ -160,8 +160,10 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 
 def _not_found_message(path: Path) -> str:
     parent = path.parent
-    near = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith(".")) if parent.is_dir() else []
     if (parent / CHECKPOINTS).is_dir():
-        near += [str(entry.step) for entry in CheckpointStore(parent, read_only=True).entries()]
+        store = CheckpointStore(parent, read_only=True)
+        near = [*map(str, dict.fromkeys(entry.step for entry in store.entries())), *store.pins()]
+    else:
+        near = sorted(entry.name for entry in parent.iterdir() if entry.name[0] != ".") if parent.is_dir() else []
     listing = f" {parent} holds {', '.join(near[:12])}{' ...' if len(near) > 12 else ''}." if near else ""
     return f"no run and no checkpoint at {path}.{did_you_mean(path.name, near)}{listing}"
