@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,18 @@ class Augmented(Dataset):
     def __getitem__(self, index: int) -> tuple[int, np.ndarray]:
         self.loaded.append(index)
         return index, np.array([random.random(), np.random.randn(), paddle.rand([1]).item()])
+
+
+class Stuck(Dataset):
+    """Answers for its first two samples and then never again."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> int:
+        if index > 1:
+            time.sleep(600)
+        return index
 
 
 class AugmentedStream(IterableDataset):

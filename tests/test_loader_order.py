@@ -430,7 +430,7 @@ def test_what_paddle_has_no_type_for_stays_as_it_is(workers: int) -> None:
         numbers = np.array(samples)
         return np.array(["a", "b"]), numbers.astype("uint32"), np.zeros([0, 3]), None, {1: ()}, numbers[::-1]
 
-    loader = DataLoader(list(range(4)), batch_size=2, collate_fn=collate, num_workers=workers)
+    loader = DataLoader(list(range(24)), batch_size=2, collate_fn=collate, num_workers=workers)
     letters, unsigned, nothing, none, nested, reverse = list(source(loader).epoch(0))[1]
     assert letters.tolist() == ["a", "b"]
     assert (unsigned.dtype, unsigned.tolist()) == (np.uint32, [2, 3])
@@ -442,10 +442,11 @@ def test_what_paddle_has_no_type_for_stays_as_it_is(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_object_of_the_users_passes_whole(workers: int) -> None:
-    loader = DataLoader(list(range(8)), batch_size=2, collate_fn=Pair, num_workers=workers)
+    loader = DataLoader(list(range(24)), batch_size=2, collate_fn=Pair, num_workers=workers)
     pairs = list(source(loader).epoch(0))
-    assert [pair.array.tolist() for pair in pairs] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert [pair.tensor.tolist() for pair in pairs] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    expected = [[first, first + 1] for first in range(0, 24, 2)]
+    assert [pair.array.tolist() for pair in pairs] == expected
+    assert [pair.tensor.tolist() for pair in pairs] == expected
 
 
 class Pair:
