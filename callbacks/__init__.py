@@ -7,6 +7,7 @@ if __name__ == "callbacks":  # a second copy of every class would exist, and isi
         "import these as paddlelite_trainer.callbacks: `from paddlelite_trainer.callbacks import ModelCheckpoint`"
     )
 
+from .averaged_weights import AveragedWeights
 from .early_stopping import EarlyStopping
 from .ema import ExponentialMovingAverage
 from .finetuning import BackboneFinetuning, BaseFinetuning
@@ -23,6 +24,7 @@ from .timer import Timer
 from .weight_averaging import StochasticWeightAveraging
 
 __all__ = [
+    "AveragedWeights",
     "BackboneFinetuning",
     "BaseFinetuning",
     "EarlyStopping",
