@@ -11,6 +11,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -278,24 +279,19 @@ class CheckpointStore:
 
     def _commit(self, entry: Entry, plan: Mapping[str, Layout], record: dict[str, Any], after: Pins) -> None:
         started = time.perf_counter()
-        temporary = self._temporary(".tmp", entry.name)
+        temporary, staged_pins = self._temporary(".tmp", entry.name), self._temporary(".tmp", "pins")
+        after = after.at({known.name for known in (*self._entries, entry)}, record["sequence"])
         pins_reached = False
         try:
             self._require_space(entry)
             self._fs.mkdir(temporary)
-            record["files"] = {
-                name: write_layout(self._fs, temporary / name, layout).to_json() for name, layout in plan.items()
-            }
-            manifest = seal(record)
-            self._fs.write_file(temporary / MANIFEST, manifest)
-            self._fs.fsync_directory(temporary)
+            manifest = self._write_all(temporary, plan, record, staged_pins, after)
             self._fs.rename(temporary, entry.path)
             self._fs.fsync_directory(self.directory)  # committed
-            after = after.at({known.name for known in (*self._entries, entry)}, record["sequence"])
             pins_reached = True
-            self._write_pins(after)
+            self._fs.replace(staged_pins, self.directory / PINS_FILE)
         except BaseException as error:
-            self._undo(entry, temporary, pins_reached)
+            self._undo(entry, [temporary, staged_pins], pins_reached)
             if isinstance(error, OSError) and not isinstance(error, CheckpointError):
                 raise self._save_error(entry.name, entry.nbytes, error) from error
             raise
@@ -305,12 +301,37 @@ class CheckpointStore:
         self._settle()
         self.save_seconds = time.perf_counter() - started
 
-    def _undo(self, entry: Entry, temporary: Path, pins_reached: bool) -> None:
+    def _write_all(
+        self, temporary: Path, plan: Mapping[str, Layout], record: dict[str, Any], staged_pins: Path, pins: Pins
+    ) -> bytes:
+        """Write a checkpoint's files, its manifest last, and the pins that will go with it; all of it durable on return."""
+        with ExitStack() as open_files:
+            descriptors: list[int] = []
+
+            def create(path: Path) -> int:
+                descriptors.append(self._fs.create(path))
+                open_files.callback(self._fs.close, descriptors[-1])
+                return descriptors[-1]
+
+            record["files"] = {
+                name: write_layout(self._fs, create(temporary / name), layout).to_json()
+                for name, layout in plan.items()
+            }
+            manifest = seal(record)
+            self._fs.write(create(temporary / MANIFEST), manifest)
+            self._fs.write(create(staged_pins), seal(pins.to_json()))
+            # In one go: the first fsync makes the journal write what it knows of all of them.
+            for descriptor in descriptors:
+                self._fs.fsync(descriptor)
+        self._fs.fsync_directory(temporary)
+        return manifest
+
+    def _undo(self, entry: Entry, temporary: list[Path], pins_reached: bool) -> None:
         if pins_reached:
             self._attempt(partial(self._write_pins, self._pins))
         trash = self._temporary(".trash", entry.name)
         self._attempt(partial(self._fs.rename, entry.path, trash))  # there only if the rename was reached
-        for path in (temporary, trash):
+        for path in (*temporary, trash):
             self._attempt(partial(self._fs.remove_tree, path))
 
     def _snapshot(self, plan: Mapping[str, Layout]) -> dict[str, Layout]:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -37,22 +36,17 @@ def choose_background(nbytes: int, measured_seconds: float | None) -> bool:
     return measured_seconds is None or measured_seconds >= SLOW_SAVE_SECONDS
 
 
-def write_layout(file_system: FileSystem, path: Path, layout: Layout) -> StoredFile:
-    """Write and fsync a new file piece by piece; at no time is more than one tensor held a second time in memory."""
+def write_layout(file_system: FileSystem, descriptor: int, layout: Layout) -> StoredFile:
+    """Write a new file piece by piece; at no time is more than one tensor held a second time in memory."""
     hasher = _Hasher(apart=layout.size >= HASH_APART_BYTES)
     try:
-        descriptor = file_system.create(path)
-        try:
-            for piece in layout.pieces:
-                data: Buffer = piece if isinstance(piece, bytes) else _bytes_of(host_array(piece))
-                view = memoryview(data)
-                for start in range(0, view.nbytes, CHUNK_BYTES):
-                    chunk = view[start : start + CHUNK_BYTES]
-                    hasher.update(chunk)
-                    file_system.write(descriptor, chunk)
-            file_system.fsync(descriptor)
-        finally:
-            file_system.close(descriptor)
+        for piece in layout.pieces:
+            data: Buffer = piece if isinstance(piece, bytes) else _bytes_of(host_array(piece))
+            view = memoryview(data)
+            for start in range(0, view.nbytes, CHUNK_BYTES):
+                chunk = view[start : start + CHUNK_BYTES]
+                hasher.update(chunk)
+                file_system.write(descriptor, chunk)
     finally:
         sha256 = hasher.finish()
     return StoredFile(layout.size, sha256, layout.blocks)

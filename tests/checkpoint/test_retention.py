@@ -378,7 +378,7 @@ def test_a_pin_of_a_checkpoint_that_is_not_there_is_refused(tmp_path):
     store = CheckpointStore(tmp_path)
     save(store, 1)
     with pytest.raises(
-        ConfigurationError, match="Pin 'best' names 'step-000000002', which is no checkpoint. Did you mean"
+        ConfigurationError, match=r"Pin 'best' names 'step-000000002', which is no checkpoint\. Did you mean"
     ):
         store.set_pins({"best": ["step-000000002"]})
     with pytest.raises(ConfigurationError, match="No pin holds step-000000003"):
