@@ -1,0 +1,88 @@
+"""Honest timing on a noisy machine: contenders run in turn, each is compared with its neighbour of the same round."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GLOG_minloglevel", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+Contender = Callable[[], float]
+"""Runs once and returns its cost, in microseconds a step or another unit."""
+
+
+def rounds(contenders: Mapping[str, Contender], count: int) -> dict[str, list[float]]:
+    """Run all contenders in turn, `count` times; the first round is a warm-up and not counted."""
+    costs: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(count + 1):
+        for name, contender in contenders.items():
+            gc.collect()
+            cost = contender()
+            if number:
+                costs[name].append(cost)
+    return costs
+
+
+def table(
+    title: str, costs: Mapping[str, list[float]], against: str, goals: Mapping[str, str], unit: str
+) -> dict[str, Any]:
+    """Medians, spread, and the difference and ratio to `against`, taken round by round."""
+    rows = {}
+    for name, own in costs.items():
+        differences = [one - other for one, other in zip(own, costs[against])]
+        ratios = [one / other for one, other in zip(own, costs[against])]
+        rows[name] = {
+            "median": statistics.median(own),
+            "least": min(own),
+            "most": max(own),
+            "over": statistics.median(differences),
+            "ratio": statistics.median(ratios),
+            "goal": goals.get(name, ""),
+        }
+    return {"title": title, "unit": unit, "against": against, "rounds": len(costs[against]), "rows": rows}
+
+
+def machine() -> str:
+    import numpy
+    import paddle
+
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"Paddle {paddle.__version__}, NumPy {numpy.__version__}, load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def report(results: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"machine": machine(), "results": results}, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=110)
+    console.print(machine())
+    for result in results:
+        shown = Table(title=f"{result['title']} ({result['unit']}, medians of {result['rounds']} interleaved rounds)")
+        for column in ("", "median", "least", "most", f"over {result['against']}", "ratio", "goal"):
+            shown.add_column(column, justify="left" if column in ("", "goal") else "right")
+        for name, row in result["rows"].items():
+            numbers = [f"{row[key]:,.1f}" for key in ("median", "least", "most")]
+            shown.add_row(name, *numbers, f"{row['over']:+,.1f}", f"{row['ratio']:.3f}", row["goal"])
+        console.print(shown)
+
+
+def arguments(description: str | None, **defaults: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
+    return parser
