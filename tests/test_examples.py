@@ -107,6 +107,21 @@ def test_a_custom_callback_counts_on_across_runs(tmp_path: Path) -> None:
     assert (tmp_path / "version_0").is_dir() and not (tmp_path / "version_1").exists()
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readme_s_example_trains_and_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(code.splitlines()) <= 25
+    monkeypatch.chdir(tmp_path)
+    x, y = paddle.rand([8, 64]), paddle.arange(8).reshape([8, 1])
+    loader = paddle.io.DataLoader(paddle.io.TensorDataset([x, y]), batch_size=4)
+    for epochs in (1, 2):
+        names = {"train_loader": loader, "val_loader": loader}
+        exec(code.replace("max_epochs=100", f"max_epochs={epochs}"), names)
+        assert names["trainer"].current_epoch == epochs
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+    assert "net.0.weight" in paddle.load("runs/version_0/best.pdparams")
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_says_in_one_sentence_what_it_shows(path: Path) -> None:
     first_line = path.read_text(encoding="utf-8").splitlines()[0]
