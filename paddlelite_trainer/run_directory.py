@@ -361,25 +361,26 @@ def resolve_ckpt_path(
             f"ckpt_path must be None, 'last', 'best', a tag or a path, got {ckpt_path!r}, a {type(ckpt_path).__name__}"
         )
     text = os.fspath(ckpt_path)
-    runs = list(_runs_newest_first(root, run_name))
+    named = _run_at(default_root_dir, run_name) if run_name is not None else None
+    runs = [named] if named else [path for _, path in sorted(_numbered_runs(root), reverse=True)]
     if text in ("last", "latest"):
-        return _resolve_last(root, run_name, runs)
+        return _resolve_last(root, named, runs)
     if text == "best":
         return _resolve_best(root, runs)
-    found = _resolve_path(text, root, run_name) or (None if _looks_like_path(text) else _resolve_pin(text, runs))
+    found = _resolve_path(text, named) or (None if _looks_like_path(text) else _resolve_pin(text, runs))
     if found is None:
         raise CheckpointNotFoundError(_not_found_message(text, root, runs))
     return found
 
 
-def _resolve_last(root: Path, run_name: str | None, runs: Sequence[Path]) -> Resolution:
+def _resolve_last(root: Path, named: Path | None, runs: Sequence[Path]) -> Resolution:
     for run in runs:
         entry = CheckpointStore(run, read_only=True).newest()
         if entry is not None:
             return _continue(run, entry)
-    message = f"no checkpoint in {root / run_name if run_name else root} yet: fresh run"
+    message = f"no checkpoint in {named or root} yet: fresh run"
     others = sorted(path.name for path in _subdirectories(root) if (path / CHECKPOINTS).is_dir() and path not in runs)
-    if others and run_name is None:
+    if others and named is None:
         message += f" (runs with names go on by run_name=: {', '.join(others)})"
     return Resolution(None, None, True, message)
 
@@ -418,7 +419,7 @@ def _resolve_pin(pin: str, runs: Sequence[Path]) -> Resolution | None:
     return None
 
 
-def _resolve_path(text: str, root: Path, run_name: str | None) -> Resolution | None:
+def _resolve_path(text: str, named: Path | None) -> Resolution | None:
     path = absolute(text)
     try:
         directory = resolve_checkpoint(Path(text).expanduser())
@@ -435,7 +436,7 @@ def _resolve_path(text: str, root: Path, run_name: str | None) -> Resolution | N
         ) from None
     entry = entry_from_manifest(directory, read_manifest(directory, REAL))
     run = directory.parent.parent if directory.parent.name == CHECKPOINTS else None
-    if run is not None and (run_name is None or (root / run_name).resolve() == run):
+    if run is not None and (named is None or named == run):
         return _continue(run, entry)
     return Resolution(None, entry, False, f"fresh run from {entry.path} (step {entry.step}, epoch {entry.epoch})")
 
@@ -482,12 +483,9 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def _runs_newest_first(root: Path, run_name: str | None) -> Iterator[Path]:
-    if run_name is not None:
-        yield root / run_name
-        return
-    for _, path in sorted(_numbered_runs(root), reverse=True):
-        yield path
+def _run_at(default_root_dir: str | os.PathLike[str], run_name: str) -> Path:
+    # Joined as written, links unresolved: what os.path.relpath led away from the root leads back.
+    return Path(os.path.normpath(Path(default_root_dir).expanduser().absolute() / run_name)).resolve()
 
 
 def _numbered_runs(root: Path) -> Iterator[tuple[int, Path]]:

@@ -368,6 +368,16 @@ def test_last_stays_within_a_named_run(tmp_path):
     assert resolve_ckpt_path("last", default_root_dir="elsewhere", run_name=str(tmp_path / "x")).entry.step == 3
 
 
+def test_a_run_is_found_by_its_path_from_a_root_that_is_a_link(tmp_path):
+    save(tmp_path / "far" / "away" / "runs" / "version_0", 3)
+    (tmp_path / "link").symlink_to("far/away/runs")
+    run = RunDirectory.resume(tmp_path / "link" / "version_0")
+    run.close()
+    name = os.path.relpath(run.path, tmp_path / "link")
+    assert resolve_ckpt_path("last", default_root_dir=tmp_path / "link", run_name=name).run_dir == run.path
+    assert resolve_ckpt_path("last", default_root_dir=tmp_path / "link").run_dir == run.path
+
+
 def test_a_fresh_start_mentions_runs_with_names(tmp_path):
     save(tmp_path / "mine", 3)
     assert "run_name=: mine" in resolve_ckpt_path("last", default_root_dir=tmp_path).message
