@@ -241,6 +241,18 @@ def test_unscaling_twice_divides_once_and_after_another_backward_is_an_error() -
         precision.unscale(optimizers[0])
 
 
+def test_an_update_without_a_step_reopens_the_window_as_in_paddle() -> None:
+    gradients = []
+    for scaler in (paddle.amp.GradScaler(**SCALER_OPTIONS), LossScaler(**SCALER_OPTIONS)):
+        _, (parameter, _), (optimizer, _) = two_optimizers()
+        scaler.scale((parameter * 65536.0).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.update()
+        scaler.unscale_(optimizer)
+        gradients.append(parameter.grad.tolist())
+    assert gradients == [[256.0, 256.0], [256.0, 256.0]]
+
+
 def test_a_discarded_window_leaves_the_next_one_whole() -> None:
     precision, parameters, optimizers = two_optimizers()
     overflow_next(parameters[0], precision, 7.0)
