@@ -108,7 +108,7 @@ def main() -> None:
     print(f"test accuracy  {result['test_acc']:.2%}")
     print(f"best weights   {trainer.run_dir / 'best.pdparams'}")
     print(f"curves         {trainer.run_dir / 'curves.png'}")
-    print(f"TensorBoard    tensorboard --logdir {options.root}")
+    print(f"TensorBoard    tensorboard --logdir {options.root}  (pip install tensorboard)")
 
 
 if __name__ == "__main__":
