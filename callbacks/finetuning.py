@@ -17,14 +17,17 @@ class BaseFinetuning(Callback):
 
         class Thaw(BaseFinetuning):
             def freeze_before_training(self, module):
-                freeze(module.encoder)
+                self.freeze(module.encoder)
 
             def finetune_function(self, trainer, module, epoch):
                 if epoch == 5:
-                    unfreeze_and_train(trainer, module.encoder, learning_rate_ratio=0.1)
+                    self.unfreeze_and_train(trainer, module.encoder, learning_rate_ratio=0.1)
 
     What is frozen and which parameters the optimizers have is part of a checkpoint: a resumed run finds both as they were.
     """
+
+    def __init__(self) -> None:
+        self._ratios: dict[str, float] = {}  # {parameter's name: its rate as a multiple of its optimizer's}
 
     def freeze_before_training(self, module: Module) -> None:
         """Freeze what shall not learn yet; `configure_optimizers` sees it."""
@@ -34,10 +37,63 @@ class BaseFinetuning(Callback):
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage == "fit":
+            self._ratios.clear()
             self.freeze_before_training(module)
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        for name, parameter in module.named_parameters():
+            if name in self._ratios:
+                parameter.optimize_attr["learning_rate"] = self._ratios[name]
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         self.finetune_function(trainer, module, trainer.current_epoch)
+
+    # -- for subclasses ---------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def freezable(layer: paddle.nn.Layer, *, train_bn: bool = False) -> list[Any]:
+        """The layer's parameters that can learn; with `train_bn` without those of BatchNorm layers."""
+        norms = _batch_norms(layer)
+        left_out = {id(value) for norm in norms for value in (norm._mean, norm._variance)}
+        if train_bn:
+            left_out |= {id(parameter) for norm in norms for parameter in norm.parameters()}
+        return [parameter for parameter in layer.parameters() if id(parameter) not in left_out]
+
+    @staticmethod
+    def freeze(layer: paddle.nn.Layer, *, train_bn: bool = False) -> None:
+        """Stop the layer's parameters from learning; with `train_bn` those of BatchNorm layers learn on."""
+        for parameter in BaseFinetuning.freezable(layer, train_bn=train_bn):
+            parameter.stop_gradient = True
+
+    def unfreeze_and_train(
+        self,
+        trainer: Trainer,
+        layer_or_parameters: paddle.nn.Layer | Iterable[Any],
+        *,
+        optimizer_index: int = 0,
+        learning_rate_ratio: float = 1.0,
+    ) -> None:
+        """Let these learn at `learning_rate_ratio` times an optimizer's rate; parameters that no optimizer has join that one."""
+        is_layer = isinstance(layer_or_parameters, paddle.nn.Layer)
+        parameters = BaseFinetuning.freezable(layer_or_parameters) if is_layer else list(layer_or_parameters)
+        for parameter in parameters:
+            parameter.stop_gradient = False
+        self.set_learning_rate_ratio(trainer, parameters, learning_rate_ratio)
+        trained = {id(parameter) for optimizer in trainer.optimizers for parameter in parameters_of(optimizer)}
+        missing = [parameter for parameter in parameters if id(parameter) not in trained]
+        if missing:
+            trainer.add_param_group(missing, optimizer_index=optimizer_index, learning_rate=learning_rate_ratio)
+
+    def set_learning_rate_ratio(self, trainer: Trainer, parameters: Iterable[Any], ratio: float) -> None:
+        """Let these parameters learn at `ratio` times their optimizer's rate from the next step on."""
+        for parameter in parameters:
+            parameter.optimize_attr["learning_rate"] = ratio
+            self._ratios[trainer.parameter_names[parameter.name]] = ratio
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"learning_rate_ratios": dict(self._ratios)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._ratios = dict(state_dict["learning_rate_ratios"])
 
 
 class BackboneFinetuning(BaseFinetuning):
@@ -69,6 +125,7 @@ class BackboneFinetuning(BaseFinetuning):
         for name, value in (("backbone_initial_ratio_lr", backbone_initial_ratio_lr), ("ratio_growth", ratio_growth)):
             if value <= 0:
                 raise ConfigurationError(f"BackboneFinetuning({name}=...) must be > 0, got {value!r}")
+        super().__init__()
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.backbone_initial_ratio_lr = backbone_initial_ratio_lr
         self.ratio_growth = ratio_growth
@@ -82,27 +139,24 @@ class BackboneFinetuning(BaseFinetuning):
         return min(1.0, ratio) if self.should_align else ratio
 
     def freeze_before_training(self, module: Module) -> None:
-        freeze(self._backbone(module), train_bn=self.train_bn)
+        self.freeze(self._backbone(module), train_bn=self.train_bn)
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        if trainer.current_epoch < self.unfreeze_backbone_at_epoch:
-            if not self.train_bn:
-                for norm in _batch_norms(self._backbone(module)):
-                    norm.eval()  # fit has put the whole module into train mode
-        elif trainer.current_epoch > self.unfreeze_backbone_at_epoch or trainer.progress.epoch_is_open:
-            set_learning_rate_ratio(self._late(module), self.learning_rate_ratio(trainer.current_epoch))
+        if trainer.current_epoch < self.unfreeze_backbone_at_epoch and not self.train_bn:
+            for norm in _batch_norms(self._backbone(module)):
+                norm.eval()  # fit has put the whole module into train mode
 
     def finetune_function(self, trainer: Trainer, module: Module, epoch: int) -> None:
         if epoch == self.unfreeze_backbone_at_epoch:
             backbone = self._backbone(module)
             for norm in _batch_norms(backbone):
                 norm.train()
-            unfreeze_and_train(trainer, self._late(module), learning_rate_ratio=self.learning_rate_ratio(epoch))
+            self.unfreeze_and_train(trainer, self._late(module), learning_rate_ratio=self.learning_rate_ratio(epoch))
         elif epoch > self.unfreeze_backbone_at_epoch:
-            set_learning_rate_ratio(self._late(module), self.learning_rate_ratio(epoch))
+            self.set_learning_rate_ratio(trainer, self._late(module), self.learning_rate_ratio(epoch))
 
     def _late(self, module: Module) -> list[Any]:
-        return freezable(self._backbone(module), train_bn=self.train_bn)
+        return self.freezable(self._backbone(module), train_bn=self.train_bn)
 
     def _backbone(self, module: Module) -> paddle.nn.Layer:
         layers = dict(module.named_sublayers())
@@ -112,46 +166,6 @@ class BackboneFinetuning(BaseFinetuning):
                 f"{did_you_mean(self.backbone, layers)}"
             )
         return layers[self.backbone]
-
-
-def freezable(layer: paddle.nn.Layer, *, train_bn: bool = False) -> list[Any]:
-    """The layer's parameters that can learn; with `train_bn` without those of BatchNorm layers."""
-    norms = _batch_norms(layer)
-    left_out = {id(value) for norm in norms for value in (norm._mean, norm._variance)}
-    if train_bn:
-        left_out |= {id(parameter) for norm in norms for parameter in norm.parameters()}
-    return [parameter for parameter in layer.parameters() if id(parameter) not in left_out]
-
-
-def freeze(layer: paddle.nn.Layer, *, train_bn: bool = False) -> None:
-    """Stop the layer's parameters from learning; with `train_bn` those of BatchNorm layers learn on."""
-    for parameter in freezable(layer, train_bn=train_bn):
-        parameter.stop_gradient = True
-
-
-def unfreeze_and_train(
-    trainer: Trainer,
-    layer_or_parameters: paddle.nn.Layer | Iterable[Any],
-    *,
-    optimizer_index: int = 0,
-    learning_rate_ratio: float = 1.0,
-) -> None:
-    """Let these learn at `learning_rate_ratio` times an optimizer's rate; parameters that no optimizer has join that one."""
-    is_layer = isinstance(layer_or_parameters, paddle.nn.Layer)
-    parameters = freezable(layer_or_parameters) if is_layer else list(layer_or_parameters)
-    for parameter in parameters:
-        parameter.stop_gradient = False
-    set_learning_rate_ratio(parameters, learning_rate_ratio)
-    trained = {id(parameter) for optimizer in trainer.optimizers for parameter in parameters_of(optimizer)}
-    missing = [parameter for parameter in parameters if id(parameter) not in trained]
-    if missing:
-        trainer.add_param_group(missing, optimizer_index=optimizer_index, learning_rate=learning_rate_ratio)
-
-
-def set_learning_rate_ratio(parameters: Iterable[Any], ratio: float) -> None:
-    """Let these parameters learn at `ratio` times their optimizer's rate from the next step on."""
-    for parameter in parameters:
-        parameter.optimize_attr["learning_rate"] = ratio
 
 
 def _batch_norms(layer: paddle.nn.Layer) -> list[Any]:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import callbacks
     from .callback import Callback, SavePoint
+    from .checkpoint import average_checkpoints
     from .data import DataModule
     from .loggers import CSVLogger, Logger, TensorBoardLogger
     from .module import Module
     from .rng import seed_everything
     from .trainer import Trainer
+    from .tuner import Tuner
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,12 +29,16 @@ __all__ = [
     "SavePoint",
     "TensorBoardLogger",
     "Trainer",
+    "Tuner",
+    "average_checkpoints",
     "callbacks",
     "seed_everything",
 ]
 
 _HOME = {
     "Trainer": ".trainer",
+    "Tuner": ".tuner",
+    "average_checkpoints": ".checkpoint",
     "Module": ".module",
     "DataModule": ".data",
     "Callback": ".callback",

@@ -12,7 +12,6 @@ from small_runs import Net, batches, differing, net, trainer, weights, whole_sta
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callbacks import BackboneFinetuning, BaseFinetuning
-from paddlelite_trainer.callbacks.finetuning import freeze, unfreeze_and_train
 from paddlelite_trainer.errors import ConfigurationError
 from paddlelite_trainer.optimizers import parameters_of
 
@@ -100,15 +99,16 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, optimizer: Any, train_bn:
     assert not resumed.model.backbone[0].weight.stop_gradient
 
 
+class Thaw(BaseFinetuning):
+    def freeze_before_training(self, module: Module) -> None:
+        self.freeze(module.head)
+
+    def finetune_function(self, trainer: Trainer, module: Module, epoch: int) -> None:
+        if epoch == 1:
+            self.unfreeze_and_train(trainer, module.head, learning_rate_ratio=0.5)
+
+
 def test_a_callback_of_ones_own_thaws_what_it_likes_when_it_likes(tmp_path: Path) -> None:
-    class Thaw(BaseFinetuning):
-        def freeze_before_training(self, module: Module) -> None:
-            freeze(module.head)
-
-        def finetune_function(self, trainer: Trainer, module: Module, epoch: int) -> None:
-            if epoch == 1:
-                unfreeze_and_train(trainer, module.head, learning_rate_ratio=0.5)
-
     notes, module = Notes(), net(only_trainable)
     before = weights(module)["head.weight"]
     trainer(tmp_path, [Thaw(), notes]).fit(module, batches())
@@ -116,6 +116,18 @@ def test_a_callback_of_ones_own_thaws_what_it_likes_when_it_likes(tmp_path: Path
     assert not np.array_equal(notes.weights[1]["head.weight"], before)
     assert notes.parameters == [4, 6]
     assert module.head.weight.optimize_attr["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize("optimizer", [only_trainable, everything])
+@pytest.mark.parametrize("cut", [3, 4, 5, 9])
+def test_the_rates_it_set_survive_a_resume(tmp_path: Path, optimizer: Any, cut: int) -> None:
+    whole = trainer(tmp_path / "whole", [Thaw()], max_epochs=3)
+    whole.fit(net(optimizer), batches())
+    expected = whole_state(whole)
+    trainer(tmp_path / "parts", [Thaw()], max_epochs=3, max_steps=cut).fit(net(optimizer), batches())
+    resumed = trainer(tmp_path / "parts", [Thaw()], max_epochs=3)
+    resumed.fit(net(optimizer), batches(), ckpt_path="last")
+    assert differing(expected, whole_state(resumed)) == []
 
 
 def test_a_backbone_that_is_not_there_is_an_error_with_a_suggestion(tmp_path: Path) -> None:

@@ -1,0 +1,345 @@
+"""Tuner: finds a learning rate or a batch size by trying, and leaves everything as it found it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import paddle
+
+from .callback import Callback
+from .data import DataModule, batch_size_of
+from .errors import ConfigurationError, DataError, DeviceOutOfMemoryError
+from .module import Module
+from .optimizers import set_learning_rate
+from .precision import Precision, is_out_of_memory
+from .rng import isolated_random_states
+from .trainer import Trainer
+
+Mode = Literal["exponential", "linear"]
+
+
+@dataclass
+class LRFinderResult:
+    """Learning rates tried and the smoothed loss at each; what `Tuner.lr_find` returns."""
+
+    learning_rates: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def results(self) -> dict[str, list[float]]:
+        """Lightning's form: {"lr": [...], "loss": [...]}."""
+        return {"lr": self.learning_rates, "loss": self.losses}
+
+    def suggestion(self, skip_begin: int = 10, skip_end: int = 1) -> float | None:
+        """The rate at which the loss falls most steeply over the logarithm of the rate; None from too few or no finite losses."""
+        end = len(self.losses) - skip_end
+        points = [
+            (math.log(rate), loss, rate)
+            for rate, loss in list(zip(self.learning_rates, self.losses))[skip_begin:end]
+            if math.isfinite(loss)
+        ]
+        if len(points) < 3:
+            return None
+        slopes = [
+            ((after[1] - before[1]) / (after[0] - before[0]), here[2])
+            for before, here, after in zip(points, points[1:], points[2:])
+        ]
+        return min(slopes)[1]
+
+    def plot(self, path: str | os.PathLike[str], *, suggest: bool = True) -> None:
+        """Draw loss over learning rate into a picture file (PNG, SVG, PDF), with the suggestion marked; needs matplotlib."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4.5))
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.plot(self.learning_rates, self.losses)
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)", title="Learning rate range test")
+        rate = self.suggestion() if suggest else None
+        if rate is not None:
+            axes.plot(
+                rate, self.losses[self.learning_rates.index(rate)], "o", color="red", label=f"suggestion {rate:.2e}"
+            )
+            axes.legend()
+        figure.savefig(path)
+
+
+class Tuner:
+    """Tries settings on a model with a Trainer's settings; model, optimizers, random states and run directory stay as they are.
+
+        tuner = Tuner(trainer)
+        found = tuner.lr_find(module, train_loader)
+        found.plot("lr.png")
+        module.hparams.lr = found.suggestion()
+        trainer.fit(module, train_loader)
+
+    The tries run in a Trainer of their own, without callbacks, loggers, validation and checkpoints. Afterwards, after an
+    error too, the module has its weights, buffers, gradients, modes, frozen parameters and plain attributes again. What
+    its methods do outside of it (files, a service) cannot be taken back.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def lr_find(
+        self,
+        model: Module,
+        train_dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        *,
+        min_lr: float = 1e-8,
+        max_lr: float = 1.0,
+        num_training: int = 100,
+        mode: Mode = "exponential",
+        early_stop_threshold: float | None = 4.0,
+    ) -> LRFinderResult:
+        """Train `num_training` steps while the learning rate rises from `min_lr` to `max_lr`, and return the losses.
+
+        All optimizers get the same rate. It stops early where the smoothed loss exceeds `early_stop_threshold` times the
+        best so far, or is not finite. (Smith 2015, arXiv:1506.01186, section 3.3; smoothing as in Lightning, 0.98.)
+        """
+        if not 0 < min_lr < max_lr:
+            raise ConfigurationError(f"lr_find needs 0 < min_lr < max_lr, got min_lr={min_lr!r}, max_lr={max_lr!r}")
+        if num_training < 2:
+            raise ConfigurationError(f"lr_find(num_training=...) must be >= 2, got {num_training!r}")
+        if mode not in ("exponential", "linear"):
+            raise ConfigurationError(f"lr_find(mode=...) must be 'exponential' or 'linear', got {mode!r}")
+        shares = [step / (num_training - 1) for step in range(num_training)]
+        if mode == "linear":
+            rates = [min_lr + share * (max_lr - min_lr) for share in shares]
+        else:
+            rates = [min_lr * (max_lr / min_lr) ** share for share in shares]
+        sweep = _RateSweep(rates, early_stop_threshold)
+        with _left_as_found(model, datamodule):
+            self._short_trainer(num_training, [sweep]).fit(model, train_dataloaders, datamodule=datamodule)
+        return sweep.result
+
+    def scale_batch_size(
+        self,
+        model: Module,
+        datamodule: DataModule | None = None,
+        *,
+        mode: Literal["power", "binsearch"] = "power",
+        steps_per_trial: int = 3,
+        init_val: int = 2,
+        max_val: int | None = None,
+        batch_arg_name: str = "batch_size",
+    ) -> int:
+        """The largest batch size that trains `steps_per_trial` steps without running out of memory; it is returned, not set.
+
+        It is tried by setting `batch_arg_name` where it is found (the datamodule, the module, or the module's hparams)
+        and asking `train_dataloader()` anew. "power" doubles until memory runs out; "binsearch" then narrows it down to
+        the unit. It stops at `max_val`, and at the last size that one batch of the training data fills.
+
+        Raises:
+            ConfigurationError: the argument is nowhere, train_dataloader does not read it, or `init_val` already is too large.
+        """
+        if mode not in ("power", "binsearch"):
+            raise ConfigurationError(f"scale_batch_size(mode=...) must be 'power' or 'binsearch', got {mode!r}")
+        for name, value in (("steps_per_trial", steps_per_trial), ("init_val", init_val)):
+            if value < 1:
+                raise ConfigurationError(f"scale_batch_size({name}=...) must be >= 1, got {value!r}")
+        owner = _owner_of(batch_arg_name, model, datamodule)
+        before = _get(owner, batch_arg_name)
+
+        def fits(size: int) -> tuple[bool, bool]:
+            """(Whether it trains, whether a larger one would make a difference.)"""
+            batches = _FirstBatch()
+            try:
+                with _left_as_found(model, datamodule):
+                    _set(owner, batch_arg_name, size)
+                    self._short_trainer(steps_per_trial, [batches]).fit(model, datamodule=datamodule)
+            except Exception as error:
+                if good and isinstance(error, DataError):  # drop_last, and a batch larger than the data
+                    return True, False
+                if not (isinstance(error, DeviceOutOfMemoryError) or is_out_of_memory(error)):
+                    raise
+                _free_memory()
+                return False, False
+            finally:
+                _set(owner, batch_arg_name, before)
+            if batches.size > size:
+                raise ConfigurationError(
+                    f"train_dataloader() gave a batch of {batches.size} although {batch_arg_name} was {size}: it does not read it"
+                )
+            return True, batches.size == size
+
+        size, good = init_val, 0
+        while True:
+            trains, could_grow = fits(size)
+            if not trains:
+                break
+            if not could_grow:
+                return good or size
+            good = size
+            if max_val is not None and size >= max_val:
+                return good
+            size = size * 2 if max_val is None else min(size * 2, max_val)
+        if not good:
+            raise ConfigurationError(
+                f"a batch of init_val={init_val} already runs out of memory: try a smaller one, precision='16-mixed' or a smaller model"
+            )
+        too_large = size
+        while mode == "binsearch" and too_large - good > 1:
+            middle = (good + too_large) // 2
+            if fits(middle)[0]:
+                good = middle
+            else:
+                too_large = middle
+        return good
+
+    def _short_trainer(self, steps: int, callbacks: Sequence[Callback]) -> Trainer:
+        model_trainer = self.trainer
+        short = _QuietTrainer(
+            max_steps=steps,
+            max_epochs=-1,
+            callbacks=list(callbacks),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            limit_train_batches=model_trainer.limits["train"],
+            gradient_clip_val=model_trainer.gradient_clip_val,
+            gradient_clip_algorithm=model_trainer.gradient_clip_algorithm,
+            accumulate_grad_batches=model_trainer.accumulate_grad_batches,
+            accelerator=model_trainer.device.type,
+            seed=model_trainer.seed,
+        )
+        short.device = model_trainer.device
+        short.precision = Precision(model_trainer.precision.requested, device=model_trainer.device)
+        return short
+
+
+class _QuietTrainer(Trainer):
+    def print(self, *values: Any, **options: Any) -> None:
+        pass
+
+
+class _RateSweep(Callback):
+    """Sets the rate of each step, and keeps the loss, smoothed and corrected for its start at nought."""
+
+    def __init__(self, rates: list[float], early_stop_threshold: float | None) -> None:
+        self.rates = rates
+        self.threshold = early_stop_threshold
+        self.result = LRFinderResult()
+        self._average = 0.0
+        self._best = math.inf
+        self._losses: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        rate = self.rates[min(trainer.global_step, len(self.rates) - 1)]
+        for optimizer in trainer.optimizers:
+            set_learning_rate(optimizer, rate)  # at each batch: a scheduler may have stepped
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, paddle.Tensor):
+            raise ConfigurationError(
+                f"lr_find needs to know the loss: return it from {type(module).__name__}.training_step, in manual optimization too"
+            )
+        self._losses.append(float(loss.item()))
+        if len(self.result.losses) == trainer.global_step:  # inside an accumulation window
+            return
+        mean = sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        step = len(self.result.losses) + 1
+        self._average = 0.98 * self._average + 0.02 * mean
+        smoothed = self._average / (1 - 0.98**step)
+        self.result.learning_rates.append(self.rates[step - 1])
+        self.result.losses.append(smoothed)
+        diverges = self.threshold is not None and step > 1 and smoothed > self.threshold * self._best
+        if diverges or not math.isfinite(smoothed):
+            trainer.stop("the loss diverges")
+        self._best = min(self._best, smoothed)
+
+
+class _FirstBatch(Callback):
+    size = 0
+
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        self.size = max(self.size, batch_size_of(batch))
+
+
+# -- leaving no trace ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _left_as_found(model: Module, datamodule: DataModule | None) -> Iterator[None]:
+    parameters = model.parameters()
+    with paddle.no_grad():
+        values = [(tensor, tensor.clone(), tensor.stop_gradient) for tensor in [*parameters, *model.buffers()]]
+        gradients = [(one, None if one.grad is None else one.grad.clone()) for one in parameters]
+    settings = [(one, dict(one.optimize_attr), one.regularizer) for one in parameters]
+    layers = [_Contents(layer.__dict__) for layer in model.sublayers(include_self=True)]
+    layers += [_Contents(part) for layer in list(layers) for part in layer.dicts()]
+    others = [_Contents(model.hparams)] + ([_Contents(datamodule.__dict__)] if datamodule is not None else [])
+    try:
+        for one in parameters:
+            one.clear_gradient(False)
+        with isolated_random_states():
+            yield
+    finally:
+        for contents in [*layers, *others]:
+            contents.put_back()
+        with paddle.no_grad():
+            for tensor, value, stop_gradient in values:
+                tensor.copy_(value.astype(tensor.dtype), True)  # a half precision has converted the weights
+                tensor.stop_gradient = stop_gradient
+        for one, gradient in gradients:
+            one.clear_gradient(False)
+            if gradient is not None:
+                one.grad = gradient
+        for one, optimize_attr, regularizer in settings:
+            one.optimize_attr, one.regularizer = optimize_attr, regularizer
+
+
+class _Contents:
+    """What a dict held, to be put back into that very dict."""
+
+    def __init__(self, owner: dict[str, Any]) -> None:
+        self.owner, self.held = owner, dict(owner)
+
+    def dicts(self) -> list[dict[str, Any]]:
+        """A layer's own tables of parameters, sublayers and buffers."""
+        return [self.held[name] for name in ("_parameters", "_sub_layers", "_buffers")]
+
+    def put_back(self) -> None:
+        self.owner.clear()
+        self.owner.update(self.held)
+
+
+def _owner_of(name: str, model: Module, datamodule: DataModule | None) -> Any:
+    for owner in (datamodule, model, model.hparams):
+        if owner is not None and (name in owner if isinstance(owner, dict) else hasattr(owner, name)):
+            return owner
+    raise ConfigurationError(
+        f"scale_batch_size found no {name!r}: neither the datamodule nor {type(model).__name__} nor its hparams has it. Keep it there, "
+        "and read it in train_dataloader(); or pass batch_arg_name."
+    )
+
+
+def _get(owner: Any, name: str) -> Any:
+    return owner[name] if isinstance(owner, dict) else getattr(owner, name)
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    if isinstance(owner, dict):
+        owner[name] = value
+    else:
+        setattr(owner, name, value)
+
+
+def _free_memory() -> None:
+    import gc
+
+    gc.collect()
+    if paddle.is_compiled_with_cuda():
+        paddle.device.cuda.empty_cache()
