@@ -27,10 +27,10 @@ from typing import Any
 os.environ.setdefault("GLOG_minloglevel", "2")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
+import numpy as np
+import paddle
 
-from paddlelite_trainer.checkpoint import CheckpointStore  # noqa: E402
+from paddlelite_trainer.checkpoint import CheckpointStore
 
 MB = 1_000_000
 
@@ -50,9 +50,10 @@ def state_of(megabytes: float) -> dict[str, paddle.Tensor]:
 
 
 def save(store: CheckpointStore, step: int, tensors: dict[str, Any], background: bool = False) -> None:
+    """Save, and keep the checkpoint before it too: deleting that is measured apart."""
     name = store.candidate(step, 0).name
     files = {"model.pdparams": tensors}
-    pins = {"latest": [name]}
+    pins = {"latest": [name], "before": [entry.name for entry in store.by_pin("latest")]}
     store.save(
         step=step,
         epoch=0,
@@ -138,10 +139,9 @@ def measure_size(megabytes: float, pairs: int, directory: Path) -> dict[str, flo
     store = CheckpointStore(directory / "ours")
     behind = CheckpointStore(directory / "background")
     memory = peak_memory(lambda: (save(behind, 0, tensors, background=True), behind.wait())[1])
-    step = 0
-    for _ in range(pairs):
-        step += 1
+    for step in range(1, pairs + 1):
         record("save", lambda: save(store, step, tensors))  # noqa: B023
+        record("delete", lambda: store.set_pins({"before": []}))
         record("paddle_save", lambda: paddle_save(tensors, directory / "theirs.pdparams"))
         os.unlink(directory / "theirs.pdparams")
         record("floor", lambda: floor(arrays, directory / "floor"))
@@ -149,6 +149,7 @@ def measure_size(megabytes: float, pairs: int, directory: Path) -> dict[str, flo
         record("copy", copy)
         record("stall", lambda: save(behind, step, tensors, background=True))  # noqa: B023
         behind.wait()
+        behind.set_pins({"before": []})
     paddle_save(tensors, directory / "theirs.pdparams")
     for _ in range(pairs):
 
@@ -264,6 +265,7 @@ def main() -> None:
         )
         for promise, figure, bound, held in verdicts(size):
             print(f"    {promise:<38} {figure:>12}   {bound:<16} {'yes' if held else 'NO'}")
+        print(f"    deleting the checkpoint before it          {ms(size['delete']):>12}")
         print(f"    P2 shortest interval at 1 % overhead   {ms(size['stall'] * 100):>12}")
     small = results["small"]
     print(f"tiny state: P4 commit {ms(small['tiny_commit'])} (<= 50 ms)")

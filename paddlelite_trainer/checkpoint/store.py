@@ -38,7 +38,7 @@ from .pins import PINS_FILE, RECOVERED, Pins, parse_pins
 from .saved import TENSORS, SavedCheckpoint, inspect, open_checkpoint, read_manifest
 from .state import encode_state
 from .tensors import is_tensor, why_not_stored
-from .writer import BackgroundJob, HostBuffer, choose_background, write_layout
+from .writer import FSYNC_EARLY_BYTES, BackgroundJob, HostBuffer, choose_background, run_together, write_layout
 
 QUARANTINE = ".quarantine"
 SUPERSEDED = ".superseded"
@@ -306,24 +306,28 @@ class CheckpointStore:
     ) -> bytes:
         """Write a checkpoint's files, its manifest last, and the pins that will go with it; all of it durable on return."""
         with ExitStack() as open_files:
-            descriptors: list[int] = []
 
             def create(path: Path) -> int:
-                descriptors.append(self._fs.create(path))
-                open_files.callback(self._fs.close, descriptors[-1])
-                return descriptors[-1]
+                descriptor = self._fs.create(path)
+                open_files.callback(self._fs.close, descriptor)
+                return descriptor
 
-            record["files"] = {
-                name: write_layout(self._fs, create(temporary / name), layout).to_json()
-                for name, layout in plan.items()
-            }
+            descriptors = [create(temporary / name) for name in plan]
+            written = []
+            for descriptor, layout in zip(descriptors, plan.values()):
+                written.append(write_layout(self._fs, descriptor, layout))
+                open_files.callback(written[-1].stored)  # no hashing goes on after an error
+            syncs = [partial(self._fs.fsync, descriptor) for descriptor in descriptors]
+            if sum(layout.size for layout in plan.values()) >= FSYNC_EARLY_BYTES:
+                run_together(syncs)  # while the hashes are computed
+                syncs = []
+            record["files"] = {name: file.stored().to_json() for name, file in zip(plan, written)}
             manifest = seal(record)
-            self._fs.write(create(temporary / MANIFEST), manifest)
-            self._fs.write(create(staged_pins), seal(pins.to_json()))
-            # In one go: the first fsync makes the journal write what it knows of all of them.
-            for descriptor in descriptors:
-                self._fs.fsync(descriptor)
-        self._fs.fsync_directory(temporary)
+            for path, data in ((temporary / MANIFEST, manifest), (staged_pins, seal(pins.to_json()))):
+                descriptor = create(path)
+                self._fs.write(descriptor, data)
+                syncs.append(partial(self._fs.fsync, descriptor))
+            run_together([*syncs, partial(self._fs.fsync_directory, temporary)])
         return manifest
 
     def _undo(self, entry: Entry, temporary: list[Path], pins_reached: bool) -> None:

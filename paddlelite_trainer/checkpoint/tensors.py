@@ -43,10 +43,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def host_array(value: Any) -> np.ndarray:
-    """The tensor's elements as a little-endian, C-contiguous array: a view of its own memory where that can be had.
-
-    The caller holds on to `value` while it uses the view.
-    """
+    """The tensor's elements as a little-endian, C-contiguous array: a view of its own memory where that can be had."""
     array = value if isinstance(value, np.ndarray) else _view_of_host_memory(value)
     if array is None:
         array = np.asarray(value.numpy())
@@ -62,8 +59,9 @@ def _view_of_host_memory(tensor: Any) -> np.ndarray | None:
     address = tensor.data_ptr() if nbytes else 0
     if nbytes == 0 or address == 0:
         return np.empty(shape, dtype) if nbytes == 0 else None
-    memory = memoryview((ctypes.c_ubyte * nbytes).from_address(address))
-    return np.frombuffer(memory, dtype).reshape(shape)
+    memory = (ctypes.c_ubyte * nbytes).from_address(address)
+    memory.owner = tensor  # type: ignore[attr-defined]  # as long as anyone holds the view
+    return np.frombuffer(memoryview(memory), dtype).reshape(shape)
 
 
 def same_memory_key(value: Any) -> object:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,6 +88,7 @@ class NthCallFails(HookedFileSystem):
         self.fail_at, self.error_number, self.from_then_on = fail_at, error_number, from_then_on
         self.armed = False
         self.calls: list[str] = []
+        self.lock = threading.Lock()  # fsyncs run side by side
 
     def arm(self) -> NthCallFails:
         self.armed = True
@@ -96,8 +98,10 @@ class NthCallFails(HookedFileSystem):
         if (
             self.armed and name != "close"
         ):  # closing is how a failure is cleaned up; it does not fail for its own reasons
-            self.calls.append(name)
-            if len(self.calls) == self.fail_at or (self.from_then_on and len(self.calls) > self.fail_at):
+            with self.lock:
+                self.calls.append(name)
+                number = len(self.calls)
+            if number == self.fail_at or (self.from_then_on and number > self.fail_at):
                 raise OSError(self.error_number, os.strerror(self.error_number), f"injected into {name}")
 
 

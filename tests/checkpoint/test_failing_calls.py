@@ -280,5 +280,5 @@ def test_a_failed_fsync_is_not_tried_again_on_the_same_file(tmp_path):
     store = CheckpointStore(tmp_path, file_system=file_system)
     with pytest.raises(CheckpointSaveError, match="Input/output error"):
         save(store, 1)
-    assert len(file_system.fsynced) == 1
+    assert len(file_system.fsynced) == len(set(file_system.fsynced))
     assert leftovers(tmp_path) == []
