@@ -132,7 +132,7 @@ class EarlyStopping(Callback):
             return
         reason = self.already_stopped()
         if reason is not None:
-            trainer.stop(f"already stopped in epoch {self.stopped_epoch}: {reason}")
+            trainer.stop(f"already stopped in epoch {self.stopped_epoch}: {reason}", for_good=False)
         else:
             trainer.print(
                 f"EarlyStopping({self.monitor!r}): had stopped ({self.stopping_reason}); with the present arguments the run goes on"
@@ -196,7 +196,7 @@ class EarlyStopping(Callback):
         completed = trainer.current_epoch + (1 if trainer.is_last_batch else 0)
         if reason is not None and completed >= trainer.min_epochs and trainer.global_step >= trainer.min_steps:
             self.stopped_epoch, self.stopping_reason = trainer.current_epoch, reason
-            trainer.stop(f"early stopping: {reason}")
+            trainer.stop(f"early stopping: {reason}", for_good=False)
 
     def _reason(self, score: float) -> str | None:
         if self.check_finite and not math.isfinite(score):

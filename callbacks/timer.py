@@ -101,7 +101,7 @@ class Timer(Callback):
             reason = f"the Timer's {timedelta(seconds=self._duration)} of training are over"
             if self._verbose and not trainer.should_stop:
                 trainer.print(f"Stopping: {reason}")
-            trainer.stop(reason)
+            trainer.stop(reason, for_good=False)
 
 
 def _seconds(duration: str | timedelta | Mapping[str, int] | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -35,6 +36,7 @@ class Series:
     """
 
     __slots__ = (
+        "awaited_metric",
         "last",
         "metric",
         "name",
@@ -42,17 +44,22 @@ class Series:
         "pending",
         "reduced",
         "reduction",
+        "saved_result",
         "values",
         "versions",
         "weight",
         "weights",
     )
 
-    def __init__(self, name: str, options: tuple[Any, ...], reduction: str | Callable[[list[float]], float]) -> None:
+    def __init__(
+        self, name: str, options: tuple[Any, ...], reduction: str | Callable[[list[float]], float] | None
+    ) -> None:
         self.name = name
         self.options = options  # (on_step, on_epoch, prog_bar, logger, reduce_fx)
-        self.reduction = reduction
+        self.reduction = reduction  # None: a function, as the checkpoint says; the next log tells which
         self.metric: Any = None  # a paddle.metric.Metric that accumulates by itself
+        self.awaited_metric: Mapping[str, Any] | None = None  # what one had counted that is not found in the module
+        self.saved_result: float | None = None
         self.pending: list[Any] = []
         self.weights: list[float] = []
         self.versions: list[int] = []  # of pending tensors, to find those changed in place after they were logged
@@ -89,6 +96,8 @@ class Series:
     def result(self) -> float | None:
         if self.metric is not None:
             return float(self.metric.accumulate())
+        if self.reduction is None or self.awaited_metric is not None:
+            return self.saved_result
         if self.weight == 0.0:
             return None
         if self.reduction == "mean":
@@ -103,14 +112,20 @@ class Series:
             "weight": self.weight,
             "values": self.values,
             "last": self.last,
-            "metric": None if self.metric is None else _numbers_of(self.metric),
+            "metric": self.awaited_metric if self.metric is None else numbers_of(self.metric),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reduced, self.weight = state["reduced"], state["weight"]
         self.values, self.last = list(state["values"]), state["last"]
-        if self.metric is not None and state["metric"] is not None:
-            vars(self.metric).update(state["metric"])
+
+    def copy(self) -> Series:
+        """The series as it is now; values on the device and a paddle metric's counts are shared."""
+        copied = Series(self.name, self.options, self.reduction)
+        for slot in self.__slots__:
+            value = getattr(self, slot)
+            setattr(copied, slot, list(value) if isinstance(value, list) else value)
+        return copied
 
 
 class MetricCollector:
@@ -118,10 +133,9 @@ class MetricCollector:
 
     def __init__(self) -> None:
         self._series: dict[str, Series] = {}
-        self._waiting: dict[
-            str, Mapping[str, Any]
-        ] = {}  # restored, until the name is logged again and its options are known
         self.batch_size: Callable[[], int] = lambda: 1
+        self.paddle_metrics: Callable[[], Mapping[str, Any]] = dict
+        """The module's paddle.metric.Metric objects by where they are; their counts are saved and restored with the module's."""
 
     def log(
         self,
@@ -138,7 +152,7 @@ class MetricCollector:
         series = self._series.get(name)
         if series is None:
             series = self._new_series(name, options)
-        elif series.options != options:
+        elif series.options != options and not self._adopt(series, options):
             raise ConfigurationError(
                 f"self.log({name!r}, ...) was called before with other options: (on_step, on_epoch, prog_bar, logger, reduce_fx) were "
                 f"{series.options}, now they are {options}. Use one set of options per name, or two names."
@@ -176,22 +190,25 @@ class MetricCollector:
             raise ConfigurationError(
                 f"self.log({name!r}, reduce_fx=...) must be one of {_REDUCTIONS} or a function, got {reduction!r}"
             )
-        if callable(reduction):
-            # paddle.mean and friends are what a Lightning user passes; the names are exact and cheaper.
-            known = {"mean": "mean", "sum": "sum", "min": "min", "max": "max"}
-            reduction = known.get(getattr(reduction, "__name__", ""), reduction)
-        series = self._series[name] = Series(name, options, reduction)
-        if callable(reduction) and name in self._waiting:
-            series.load_state_dict(self._waiting.pop(name))
+        series = self._series[name] = Series(name, options, _known(reduction))
         return series
+
+    def _adopt(self, series: Series, options: tuple[Any, ...]) -> bool:
+        """Take the function that a restored series is reduced by, which a checkpoint cannot hold."""
+        if series.reduction is not None or series.options[:4] != options[:4] or not callable(options[4]):
+            return False
+        series.options, series.reduction = options, _known(options[4])
+        return True
 
     def _number(self, series: Series, value: Any) -> float:
         if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
             return float(value.reshape(()))
         if isinstance(value, paddle.metric.Metric):
             series.metric = value
-            if series.name in self._waiting:
-                series.load_state_dict(self._waiting.pop(series.name))
+            if series.awaited_metric is not None:
+                if all(value is not known for known in self.paddle_metrics().values()):
+                    set_numbers(value, series.awaited_metric)
+                series.awaited_metric = None
             result = value.accumulate()
             if isinstance(result, (list, tuple)) and len(result) != 1:
                 raise ConfigurationError(
@@ -285,28 +302,62 @@ class MetricCollector:
             if series.metric is not None:
                 series.metric.reset()
 
-    def state_dict(self) -> dict[str, Any]:
+    def copy(self) -> MetricCollector:
+        """The collector as it is now; see `Series.copy`."""
+        copied = MetricCollector()
+        copied.batch_size, copied.paddle_metrics = self.batch_size, self.paddle_metrics
+        copied._series = {name: series.copy() for name, series in self._series.items()}
+        return copied
+
+    def state_dict(self, *, epoch_is_over: bool = False) -> dict[str, Any]:
+        """`epoch_is_over` says that nothing may be logged any more in this epoch, so results of functions are kept too."""
         self.read()
+        places = {id(metric): place for place, metric in self.paddle_metrics().items()}
         return {
             name: {
                 "options": [*series.options[:4], series.options[4] if isinstance(series.options[4], str) else None],
+                "metric_place": places.get(id(series.metric)),
+                "result": series.result() if epoch_is_over else None,
                 **series.state_dict(),
             }
             for name, series in self._series.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Call it when the module's paddle metrics are restored."""
         self._series.clear()
-        self._waiting.clear()
+        metrics = self.paddle_metrics()
         for name, saved in state.items():
-            *flags, reduction = saved["options"]
-            if (
-                reduction is None or saved["metric"] is not None
-            ):  # a function or an object: only the next self.log can tell which
-                self._waiting[name] = saved
-                continue
-            series = self._new_series(name, (*flags, reduction))
+            reduction = saved["options"][4]
+            series = self._series[name] = Series(name, tuple(saved["options"]), reduction)
             series.load_state_dict(saved)
+            series.saved_result = saved["result"]
+            series.metric = metrics.get(saved["metric_place"])
+            if series.metric is None:
+                series.awaited_metric = saved["metric"]
+
+
+def _known(reduction: Any) -> Any:
+    """paddle.mean and friends are what a Lightning user passes; their names are exact and cheaper."""
+    name = getattr(reduction, "__name__", "")
+    return name if callable(reduction) and name in _REDUCTIONS else reduction
+
+
+def paddle_metrics_of(module: paddle.nn.Layer) -> dict[str, paddle.metric.Metric]:
+    """{where: object} of every paddle.metric.Metric that is an attribute of the module or a sublayer, or in a list or dict there."""
+    found: dict[str, paddle.metric.Metric] = {}
+    for layer_name, layer in module.named_sublayers(include_self=True):
+        for attribute, value in vars(layer).items():
+            inside: Iterable[tuple[Any, Any]] = ()
+            if isinstance(value, (list, tuple)):
+                inside = enumerate(value)
+            elif isinstance(value, dict) and not attribute.startswith("_"):
+                inside = value.items()
+            for key, item in [(None, value), *inside]:
+                if isinstance(item, paddle.metric.Metric):
+                    place = ".".join(filter(None, (layer_name, attribute)))
+                    found[place if key is None else f"{place}[{key!r}]"] = item
+    return found
 
 
 def _to_host(values: Iterable[Any]) -> list[float]:
@@ -330,11 +381,16 @@ def _to_host(values: Iterable[Any]) -> list[float]:
     return [float(value) for value in everything]
 
 
-def _numbers_of(metric: Any) -> dict[str, Any]:
-    """A paddle.metric.Metric's running counts: its attributes that are numbers, arrays or lists of them."""
+def numbers_of(metric: Any) -> dict[str, Any]:
+    """A copy of a paddle.metric.Metric's running counts: its attributes that are numbers, arrays or lists of them."""
     plain = (int, float, np.generic, np.ndarray)
     return {
-        key: value
+        key: copy.copy(value)
         for key, value in vars(metric).items()
         if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(item, plain) for item in value))
     }
+
+
+def set_numbers(metric: Any, numbers: Mapping[str, Any]) -> None:
+    """Put back what `numbers_of` gave."""
+    vars(metric).update({key: copy.copy(value) for key, value in numbers.items()})

@@ -27,6 +27,11 @@ class Progress:
     seconds: float = 0.0
     """Training time of all processes that worked on this run."""
 
+    @property
+    def position(self) -> tuple[Any, ...]:
+        """Tells two states of one run apart."""
+        return self.global_step, self.total_batches, self.current_epoch, self.epoch_is_open, self.validation_is_due
+
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -14,7 +14,10 @@ EXIT_PREEMPTED = 75
 
 
 class SignalWatch:
-    """While entered, remembers the first SIGTERM or SIGINT in `received` instead of dying of it.
+    """While entered, catches SIGTERM and SIGINT and remembers the first in `received`.
+
+    Until `wait_for_save_point` is called there is nothing to save, so the first ends the process as soon as Python runs
+    again: SystemExit(75) or KeyboardInterrupt is raised. After that it is only remembered.
 
     Entered in any thread but the main one it does nothing, since Python delivers signals there only. Paddle installs a C-level
     SIGTERM handler when it is imported that Python cannot see; setting ours afterwards replaces it.
@@ -22,10 +25,12 @@ class SignalWatch:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._waits = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> SignalWatch:
         self.received = None
+        self._waits = False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._on_signal)
@@ -36,17 +41,25 @@ class SignalWatch:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._previous.clear()
 
+    def wait_for_save_point(self) -> None:
+        """From now on a signal does not raise; whoever runs asks `received` at each save point."""
+        self._waits = True
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received = signal.Signals(number)
-            print(
-                f"\n{self.received.name}: finishing this step, saving, then stopping. Once more to stop at once.",
-                file=sys.stderr,
-            )
-            if not launched_by_paddle():
-                # From now on the kernel itself ends us, even in the middle of a long kernel of Paddle's.
-                for other in self._previous:
+        if self.received is not None:
+            if number == signal.SIGINT and in_notebook():
+                raise KeyboardInterrupt
+            return
+        self.received = signal.Signals(number)
+        what = "finishing this step, saving, then stopping" if self._waits else "stopping; there is nothing to save yet"
+        print(f"\n{self.received.name}: {what}. Once more to stop at once.", file=sys.stderr)
+        if not launched_by_paddle():
+            # From now on the kernel itself ends us, even in the middle of a long kernel of Paddle's.
+            for other in self._previous:
+                if not (other == signal.SIGINT and in_notebook()):  # where it would take the user's work with it
                     signal.signal(other, signal.SIG_DFL)
+        if not self._waits:
+            raise SystemExit(EXIT_PREEMPTED) if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def launched_by_paddle() -> bool:

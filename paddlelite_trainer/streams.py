@@ -244,6 +244,7 @@ class IterableStream(Stream):
         goes_on = self._restore(epoch, start_batch)
         is_over = goes_on and self.is_last
         self._begin(epoch, start_batch)
+        self.is_last = is_over
         if is_over or (limit is not None and start_batch >= limit):
             return
         reader = self._read(epoch, start_batch, 0 if goes_on else start_batch, on_replay)
@@ -261,6 +262,7 @@ class IterableStream(Stream):
             self._own_state = self._captured() if upcoming is END else own
             self.batches_done = number
             self.is_last = upcoming is END
+            drop_cached_gaussian()  # here too, as looking ahead drops it before one batch or the next
             yield batch
             batch = upcoming
 

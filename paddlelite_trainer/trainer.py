@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import paddle
 
-from . import training_state
+from . import mark, training_state
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback, Pins, Reason, SavePoint, overridden, refuse_misspelt_hooks
 from .data import BatchSource, DataModule, batch_size_of, move_to_device
@@ -22,7 +24,8 @@ from .defaults import default_callbacks, default_loggers
 from .device import resolve_device
 from .distributed import Ranks
 from .errors import CheckpointError, ConfigurationError, ConfigurationTypeError, DeviceOutOfMemoryError, TrainingError
-from .metrics import MetricCollector
+from .mark import Mark
+from .metrics import MetricCollector, paddle_metrics_of
 from .module import HOOKS as MODULE_HOOKS
 from .module import Module, is_written
 from .optimizers import (
@@ -30,6 +33,7 @@ from .optimizers import (
     ManualOptimizer,
     SchedulerState,
     add_param_group,
+    gradients_of,
     normalise,
     parameters_of,
     structured_names,
@@ -160,6 +164,7 @@ class Trainer:
         self.model: Any = None
         self.datamodule: DataModule | None = None
         self.run: RunDirectory | None = None
+        self._run_path: Path | None = None
         self._store: CheckpointStore | None = None
         self.state: Stage | None = None
         self.training = self.validating = self.testing = self.predicting = self.sanity_checking = False
@@ -191,6 +196,10 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._epoch_record: dict[str, Any] = {}
         self._stop_reason: str | None = None
+        self._stopped_for_good = True
+        self._mark: Mark | None = None
+        self._saving_mark: Mark | None = None
+        self._saved_at: tuple[Any, ...] | None = None
         self._requested_pins: set[str] = set()
         self._agreed_to_leave = False
         self._known_candidate: Entry | None = None
@@ -243,21 +252,23 @@ class Trainer:
         """
         if isinstance(train_dataloaders, DataModule):
             train_dataloaders, datamodule = None, train_dataloaders
-        self._begin("fit", model, datamodule)
-        outcome = "failed"
-        try:
-            with self.signals, self._watch_numerics():
-                if self._prepare_fit(train_dataloaders, val_dataloaders, ckpt_path, override, init_from):
-                    self._train_loop()
-                    self._finish_fit()
-                outcome = "finished"
-        except BaseException as error:
-            told = self._after_error(error)
-            if told is error:
-                raise
-            raise told from error
-        finally:
-            self._end("fit", outcome)
+        with self.signals:
+            self._begin("fit", model, datamodule)
+            outcome = "failed"
+            try:
+                with self._watch_numerics():
+                    if self._prepare_fit(train_dataloaders, val_dataloaders, ckpt_path, override, init_from):
+                        self.signals.wait_for_save_point()
+                        self._train_loop()
+                        self._finish_fit()
+                    outcome = "finished"
+            except BaseException as error:
+                told = self._after_error(error)
+                if told is error:
+                    raise
+                raise told from error
+            finally:
+                self._end("fit", outcome)
         self._leave_as_asked()
 
     def validate(
@@ -296,9 +307,13 @@ class Trainer:
         )
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def stop(self, reason: str = "stop() was called") -> None:
-        """Ask the fit to end at the next save point, once `min_epochs` and `min_steps` are reached."""
-        self._stop_reason = reason
+    def stop(self, reason: str = "stop() was called", *, for_good: bool = True) -> None:
+        """Ask the fit to end at the next save point, once `min_epochs` and `min_steps` are reached.
+
+        The run is then over: started again it says so, unless `fit(override=("stop",))` goes on. With `for_good=False`
+        that is left to the caller, who is to decide anew from state of its own.
+        """
+        self._stop_reason, self._stopped_for_good = reason, for_good
 
     def skip_optimizer_step(self) -> None:
         """Call it in on_before_optimizer_step: the window's gradients are dropped and the optimizer does not move.
@@ -373,11 +388,10 @@ class Trainer:
 
     def _train_loop(self) -> None:
         """Two frames from fit to the user's training_step: this one and fit's."""
-        progress, source, hooks = self.progress, self._train_source, self._hooks
-        assert source is not None
+        progress, hooks = self.progress, self._hooks
         automatic = self.model.automatic_optimization
         optimizer = self.optimizers[0] if automatic else None
-        training_step = self._training_step()
+        training_step = self._step
         prepare_batch = self._batch_preparation(0)
         autocast = self.precision.autocast
         reseed = None if paddle_cpu_generator_can_be_saved() else self._reseed_for_batch
@@ -388,8 +402,10 @@ class Trainer:
 
         while not self._fit_is_over():
             window = self._open_epoch()
-            if progress.validation_is_due:
+            if window is None:
                 return
+            source = self._train_source
+            assert source is not None
             validate_every = self._validation_period()
             skip_rest = False
             for batch in source.epoch(0 if self.overfit_batches else progress.current_epoch, progress.batches_in_epoch):
@@ -465,6 +481,7 @@ class Trainer:
             hook(optimizer)
         if self._clips and not self._skips_step:
             self.model.configure_gradient_clipping(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+        self._mark = None
         if self._skips_step:
             self.precision.discard(optimizer)
         elif scaler is None:
@@ -480,18 +497,25 @@ class Trainer:
             if progress.global_step % config.frequency == 0:
                 self._step_scheduler(config)
 
-    def _open_epoch(self) -> int:
-        """Start or re-enter the epoch; returns the accumulation window of this epoch."""
+    def _open_epoch(self) -> int | None:
+        """Start or re-enter the epoch; returns its accumulation window, or None where the fit ends here."""
         progress = self.progress
         self._collector, self._logs_steps = self._train_metrics, True
         self.training = True
         window = self.accumulate_grad_batches
-        self._window_length = window
         self._step_to_log = progress.global_step
         self._validated_here = False
+        self._window_length = self._length_of_window(window)
         if progress.epoch_is_open:
             if progress.validation_is_due:
                 self._validate_in_fit()
+                if progress.validation_is_due:
+                    return None
+                if not (self.is_last_batch or progress.batches_in_window):
+                    self._save_point("validation")
+                    if self._must_stop():
+                        return None
+            self._remember(mark.BATCH)
             return window
         if (
             self._reload_train is not None
@@ -502,13 +526,17 @@ class Trainer:
         self._train_metrics.clear()
         self._logs_steps = False
         self._epoch_record = {}
+        self._reseed_where_states_are_lost("epoch start", progress.current_epoch)
         self._call("on_train_epoch_start")
         self._logs_steps = True
         progress.epoch_is_open = True
+        self._remember(mark.BATCH)
         return window
 
     def _close_epoch(self) -> None:
         progress = self.progress
+        self._remember(mark.EPOCH_END)
+        self._reseed_where_states_are_lost("epoch end", progress.current_epoch)
         self._train_metrics.reduce_over(
             self.ranks.gather_object
         ) if self.ranks.world_size > 1 else self._train_metrics.read()
@@ -561,15 +589,19 @@ class Trainer:
             return True
         if self._stop_reason is None:
             return False
-        if progress.current_epoch >= self.min_epochs and progress.global_step >= self.min_steps:
+        if self._stop_is_allowed():
             return True
         if not progress.epoch_is_open:  # too early; whoever asked may ask again
             self._stop_reason = None
         return False
 
+    def _stop_is_allowed(self) -> bool:
+        return self.progress.current_epoch >= self.min_epochs and self.progress.global_step >= self.min_steps
+
     def _time_is_over(self) -> bool:
         if self.max_seconds is None or self._seconds() < self.max_seconds:
             return False
+        self._stopped_for_good = False  # a larger max_time goes on
         self._stop_reason = f"max_time of {timedelta(seconds=self.max_seconds)} is over"
         return True
 
@@ -580,7 +612,8 @@ class Trainer:
         if self.ranks.world_size > 1:
             from .data_parallel import synchronised_training_step
 
-            step = synchronised_training_step(self)
+            with isolated_random_states():  # wrapping draws a number from python's generator
+                step = synchronised_training_step(self)
         return step
 
     def _loss_in(self, outputs: Any) -> Any:
@@ -615,7 +648,8 @@ class Trainer:
 
     def _length_of_window(self, window: int) -> int:
         length = self._train_source.length if self._train_source is not None else None
-        return window if length is None else min(window, length - self.progress.batches_in_epoch)
+        first = self.progress.batches_in_epoch - self.progress.batches_in_window
+        return window if length is None else max(1, min(window, length - first))
 
     def _rescale_gradients(self, factor: float) -> None:
         # Only where a loader of unknown length ended inside a window, or a hook ended the epoch there.
@@ -640,6 +674,7 @@ class Trainer:
             return loss
 
         self._call("on_before_optimizer_step", optimizer)
+        self._mark = None
         optimizer.step(closure)
         optimizer.clear_grad(False)
         self.progress.global_step += 1
@@ -653,6 +688,7 @@ class Trainer:
         with self.precision.outside_autocast():
             self._skips_step = False
             self._call("on_before_optimizer_step", optimizer)
+            self._mark = None
             if self._skips_step:
                 self.precision.discard(optimizer)
             elif closure is not None:
@@ -695,6 +731,11 @@ class Trainer:
         # Paddle 2.6 cannot save its CPU generator: the stream of every batch then starts from a seed of its own.
         assert self.seed is not None
         paddle.seed(derive_seed(self.seed, "step", self.progress.total_batches))
+
+    def _reseed_where_states_are_lost(self, where: str, number: int) -> None:
+        if not paddle_cpu_generator_can_be_saved():
+            assert self.seed is not None
+            paddle.seed(derive_seed(self.seed, where, number))
 
     def _batch_preparation(self, dataloader_idx: int) -> Callable[[Any], Any] | None:
         """The way of a batch to the device, or None where there is nothing to do."""
@@ -782,17 +823,26 @@ class Trainer:
 
     def _validate_in_fit(self) -> None:
         self._log_steps()
+        self._mark = Mark(self, mark.VALIDATION)
         # Validation has random numbers of its own to draw from, and training goes on as if there had been none.
         try:
             with isolated_random_states():
                 results = self._evaluate("validate", self._val_sources, self._val_metrics)
         except _EvaluationAbandoned:
-            self._call("on_exception", KeyboardInterrupt())
             return
+        self._mark = None
         self.progress.validation_is_due = False
         self._validated_here = True
         merged = {name: value for result in results for name, value in result.items()}
         self._epoch_record.update(merged)
+
+    def _remember(self, hooks: tuple[str, ...]) -> None:
+        """Where a callback saves on exceptions: make this the state that is saved if what follows raises."""
+        if not self._marks:
+            return
+        waiting = not self.model.automatic_optimization and gradients_of(self.optimizers)
+        # Gradients that wait for a step of the user's own are not copied, and a window's are dropped.
+        self._mark = Mark(self, hooks) if not waiting and self.progress.batches_in_window == 0 else None
 
     def _sanity_check(self) -> None:
         if not self._val_sources or not self._has_validation_step or not self.num_sanity_val_steps:
@@ -861,7 +911,7 @@ class Trainer:
                                 hook(outputs, batch, batch_idx, *more)
                             if keep_outputs:
                                 outputs_kept.append(outputs)
-                            if self.signals.received is not None:
+                            if self.signals.received is not None and self.ranks.world_size == 1:
                                 raise _EvaluationAbandoned
                     results.append(outputs_kept)
                 self._dataloader_suffix = ""
@@ -982,7 +1032,8 @@ class Trainer:
                 f"datamodule must be a paddlelite_trainer.DataModule, got {type(datamodule).__name__}"
             )
         self.state = stage
-        self.signals.received = None
+        if stage != "fit":
+            self.signals.received = None
         self.model = model
         self.datamodule = datamodule if datamodule is not None else self.datamodule if stage != "fit" else None
         model._trainer = self
@@ -1041,14 +1092,18 @@ class Trainer:
         if self._val_sources and not self._has_validation_step:
             self.print("Validation data was given, and the module has no validation_step: no validation will run.")
         self._train_metrics.batch_size = self._current_batch_size
+        self._train_metrics.paddle_metrics = functools.partial(paddle_metrics_of, self.model)
         self._configure_optimizers()
+        self._step = self._training_step()
         self._open_run(saved, resolution)
         notes: list[str] = [resolution.message] if resolution is not None and resolution.message else []
         if saved is not None:
             notes += training_state.restore(self, saved, override)
+            self._saved_at = self.progress.position
+            self.ranks.on_rank_zero(functools.partial(self._set_aside_after, saved.entry))
         elif init_from is not None:
             notes.append(str(training_state.load_weights_at(self.model, init_from)))
-        for logger in self.loggers:
+        for logger in self.loggers if self.is_global_zero else ():
             logger.log_hyperparams(self.model.hparams)
         announce_fit(self, notes)
         self._step_to_log = self.progress.global_step  # an earlier process has logged this one
@@ -1058,11 +1113,14 @@ class Trainer:
             return False
         self._call("on_fit_start")
         self.model.train()
-        self._sanity_check()
+        if saved is None:  # the resumed run's callbacks have had it, and remember it
+            self._sanity_check()
         self._clock = time.monotonic()
         self._seconds_before = self.progress.seconds
         self.training = True
         self._call("on_train_start")
+        if saved is not None:
+            training_state.restore_random_states(self, saved)  # last, as hooks may have drawn some numbers again
         return True
 
     def _configure_optimizers(self) -> None:
@@ -1111,7 +1169,8 @@ class Trainer:
         """The run's directory with its lock, store and loggers, in place where a run goes on."""
         if self.fast_dev_run or not (self.enable_checkpointing or self.loggers):
             return
-        if self.is_global_zero:
+
+        def open_on_disk() -> Path:
             from .checkpoint import CheckpointStore
 
             if resolution is not None and resolution.run_dir is not None:
@@ -1119,13 +1178,21 @@ class Trainer:
             else:
                 self.run = RunDirectory.create(self.default_root_dir, run_name=self.run_name)
             self._store = CheckpointStore(self.run.path)
-            if saved is not None:
-                self._store.set_aside_after(saved.entry.step, saved.entry.revision)
-        for logger in self.loggers if self.is_global_zero else ():
-            logger.open(self.run.path, None)  # type: ignore[union-attr]
+            for logger in self.loggers:
+                logger.open(self.run.path, {} if resolution is None or resolution.run_dir is None else None)
+            return self.run.path
+
+        self._run_path = self.ranks.on_rank_zero(open_on_disk)
+
+    def _set_aside_after(self, entry: Entry) -> None:
+        """Only once the checkpoint has proved to fit: what an earlier process saved after it is no longer this run's."""
+        if self._store is not None:
+            self._store.set_aside_after(entry.step, entry.revision)
 
     def _already_over(self) -> str | None:
         progress = self.progress
+        if self._stop_reason is not None and self._stop_is_allowed():
+            return f"Already stopped at epoch {progress.current_epoch}, step {progress.global_step}: {self._stop_reason}. Nothing to do; override=('stop',) goes on."
         if self.max_epochs is not None and 0 <= self.max_epochs <= progress.current_epoch:
             return f"Already finished {progress.current_epoch}/{self.max_epochs} epochs: nothing to do. A larger max_epochs goes on."
         if 0 <= self.max_steps <= progress.global_step:
@@ -1135,10 +1202,19 @@ class Trainer:
         return None
 
     def _finish_fit(self) -> None:
-        if self.progress.epoch_is_open:
-            self._save_point("stop")
-        if self.max_steps >= 0 and self.progress.global_step >= self.max_steps:
-            self._stop_reason = self._stop_reason or f"max_steps={self.max_steps} reached"
+        is_over = self._is_over_by_itself()
+        if not is_over:
+            self._tell_of_exception(self._as_exception())
+        if (self.progress.epoch_is_open or not is_over) and self._saved_at != self.progress.position:
+            abandoned = self._mark if self.progress.validation_is_due else None
+            with contextlib.nullcontext() if abandoned is None else abandoned.applied(self):
+                self._save_point("stop")
+        if self._store is not None:
+            self._store.wait()
+        if not is_over:
+            return
+        if 0 <= self.max_steps <= self.progress.global_step and self._stop_reason is None:
+            self.stop(f"max_steps={self.max_steps} reached", for_good=False)
         self._log_steps()
         self._call("on_train_end")
         self.training = False
@@ -1149,6 +1225,39 @@ class Trainer:
             self.print(
                 f"Stopped at epoch {self.progress.current_epoch}, step {self.progress.global_step}: {self._stop_reason}"
             )
+
+    def _is_over_by_itself(self) -> bool:
+        """Whether training has ended, as against a process that is asked to go."""
+        progress = self.progress
+        asked_to_go = self.signals.received is not None or self._agreed_to_leave
+        if not asked_to_go or self._stop_reason is not None:
+            return True
+        reached_epochs = self.max_epochs is not None and 0 <= self.max_epochs <= progress.current_epoch
+        return reached_epochs or 0 <= self.max_steps <= progress.global_step
+
+    def _as_exception(self) -> BaseException:
+        """What the signal received would raise."""
+        return SystemExit(EXIT_PREEMPTED) if self.signals.received == signal.SIGTERM else KeyboardInterrupt()
+
+    def _tell_of_exception(self, error: BaseException) -> None:
+        for hook in self._hooks.get("on_exception", ()):
+            with contextlib.suppress(Exception):  # the first error is the one to be seen
+                hook(error)
+
+    def _save_after_error(self) -> None:
+        """Where a callback wants it and no optimizer has moved since: save the last save point's state."""
+        remembered, self._mark = self._mark, None
+        if remembered is None or not self._marks:
+            return
+        try:
+            with remembered.applied(self):
+                self._save_point("exception")
+                step, batch = self.progress.global_step, self.progress.batches_in_epoch
+            self.print(
+                f"Saved what was before the error: epoch {self.progress.current_epoch}, batch {batch}, step {step}."
+            )
+        except Exception as error:
+            warnings.warn(f"the state before the error could not be saved: {error}", stacklevel=2)
 
     def _after_error(self, error: BaseException) -> BaseException:
         """Tell everybody of an exception, save if asked to, and return what leaves fit."""
@@ -1161,8 +1270,8 @@ class Trainer:
                 "a smaller model or input."
             )
             error = told
-        with contextlib.suppress(Exception):
-            self._call("on_exception", error)
+        self._tell_of_exception(error)
+        self._save_after_error()
         return error
 
     def _end(self, stage: Stage, outcome: str) -> None:
@@ -1190,10 +1299,10 @@ class Trainer:
     def _how_it_ended(self, outcome: str) -> str:
         """What run.json keeps: "finished", "stopped: why", "failed: error" or "interrupted: signal"."""
         error = sys.exc_info()[1]
+        if self.signals.received is not None and isinstance(error, (SystemExit, KeyboardInterrupt, type(None))):
+            return f"interrupted: {self.signals.received.name}"
         if error is not None:
             return f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'}: {type(error).__name__}: {error}"
-        if self.signals.received is not None:
-            return f"interrupted: {self.signals.received.name}"
         return outcome if self._stop_reason is None else f"stopped: {self._stop_reason}"
 
     def _leave_as_asked(self) -> None:
@@ -1202,14 +1311,14 @@ class Trainer:
         if received is None:
             return
         self.interrupted = True
-        self.print(
-            f"{received.name}: saved at epoch {self.progress.current_epoch}, step {self.progress.global_step}. Run the same command with ckpt_path='last' to go on."
-        )
-        if in_notebook():
-            return
-        if received.name == "SIGTERM":
-            sys.exit(EXIT_PREEMPTED)
-        raise KeyboardInterrupt
+        progress = self.progress
+        where = f"{received.name}: stopped at epoch {progress.current_epoch}, step {progress.global_step}"
+        if self._saved_at == progress.position:
+            self.print(f"{where}, saved. Run the same command with ckpt_path='last' to go on.")
+        else:
+            self.print(f"{where}; nothing was saved.")
+        if not in_notebook():
+            raise self._as_exception()
 
     @contextlib.contextmanager
     def _watch_numerics(self) -> Iterator[None]:
@@ -1258,6 +1367,17 @@ class Trainer:
 
         return reload
 
+    def _reload_as_before(self) -> None:
+        """A resumed run's training data, where it came from a call of train_dataloader in the course of the run."""
+        current, every = self.progress.current_epoch, self.reload_dataloaders_every_n_epochs
+        last_reload = current - current % every if every else 0
+        if not self.progress.epoch_is_open and last_reload == current:
+            last_reload -= every  # that call is still to come
+        if self._reload_train is not None and last_reload > 0:
+            self.progress.current_epoch = last_reload  # as the method saw it
+            self._reload_train()
+            self.progress.current_epoch = current
+
     def _current_batch_size(self) -> int:
         return batch_size_of(self._batch)
 
@@ -1293,6 +1413,8 @@ class Trainer:
         self._logged_metrics.update(values)
         if not self.is_global_zero:
             return
+        if self._mark is not None:
+            self._mark.remember_logs(self)
         for logger in self.loggers:
             logger.log_metrics(
                 {**values, "epoch": float(self.progress.current_epoch)},
@@ -1362,6 +1484,8 @@ class Trainer:
             weights_only = False
         if pins or self._requested_pins:
             self._take_checkpoint(pins, weights_only=weights_only and bool(pins))
+        if reason in ("train_batch", "validation"):
+            self._remember(mark.BATCH)
 
     def _ranks_agree_here(self) -> bool:
         """Whether ranks talk after this batch. It costs a round trip, so not after each, and all must give the same answer."""
@@ -1387,6 +1511,8 @@ class Trainer:
             return None
         self._requested_pins.clear()
         self._known_candidate = None
+        if not weights_only:
+            self._saved_at = self.progress.position
         return entry
 
     def _seconds(self) -> float:
@@ -1434,6 +1560,9 @@ class Trainer:
             for callback in self.callbacks
             if (method := overridden(callback, "on_save_point", Callback)) is not None
         ]
+        self._marks = self.ranks.world_size == 1 and any(
+            getattr(callback, "save_on_exception", False) for callback in self.callbacks
+        )
         self._watches_lr_drops = any(getattr(callback, "save_before_lr_drop", False) for callback in self.callbacks)
 
     def _call(self, hook: str, *arguments: Any) -> None:
@@ -1467,7 +1596,7 @@ class Trainer:
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        self._stop_reason = "trainer.should_stop was set" if value else None
+        self._stop_reason, self._stopped_for_good = ("trainer.should_stop was set" if value else None), True
 
     @property
     def accumulate_grad_batches(self) -> int:
@@ -1485,7 +1614,7 @@ class Trainer:
     @property
     def run_dir(self) -> Path | None:
         """Where this run's checkpoints, logs and curves are; None before fit and where nothing is written."""
-        return self.run.path if self.run is not None else None
+        return self._run_path
 
     @property
     def log_dir(self) -> Path | None:
@@ -1577,8 +1706,8 @@ class Trainer:
 
     def _own_run_name(self) -> str | None:
         """The run that "best" and "last" mean to this trainer: its own, once it has one."""
-        if self.run is not None:
-            return os.path.relpath(self.run.path, self.default_root_dir)
+        if self._run_path is not None:
+            return os.path.relpath(self._run_path, self.default_root_dir)
         return self.run_name
 
 

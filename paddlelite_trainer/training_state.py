@@ -12,7 +12,9 @@ import numpy as np
 import paddle
 
 from .errors import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError, did_you_mean
-from .optimizers import optimizer_state, parameters_of, restore_optimizer
+from .metrics import numbers_of, paddle_metrics_of, set_numbers
+from .module import running_statistics
+from .optimizers import gradients_of, optimizer_state, restore_optimizer
 from .rng import random_states, set_random_states
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 MODEL, OPTIMIZER, TRAINER = "model.pdparams", "optimizer.pdopt", "trainer.json"
-OVERRIDES = ("callbacks", "data", "learning_rate", "lr_schedulers", "optimizer", "precision")
+OVERRIDES = ("callbacks", "data", "learning_rate", "lr_schedulers", "optimizer", "precision", "stop")
 """What `fit(override=...)` accepts: parts of a checkpoint that are left aside in favour of the present settings."""
 
 
@@ -43,7 +45,10 @@ def save(trainer: Trainer, pins: Mapping[str, Sequence[str]], *, weights_only: b
     ranks = trainer.ranks.gather_object(rank_tree(trainer))
     if not trainer.is_global_zero:
         return trainer.ranks.on_rank_zero(_never)
-    files: dict[str, dict[str, Any]] = {MODEL: model_weights(trainer.model)}
+    weights = model_weights(trainer.model)
+    if trainer._saving_mark is not None:
+        weights = trainer._saving_mark.weights(weights)
+    files: dict[str, dict[str, Any]] = {MODEL: weights}
     states: dict[str, Any] = {}
     tree = trainer_tree(trainer)
     for hook in trainer._hooks.get("on_save_checkpoint", ()):
@@ -89,14 +94,20 @@ def rank_tree(trainer: Trainer) -> dict[str, Any]:
     """What differs between ranks: random states, the epoch's sums, the loader's position, and buffers (BatchNorm's statistics)."""
     buffers: dict[str, Any] = {}
     if trainer.world_size > 1:
-        learned = {parameter.name for optimizer in trainer.optimizers for parameter in parameters_of(optimizer)}
-        buffers = {
-            name: tensor.numpy() for name, tensor in trainer.model.state_dict().items() if tensor.name not in learned
-        }
+        saved = trainer.model.state_dict()
+        buffers = {name: value.numpy() for name, value in running_statistics(trainer.model).items() if name in saved}
+    source, mark = trainer._train_source, trainer._saving_mark
+    # In manual optimization a user may accumulate gradients over batches; a mark is only made where none wait.
+    has_gradients = mark is None and not trainer.model.automatic_optimization
     return {
         "random": random_states(),
-        "metrics": trainer._train_metrics.state_dict(),
-        "data": trainer._train_source.state_dict() if trainer._train_source is not None else None,
+        "metrics": trainer._train_metrics.state_dict(epoch_is_over=trainer.is_last_batch),
+        "paddle_metrics": {place: numbers_of(metric) for place, metric in paddle_metrics_of(trainer.model).items()},
+        "data": None if source is None else mark.source if mark is not None else source.state_dict(),
+        "gradients": {
+            trainer.parameter_names[parameter.name]: parameter.grad.numpy()
+            for parameter in (gradients_of(trainer.optimizers) if has_gradients else ())
+        },
         "buffers": buffers,
     }
 
@@ -114,6 +125,11 @@ def trainer_tree(trainer: Trainer) -> dict[str, Any]:
         tensors, rest = optimizer_state(optimizer, trainer.parameter_names)
         optimizer_tensors.update({f"optimizer_{index}/{name}": tensor for name, tensor in tensors.items()})
         optimizers.append(rest)
+    mark = trainer._saving_mark
+    callbacks = {
+        key: mark.callbacks[key] if mark is not None and key in mark.callbacks else callback.state_dict()
+        for key, callback in keyed(trainer.callbacks)
+    }
     return {
         "optimizer_tensors": optimizer_tensors,
         "files": {},
@@ -126,14 +142,19 @@ def trainer_tree(trainer: Trainer) -> dict[str, Any]:
         "callback_metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "history": trainer.history,
         "epoch_record": trainer._epoch_record,
-        "callbacks": {key: callback.state_dict() for key, callback in _keyed(trainer.callbacks)},
-        "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
+        "callbacks": callbacks,
+        "loggers": positions_in_logs(trainer) if mark is None or mark.loggers is None else mark.loggers,
+        "stop_reason": trainer._stop_reason if trainer._stopped_for_good else None,
         "datamodule": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
         "hyper_parameters": dict(trainer.model.hparams),
         "added_param_groups": trainer._added_param_groups,
         "untrained": sorted(name for name, parameter in trainer.model.named_parameters() if parameter.stop_gradient),
         "run": fingerprint(trainer),
     }
+
+
+def positions_in_logs(trainer: Trainer) -> list[dict[str, Any]]:
+    return [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers]
 
 
 def fingerprint(trainer: Trainer) -> dict[str, Any]:
@@ -185,15 +206,15 @@ def is_healthy(trainer: Trainer) -> bool:
         return bool(paddle.stack([paddle.isfinite(value).all() for value in floats]).all().item())
 
 
-def _keyed(callbacks: Sequence[Any]) -> list[tuple[str, Any]]:
+def keyed(callbacks: Sequence[Any]) -> list[tuple[str, Any]]:
     """Callbacks with their state keys; the second of one key is `key#2`, and so on."""
     seen: dict[str, int] = {}
-    keyed = []
+    pairs = []
     for callback in callbacks:
         key = callback.state_key
         seen[key] = seen.get(key, 0) + 1
-        keyed.append((key if seen[key] == 1 else f"{key}#{seen[key]}", callback))
-    return keyed
+        pairs.append((key if seen[key] == 1 else f"{key}#{seen[key]}", callback))
+    return pairs
 
 
 # -- restore -----------------------------------------------------------------------------------------------------------------------------
@@ -243,7 +264,9 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
     for hook in trainer._hooks.get("on_load_checkpoint", ()):
         hook({**tree, "files": _Files(saved.checkpoint)})
     notes += _changes(trainer, tree["run"])
-    if not {"optimizer", "precision"} & set(override):  # first: in another precision the weights' types do not fit either
+    if not {"optimizer", "precision"} & set(
+        override
+    ):  # first: in another precision the weights' types do not fit either
         trainer.precision.load_state_dict(tree["precision"])
     load_weights_into(trainer.model, saved.checkpoint)
     untrained = set(tree["untrained"])
@@ -265,17 +288,22 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
             if note is not None:
                 notes.append(note)
     trainer.progress.load_state_dict(tree["progress"])
+    trainer._reload_as_before()
     trainer._callback_metrics.update(tree["callback_metrics"])
     trainer.history = list(tree["history"])
     trainer._epoch_record = dict(tree["epoch_record"])
+    if "stop" not in override:
+        trainer._stop_reason = tree["stop_reason"]
     if "callbacks" not in override:
         notes += _restore_callbacks(trainer, tree["callbacks"])
-    for logger, state in zip(trainer.loggers, tree["loggers"]):
-        if state and trainer.is_global_zero:
-            logger.load_state_dict(state)
+    if trainer.is_global_zero and trainer.run_dir == saved.entry.path.parent.parent:  # else it logs to other files
+        for logger, state in zip(trainer.loggers, tree["loggers"]):
+            if hasattr(logger, "load_state_dict"):
+                logger.load_state_dict(state)
     if trainer.datamodule is not None and tree["datamodule"]:
         trainer.datamodule.load_state_dict(tree["datamodule"])
     _restore_rank(trainer, saved, override)
+    restore_random_states(trainer, saved)
     progress = trainer.progress
     notes.append(
         f"Resumed from {saved.entry.path}: epoch {progress.current_epoch}, batch {progress.batches_in_epoch}, step {progress.global_step}."
@@ -288,13 +316,25 @@ def _restore_rank(trainer: Trainer, saved: Saved, override: Sequence[str]) -> No
     if file not in saved.checkpoint.files:  # there are more processes than there were, which `_changes` has told
         return
     rank = saved.checkpoint.state(file)
+    for place, metric in paddle_metrics_of(trainer.model).items():
+        if place in rank["paddle_metrics"]:
+            set_numbers(metric, rank["paddle_metrics"][place])
     trainer._train_metrics.load_state_dict(rank["metrics"])
+    parameters = dict(trainer.model.named_parameters())
+    for name, gradient in rank["gradients"].items():
+        parameters[name].grad = paddle.to_tensor(gradient)
     if "data" not in override and trainer._train_source is not None and rank["data"] is not None:
         trainer._train_source.load_state_dict(rank["data"])
     present = trainer.model.state_dict()
     for name, value in rank["buffers"].items():
         present[name].set_value(value)
-    set_random_states(rank["random"])
+
+
+def restore_random_states(trainer: Trainer, saved: Saved) -> None:
+    """This rank's generators; to be called when nothing will be drawn any more before the first batch."""
+    file = _rank_file(trainer.global_rank)
+    if file in saved.checkpoint.files:
+        set_random_states(saved.checkpoint.state(file)["random"])
 
 
 def roll_back(trainer: Trainer) -> Entry:
@@ -390,15 +430,15 @@ def _restore_optimizers(trainer: Trainer, saved: Saved, keep_learning_rate: bool
 
 def _restore_callbacks(trainer: Trainer, states: Mapping[str, Any]) -> list[str]:
     notes = []
-    keyed = dict(_keyed(trainer.callbacks))
+    present = dict(keyed(trainer.callbacks))
     for key, state in states.items():
-        if key in keyed:
-            keyed[key].load_state_dict(state)
+        if key in present:
+            present[key].load_state_dict(state)
         elif state:
             notes.append(f"callback {key}: in the checkpoint, not in this run; its state is left aside.")
     notes += [
         f"callback {key}: new in this run; it starts afresh."
-        for key, callback in keyed.items()
+        for key, callback in present.items()
         if key not in states and callback.state_dict()
     ]
     return notes
