@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError
-from .filesystem import REAL
 from .format import lay_out
 from .saved import SavedCheckpoint, open_checkpoint
 from .store import CheckpointStore
-from .writer import write_layout
 
 _BFLOAT16 = "bfloat16"
 
@@ -39,7 +37,7 @@ def average_checkpoints(
     """
     if last_k < 1:
         raise ConfigurationError(f"average_checkpoints(last_k=...) must be >= 1, got {last_k!r}")
-    entries = CheckpointStore(run_dir, read_only=True).entries()
+    entries = CheckpointStore(Path(run_dir), read_only=True).entries()
     if len(entries) < last_k:
         raise CheckpointNotFoundError(
             f"{run_dir} has {len(entries)} checkpoints, {last_k} are to be averaged. Lower last_k, or keep more: "
@@ -52,8 +50,11 @@ def average_checkpoints(
         _check_alike(checkpoint, checkpoints[-1], file)
     averaged = {name: _mean(checkpoints, file, name) for name in newest}
     unfinished = target.with_name(f".tmp-{target.name}")
-    unfinished.unlink(missing_ok=True)
-    write_layout(REAL, unfinished, lay_out(averaged))
+    with open(unfinished, "wb") as stream:
+        for piece in lay_out(averaged).pieces:
+            stream.write(piece if isinstance(piece, bytes) else np.asarray(piece).tobytes())
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(unfinished, target)
     return target
 
