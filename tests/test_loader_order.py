@@ -155,6 +155,18 @@ def test_the_order_is_what_a_hand_written_loop_draws() -> None:
     assert [plain(batch[0]) for batch in source(loader).epoch(2)] == by_hand
 
 
+@pytest.mark.parametrize("samples", [1, 7, 8, 9])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_batches_are_cut_as_paddles_batch_sampler_cuts_them(samples: int, drop_last: bool) -> None:
+    loader = DataLoader(Augmented(samples), batch_size=4, drop_last=drop_last)
+    by_paddle = list(loader.batch_sampler)
+    if by_paddle:
+        assert [plain(batch[0]) for batch in source(loader).epoch(0)] == by_paddle
+    else:
+        with pytest.raises(DataError, match="drop_last=True"):
+            source(loader)
+
+
 def test_another_seed_gives_another_order_and_other_numbers(reference: list[Any]) -> None:
     other = read(source(augmented(), seed=6), 0)
     assert [batch[0] for batch in other] != [batch[0] for batch in reference[0]]
