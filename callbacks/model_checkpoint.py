@@ -208,7 +208,6 @@ class ModelCheckpoint(Callback):
         archives = reason == "train_epoch" and self.archive_every_n_epochs and epoch % self.archive_every_n_epochs == 0
         if not (is_due or archives or (reason == "train_epoch" and _is_last_epoch(trainer))):
             return None
-        trainer.checkpoints.wait()  # a checkpoint still being written is not yet in the list that is decided from
         pins: dict[str, list[str]] = {}
         if is_due and self.monitor is None:
             pins.update(self._unranked(save_point))

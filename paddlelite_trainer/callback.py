@@ -37,11 +37,13 @@ class SavePoint:
     @property
     def candidate(self) -> Entry:
         """The checkpoint that would be written now: its name, step, epoch and metrics."""
+        self._trainer._await_save()
         return self._trainer._candidate()
 
     @property
     def entries(self) -> Sequence[Entry]:
-        """Checkpoints on disk, oldest first."""
+        """Checkpoints on disk, oldest first; one that is still being written is waited for."""
+        self._trainer._await_save()
         return self._trainer.checkpoints.entries()
 
 

@@ -1,1 +1,1 @@
-from callbacks import *
+from callbacks import *  # noqa: F403

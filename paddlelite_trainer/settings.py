@@ -57,8 +57,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "accumulate_grad_batches": (_is_schedule, "an int >= 1, or {epoch: int >= 1} that has epoch 0"),
     "gradient_clip_val": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0 or None"),
     "precision_options": (
-        lambda v: v is None
-        or (isinstance(v, Mapping) and set(v) <= {"custom_white_list", "custom_black_list", "scaler_options"}),
+        lambda v: (
+            v is None
+            or (isinstance(v, Mapping) and set(v) <= {"custom_white_list", "custom_black_list", "scaler_options"})
+        ),
         "a dict with any of 'custom_white_list', 'custom_black_list', 'scaler_options', or None",
     ),
     "gradient_clip_algorithm": (lambda v: v in (None, "norm", "value"), "'norm' or 'value'"),
@@ -67,6 +69,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "default_root_dir": (lambda v: isinstance(v, (str, Path)) and str(v) != "", "a path"),
     "run_name": (lambda v: v is None or (isinstance(v, str) and v != ""), "a name or None"),
     "seed": (lambda v: v is None or (_is_int(v) and 0 <= v < 2**32), "an int from 0 to 4294967295 or None"),
+    "profiler": (lambda v: v in (None, "simple", "paddle"), "'simple', 'paddle' or None"),
     "async_checkpoint": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
     "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
     "detect_anomaly": (lambda v: isinstance(v, bool), "True or False"),

@@ -23,7 +23,14 @@ from .data import BatchSource, DataModule, batch_size_of, move_to_device
 from .defaults import default_callbacks, default_loggers
 from .device import resolve_device
 from .distributed import Ranks
-from .errors import CheckpointError, ConfigurationError, ConfigurationTypeError, DeviceOutOfMemoryError, TrainingError
+from .errors import (
+    CheckpointError,
+    CheckpointSaveError,
+    ConfigurationError,
+    ConfigurationTypeError,
+    DeviceOutOfMemoryError,
+    TrainingError,
+)
 from .mark import Mark
 from .metrics import MetricCollector, paddle_metrics_of
 from .module import HOOKS as MODULE_HOOKS
@@ -40,6 +47,7 @@ from .optimizers import (
     will_drop,
 )
 from .precision import Precision, clip_gradients_by_norm, is_out_of_memory
+from .profiler import make_profiler
 from .progress import Progress
 from .rng import derive_seed, draw_seed, isolated_random_states, paddle_cpu_generator_can_be_saved, seed_everything
 from .run_directory import RunDirectory, resolve_ckpt_path
@@ -105,6 +113,7 @@ class Trainer:
         default_root_dir: str | Path = "runs",
         run_name: str | None = None,
         seed: int | None = None,
+        profiler: Literal["simple", "paddle"] | None = None,
         async_checkpoint: bool | Literal["auto"] = "auto",
         on_save_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -143,8 +152,10 @@ class Trainer:
         self.default_root_dir = Path(default_root_dir).expanduser().absolute()
         self.run_name = run_name
         self.seed = seed
+        self._given_seed = seed
         self.async_checkpoint = async_checkpoint
         self.on_save_error = on_save_error
+        self.profiler = make_profiler(profiler)
 
         self.ranks = Ranks()
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
@@ -174,6 +185,7 @@ class Trainer:
         self.signals = SignalWatch()
         self._hooks: dict[str, list[Callable[..., Any]]] = {}
         self._collector: MetricCollector | None = None
+        self._sources_in_use: Sequence[BatchSource] = ()
         self._logs_steps = False
         self._dataloader_suffix = ""
         self._toggled: list[tuple[Any, bool]] = []
@@ -879,6 +891,7 @@ class Trainer:
         self._collector, self._logs_steps, self.training = (None if stage == "predict" else collector), False, False
         flag = {"validate": "validating", "test": "testing", "predict": "predicting"}[stage]
         setattr(self, flag, True)
+        self._sources_in_use = sources
         autocast = self.precision.autocast
         batch_start, batch_end = (
             self._hooks.get(f"on_{word}_batch_start", ()),
@@ -1076,11 +1089,11 @@ class Trainer:
         saved = training_state.open_saved(entry) if entry is not None else None
         self.ckpt_path = entry.path if entry is not None else None
         if saved is not None:
-            self.seed = training_state.agreed_seed(self.seed, saved)
-        elif self.seed is None:
+            self.seed = training_state.agreed_seed(self._given_seed, saved)
+        elif self._given_seed is None:
             self.seed = self.ranks.broadcast_object(draw_seed())
         else:
-            seed_everything(self.seed, workers=True)
+            self.seed = seed_everything(self._given_seed, workers=True)
         self._train_source = next(iter(self._sources("train", train, "train_dataloader")), None)
         if self._train_source is None:
             raise ConfigurationError(
@@ -1121,6 +1134,8 @@ class Trainer:
         self._call("on_train_start")
         if saved is not None:
             training_state.restore_random_states(self, saved)  # last, as hooks may have drawn some numbers again
+        if self.profiler is not None:
+            self.profiler.attach(self)
         return True
 
     def _configure_optimizers(self) -> None:
@@ -1210,7 +1225,7 @@ class Trainer:
             with contextlib.nullcontext() if abandoned is None else abandoned.applied(self):
                 self._save_point("stop")
         if self._store is not None:
-            self._store.wait()
+            self._await_save()
         if not is_over:
             return
         if 0 <= self.max_steps <= self.progress.global_step and self._stop_reason is None:
@@ -1220,7 +1235,7 @@ class Trainer:
         self.training = False
         self._call("on_fit_end")
         if self._store is not None:
-            self._store.wait()
+            self._await_save()
         if self._stop_reason is not None:
             self.print(
                 f"Stopped at epoch {self.progress.current_epoch}, step {self.progress.global_step}: {self._stop_reason}"
@@ -1288,6 +1303,8 @@ class Trainer:
                 for source in (self._train_source, *self._val_sources):
                     if source is not None:
                         stack.callback(source.close)
+                if self.profiler is not None:
+                    stack.callback(self.profiler.finish, self)
             if self.datamodule is not None:
                 stack.callback(self.datamodule.teardown, stage)
             stack.callback(self._call, "teardown", stage)
@@ -1386,7 +1403,7 @@ class Trainer:
     @property
     def callback_metrics(self) -> dict[str, float]:
         """The newest value of every name logged, as numbers; reading brings waiting values to the host."""
-        if self.training:
+        if self.training and self._logs_steps:  # at an epoch's end the epoch's values are there already
             self._publish(self._train_metrics.callback_values(epoch_end=False), only_new_steps=True)
         return self._callback_metrics
 
@@ -1502,18 +1519,27 @@ class Trainer:
         self.progress.seconds = self._seconds()
         try:
             entry = training_state.save(self, all_pins, weights_only=weights_only)
-        except CheckpointError as error:
-            if self.on_save_error == "raise":
-                raise
-            self.print(
-                f"WARNING: the checkpoint at step {self.progress.global_step} was not written, training goes on: {error}"
-            )
+        except CheckpointSaveError as error:
+            self._after_failed_save(error)
             return None
         self._requested_pins.clear()
         self._known_candidate = None
         if not weights_only:
             self._saved_at = self.progress.position
         return entry
+
+    def _await_save(self) -> None:
+        """Let a background save end, before anything is decided from what is on disk; its error is raised or told here."""
+        try:
+            self.checkpoints.wait()
+        except CheckpointSaveError as error:
+            self._after_failed_save(error)
+
+    def _after_failed_save(self, error: CheckpointSaveError) -> None:
+        if self.on_save_error == "raise":
+            raise error
+        self._known_candidate = None
+        self.print(f"WARNING: a checkpoint was not written, and training goes on as on_save_error='warn' asks: {error}")
 
     def _seconds(self) -> float:
         if self.state != "fit" or not hasattr(self, "_clock"):
@@ -1651,7 +1677,15 @@ class Trainer:
 
     @property
     def num_val_batches(self) -> list[int | float]:
-        return [float("inf") if source.length is None else source.length for source in self._val_sources]
+        return _lengths(self._sources_in_use if self.validating and self.state == "validate" else self._val_sources)
+
+    @property
+    def num_test_batches(self) -> list[int | float]:
+        return _lengths(self._sources_in_use if self.testing else ())
+
+    @property
+    def num_predict_batches(self) -> list[int | float]:
+        return _lengths(self._sources_in_use if self.predicting else ())
 
     @property
     def is_last_batch(self) -> bool:
@@ -1713,6 +1747,10 @@ class Trainer:
 
 class _EvaluationAbandoned(Exception):
     """A signal came during validation, which will be run anew by the resumed run."""
+
+
+def _lengths(sources: Sequence[BatchSource]) -> list[int | float]:
+    return [float("inf") if source.length is None else source.length for source in sources]
 
 
 def _are_several_loaders(given: Any) -> bool:
