@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from .checkpoint.entry import Entry, entry_from_manifest
 from .checkpoint.filesystem import REAL
 from .checkpoint.links import CHECKPOINTS
-from .checkpoint.saved import read_manifest, resolve_checkpoint
+from .checkpoint.saved import SavedCheckpoint, read_manifest, resolve_checkpoint
 from .checkpoint.store import CheckpointStore
 from .errors import (
     CheckpointNotFoundError,
@@ -326,6 +326,11 @@ class Resolution:
     entry: Entry | None
     fresh: bool
     message: str
+    opened: SavedCheckpoint | None = None
+    """The checkpoint, open, where finding it has verified it already; it does not travel to other processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Resolution, (self.run_dir, self.entry, self.fresh, self.message)
 
 
 def resolve_ckpt_path(
@@ -375,9 +380,10 @@ def resolve_ckpt_path(
 
 def _resolve_last(root: Path, named: Path | None, runs: Sequence[Path]) -> Resolution:
     for run in runs:
-        entry = CheckpointStore(run, read_only=True).newest()
+        store = CheckpointStore(run, read_only=True)
+        entry = store.newest()
         if entry is not None:
-            return _continue(run, entry)
+            return _continue(run, entry, store.read(entry))
     message = f"no checkpoint in {named or root} yet: fresh run"
     others = sorted(path.name for path in _subdirectories(root) if (path / CHECKPOINTS).is_dir() and path not in runs)
     if others and named is None:
@@ -425,10 +431,11 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
         directory = resolve_checkpoint(Path(text).expanduser())
     except CheckpointNotFoundError:
         if (path / CHECKPOINTS).is_dir():
-            entry = CheckpointStore(path, read_only=True).newest()
+            store = CheckpointStore(path, read_only=True)
+            entry = store.newest()
             if entry is None:
                 raise CheckpointNotFoundError(f"the run {path} has no checkpoint yet") from None
-            return _continue(path, entry)
+            return _continue(path, entry, store.read(entry))
         if not path.exists():
             return None
         raise CheckpointNotFoundError(
@@ -441,12 +448,11 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
     return Resolution(None, entry, False, f"fresh run from {entry.path} (step {entry.step}, epoch {entry.epoch})")
 
 
-def _continue(run: Path, entry: Entry) -> Resolution:
+def _continue(run: Path, entry: Entry, opened: SavedCheckpoint | None = None) -> Resolution:
     info = read_run(run)
     state = f", {info}" if info is not None and info.status not in ("running", "killed") else ""
-    return Resolution(
-        run, entry, False, f"going on with {run} from {entry.name} (step {entry.step}, epoch {entry.epoch}{state})"
-    )
+    message = f"going on with {run} from {entry.name} (step {entry.step}, epoch {entry.epoch}{state})"
+    return Resolution(run, entry, False, message, opened)
 
 
 def _not_found_message(text: str, root: Path, runs: Sequence[Path]) -> str:

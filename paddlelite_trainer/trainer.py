@@ -1085,9 +1085,11 @@ class Trainer:
             resolution = self.ranks.on_rank_zero(
                 lambda: resolve_ckpt_path(ckpt_path, default_root_dir=self.default_root_dir, run_name=self.run_name)
             )
-        entry = resolution.entry if resolution is not None else None
-        saved = training_state.open_saved(entry) if entry is not None else None
-        self.ckpt_path = entry.path if entry is not None else None
+        saved = None
+        self.ckpt_path = None
+        if resolution is not None and resolution.entry is not None:
+            saved = training_state.open_saved(resolution.entry, resolution.opened)
+            self.ckpt_path = resolution.entry.path
         if saved is not None:
             self.seed = training_state.agreed_seed(self._given_seed, saved)
         elif self._given_seed is None:

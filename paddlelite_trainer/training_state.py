@@ -220,15 +220,15 @@ def keyed(callbacks: Sequence[Any]) -> list[tuple[str, Any]]:
 # -- restore -----------------------------------------------------------------------------------------------------------------------------
 
 
-def open_saved(entry: Entry) -> Saved:
-    """Open and verify the checkpoint that a fit resumes from.
+def open_saved(entry: Entry, opened: SavedCheckpoint | None = None) -> Saved:
+    """Open and verify the checkpoint that a fit resumes from, unless it is `opened` already: verifying reads every byte.
 
     Raises:
         CheckpointMismatchError: it holds weights only.
     """
     from .checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(entry.path)
+    checkpoint = opened if opened is not None else open_checkpoint(entry.path)
     trainer = checkpoint.state(TRAINER)
     if trainer.get("weights_only"):
         raise CheckpointMismatchError(

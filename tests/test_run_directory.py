@@ -531,3 +531,20 @@ def test_a_directory_of_something_else_points_to_load_weights(tmp_path):
 def test_another_type_is_refused(tmp_path):
     with pytest.raises(ConfigurationTypeError, match=r"ckpt_path must be None, 'last'.*got True, a bool"):
         resolve_ckpt_path(True, default_root_dir=tmp_path)
+
+
+def test_a_resumed_fit_verifies_its_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from models import Classifier, make_batches, quiet_trainer
+
+    from paddlelite_trainer.callbacks import ModelCheckpoint
+    from paddlelite_trainer.checkpoint import saved
+
+    def fit(epochs: int) -> None:
+        settings = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint()], "default_root_dir": tmp_path}
+        quiet_trainer(max_epochs=epochs, **settings).fit(Classifier(), make_batches(2), ckpt_path="last")
+
+    fit(1)
+    hashed = []
+    monkeypatch.setattr(saved, "_hashes", lambda data, hashes=saved._hashes: hashed.append(len(data)) or hashes(data))
+    fit(2)
+    assert len(hashed) == 1
