@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import paddle
+from paddle.base import core
 
 from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
+from .signals import launched_by_paddle
+
+THREADS_VARIABLE = "PADDLELITE_CPU_THREADS"
 
 
 @dataclass(frozen=True)
@@ -143,3 +148,52 @@ def _place(kind: str, index: int) -> Any:
 
 def _described(here: dict[str, int]) -> str:
     return ", ".join(kind if kind == "cpu" else f"{kind} ({count})" for kind, count in here.items())
+
+
+# -- CPU threads -----------------------------------------------------------------------------------------------------
+
+
+def use_cpu_threads(threads: int | Literal["auto"], saved: int | None = None) -> int:
+    """Set how many threads an operator on the CPU may use in this process, and return the number.
+
+    "auto" is the number that the checkpoint was made with (`saved`), since some operators, convolutions among them, round
+    otherwise with another number of threads; else PADDLELITE_CPU_THREADS, else OMP_NUM_THREADS, where the process was
+    started with one; else the cores this process may use, divided among the processes of this job on this machine.
+    Paddle's own default is 1.
+    """
+    if threads == "auto":
+        threads = saved or _threads_asked_for() or max(1, available_cores() // _local_processes())
+    core.set_num_threads(threads)
+    return threads
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, or the share of them that its container is allowed."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def _threads_asked_for() -> int | None:
+    ours = os.environ.get(THREADS_VARIABLE, "")
+    if ours:
+        if not ours.isdecimal() or int(ours) < 1:
+            raise ConfigurationError(f"the environment's {THREADS_VARIABLE} must be a number >= 1, got {ours!r}")
+        return int(ours)
+    # Paddle writes OMP_NUM_THREADS=1 into os.environ when imported; what the process was started with is in /proc.
+    try:
+        environment = Path("/proc/self/environ").read_bytes()
+    except OSError:
+        value = os.environ.get("OMP_NUM_THREADS", "1")
+        return int(value) if value.isdigit() and value != "1" else None
+    for entry in environment.split(b"\0"):
+        if entry.startswith(b"OMP_NUM_THREADS=") and entry[16:].isdigit() and not launched_by_paddle():
+            return int(entry[16:])
+    return None
+
+
+def _local_processes() -> int:
+    return int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))

@@ -70,6 +70,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run_name": (lambda v: v is None or (isinstance(v, str) and v != ""), "a name or None"),
     "seed": (lambda v: v is None or (_is_int(v) and 0 <= v < 2**32), "an int from 0 to 4294967295 or None"),
     "profiler": (lambda v: v in (None, "simple", "paddle"), "'simple', 'paddle' or None"),
+    "cpu_threads": (lambda v: v == "auto" or (_is_int(v) and v >= 1), "'auto' or an int >= 1"),
     "async_checkpoint": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
     "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
     "detect_anomaly": (lambda v: isinstance(v, bool), "True or False"),

@@ -21,7 +21,7 @@ from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback, Pins, Reason, SavePoint, overridden, refuse_misspelt_hooks
 from .data import BatchSource, DataModule, batch_size_of, move_to_device
 from .defaults import default_callbacks, default_loggers
-from .device import resolve_device
+from .device import resolve_device, use_cpu_threads
 from .distributed import Ranks
 from .errors import (
     CheckpointError,
@@ -73,7 +73,8 @@ class Trainer:
 
     Arguments have Lightning's names and meanings. One of `max_epochs`, `max_steps`, `max_time` must say when `fit` ends.
     Beyond Lightning: `precision_options` (`custom_white_list`, `custom_black_list`, `scaler_options` of `Precision`), `run_name` (the run's directory under `default_root_dir` instead of `version_<N>`), `seed` (of data order, augmentation
-    and, where given, of everything else), `async_checkpoint` ("auto", True, False: write checkpoints beside the training).
+    and, where given, of everything else), `async_checkpoint` ("auto", True, False: write checkpoints beside the training), `on_save_error` ("raise", or "warn" and train on),
+    `cpu_threads` (of one operator on the CPU; see `device.use_cpu_threads`), `profiler` ("simple", "paddle").
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Trainer:
         run_name: str | None = None,
         seed: int | None = None,
         profiler: Literal["simple", "paddle"] | None = None,
+        cpu_threads: int | Literal["auto"] = "auto",
         async_checkpoint: bool | Literal["auto"] = "auto",
         on_save_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -156,6 +158,7 @@ class Trainer:
         self.async_checkpoint = async_checkpoint
         self.on_save_error = on_save_error
         self.profiler = make_profiler(profiler)
+        self.cpu_threads = cpu_threads
 
         self.ranks = Ranks()
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
@@ -186,6 +189,7 @@ class Trainer:
         self._hooks: dict[str, list[Callable[..., Any]]] = {}
         self._collector: MetricCollector | None = None
         self._sources_in_use: Sequence[BatchSource] = ()
+        self.cpu_threads_in_use: int | None = None
         self._logs_steps = False
         self._dataloader_suffix = ""
         self._toggled: list[tuple[Any, bool]] = []
@@ -1090,6 +1094,9 @@ class Trainer:
         if resolution is not None and resolution.entry is not None:
             saved = training_state.open_saved(resolution.entry, resolution.opened)
             self.ckpt_path = resolution.entry.path
+        if not self.device.is_accelerator:
+            saved_threads = saved.trainer["run"].get("cpu_threads") if saved is not None else None
+            self.cpu_threads_in_use = use_cpu_threads(self.cpu_threads, saved_threads)
         if saved is not None:
             self.seed = training_state.agreed_seed(self._given_seed, saved)
         elif self._given_seed is None:

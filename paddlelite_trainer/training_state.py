@@ -97,8 +97,10 @@ def rank_tree(trainer: Trainer) -> dict[str, Any]:
         saved = trainer.model.state_dict()
         buffers = {name: value.numpy() for name, value in running_statistics(trainer.model).items() if name in saved}
     source, mark = trainer._train_source, trainer._saving_mark
-    # In manual optimization a user may accumulate gradients over batches; a mark is only made where none wait.
-    has_gradients = mark is None and not trainer.model.automatic_optimization
+    # A validation may be given up within a window; and in manual optimization a user may accumulate over batches.
+    has_gradients = trainer.progress.batches_in_window > 0 or not trainer.model.automatic_optimization
+    if mark is not None and not mark.gradients_hold:
+        has_gradients = False
     return {
         "random": random_states(),
         "metrics": trainer._train_metrics.state_dict(epoch_is_over=trainer.is_last_batch),
@@ -166,6 +168,7 @@ def fingerprint(trainer: Trainer) -> dict[str, Any]:
         "accumulate_grad_batches": dict(trainer._accumulation),
         "batches_per_epoch": source.length if source is not None else None,
         "paddle": paddle.__version__,
+        "cpu_threads": trainer.cpu_threads_in_use,
         "gradient_clip_val": trainer.gradient_clip_val,
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps,
@@ -394,11 +397,12 @@ def _changes(trainer: Trainer, saved: Mapping[str, Any]) -> list[str]:
         ("precision", "precision"),
         ("accumulate_grad_batches", "accumulate_grad_batches"),
         ("paddle", "Paddle"),
+        ("cpu_threads", "threads of a CPU operator"),
         ("gradient_clip_val", "gradient_clip_val"),
     ):
-        if saved[field] != now[field]:
+        if saved.get(field) != now[field]:
             told.append(
-                f"{words}: saved {saved[field]}, now {now[field]}. The run goes on with the present one and is no longer bit-identical."
+                f"{words}: saved {saved.get(field)}, now {now[field]}. The run goes on with the present one and is no longer bit-identical."
             )
     return told
 
