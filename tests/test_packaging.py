@@ -88,7 +88,8 @@ def test_an_installed_wheel_imports_callbacks_under_the_package(wheel: Path, tmp
 def test_an_editable_install_imports_callbacks_from_the_checkout(checkout: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(_build("editable", checkout)).extractall(tmp_path / "site")
     told = _python(
-        f"import site; site.addsitedir({str(tmp_path / 'site')!r})\n"
+        # First on the path: an editable install of this environment has a finder of the same name.
+        f"import site, sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); site.addsitedir({str(tmp_path / 'site')!r})\n"
         "import paddlelite_trainer.callbacks, paddlelite_trainer.checkpoint as k\n"
         "print(paddlelite_trainer.callbacks.__file__, k.__file__)",
         cwd=tmp_path,
