@@ -132,7 +132,7 @@ class EarlyStopping(Callback):
             return
         reason = self.already_stopped()
         if reason is not None:
-            trainer.stop(f"already stopped in epoch {self.stopped_epoch}: {reason}", for_good=False)
+            trainer.stop(f"already stopped after {self.stopped_epoch + 1} epochs: {reason}", for_good=False)
         else:
             trainer.print(
                 f"EarlyStopping({self.monitor!r}): had stopped ({self.stopping_reason}); with the present arguments the run goes on"

@@ -148,7 +148,7 @@ def test_a_stopped_run_says_so_and_trains_no_further(tmp_path: Path, capsys: pyt
     capsys.readouterr()
     trainer = fit(tmp_path, Scripted({"val_loss": by_epoch(values)}), again, max_epochs=5, ckpt_path="last")
     assert (trainer.current_epoch, trainer.global_step) == (3, 12)
-    assert "already stopped in epoch 2: val_loss has not improved in 2 evaluations" in capsys.readouterr().out
+    assert "already stopped after 3 epochs: val_loss has not improved in 2 evaluations" in capsys.readouterr().out
 
 
 def test_more_patience_than_the_saved_one_goes_on_and_the_difference_is_told_once(
