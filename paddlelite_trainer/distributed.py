@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import paddle
 
+from .errors import ConfigurationError
+from .signals import in_notebook
+
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 5.0  # gloo gives up after 30 s without a word from a rank
+
+
+def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_dir: Path) -> None:
+    """Where several devices are asked for and this script was started by hand, start it again under Paddle's launcher.
+
+    This process becomes the launcher and does not return; each of its processes runs the script from its first line. Output of
+    the first goes to the terminal, that of all to `log_dir`.
+    """
+    names = [part for part in devices.split(",") if part] if isinstance(devices, str) else devices
+    count = names if isinstance(names, int) else 1 if devices == "auto" else len(names)
+    if count <= 1 or "PADDLE_TRAINER_ID" in os.environ:
+        return
+    arguments = sys.orig_argv[1:]
+    script = next((index for index, argument in enumerate(arguments) if argument.endswith(".py")), None)
+    if in_notebook() or script is None:
+        raise ConfigurationError(
+            f"Trainer(devices={devices!r}) starts the script again in {count} processes, and this is no script. Use devices=1, "
+            f"or start it by hand: python -m paddle.distributed.launch --nproc_per_node {count} train.py"
+        )
+    chosen = ["--nproc_per_node", str(count)]
+    if accelerator != "cpu" and not isinstance(names, int):
+        chosen = ["--devices", ",".join(map(str, names))]
+    launcher = ["-m", "paddle.distributed.launch", *chosen, "--log_dir", str(log_dir)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *arguments[:script], *launcher, *arguments[script:]])
 
 
 class Ranks:

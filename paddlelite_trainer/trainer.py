@@ -22,7 +22,7 @@ from .callback import Callback, Pins, Reason, SavePoint, overridden, refuse_miss
 from .data import BatchSource, DataModule, batch_size_of, move_to_device
 from .defaults import default_callbacks, default_loggers
 from .device import resolve_device, use_cpu_threads
-from .distributed import Ranks
+from .distributed import Ranks, launch_if_several
 from .errors import (
     CheckpointError,
     CheckpointSaveError,
@@ -160,6 +160,7 @@ class Trainer:
         self.profiler = make_profiler(profiler)
         self.cpu_threads = cpu_threads
 
+        launch_if_several(accelerator, devices, self.default_root_dir / "launch_logs")
         self.ranks = Ranks()
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))

@@ -25,7 +25,11 @@ def launch(
     command += ["--log_dir", str(out / "log"), str(SCRIPT), str(root), str(out), str(max_steps), *flags]
     environment = {**os.environ, "GLOG_minloglevel": "2"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
-    ranks = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(processes) if (out / f"rank{rank}.json").exists()]
+    ranks = [
+        json.loads((out / f"rank{rank}.json").read_text())
+        for rank in range(processes)
+        if (out / f"rank{rank}.json").exists()
+    ]
     return done, ranks
 
 
@@ -60,3 +64,21 @@ def test_the_failure_of_one_rank_ends_all_and_is_named(tmp_path: Path, flag: str
     logs = "".join(path.read_text() for path in (tmp_path / "out/log").glob("workerlog.*"))
     assert words in logs
     assert time.monotonic() - started < 90
+
+
+def test_a_script_that_asks_for_two_devices_runs_on_two_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent.parent)!r})\n"
+        "from models import Classifier, make_batches, quiet_trainer\n"
+        f"trainer = quiet_trainer(accelerator='cpu', devices=2, default_root_dir={str(tmp_path / 'runs')!r})\n"
+        "trainer.fit(Classifier(), make_batches(4))\n"
+        f"open({str(tmp_path)!r} + f'/rank{{trainer.global_rank}}', 'w').write(f'{{trainer.world_size}} {{trainer.global_step}}')\n"
+    )
+    environment = {**os.environ, "GLOG_minloglevel": "2", "PYTHONPATH": str(SCRIPT.parent.parent.parent)}
+    command = [sys.executable, "-W", "ignore", str(script), "--an-argument"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["2 2", "2 2"]
+    assert not (tmp_path / "log").exists()

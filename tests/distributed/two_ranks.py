@@ -1,6 +1,6 @@
 """What each of two ranks runs: a fit with BatchNorm and dropout, and a record of how it ended.
 
-    python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS [fail-save | fail-rank-1]
+python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS [fail-save | fail-rank-1]
 """
 
 from __future__ import annotations
