@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Sequence
 from queue import Queue
@@ -155,29 +154,27 @@ class HostBuffer:
 class BackgroundJob:
     """At most one function at a time, in a thread; what it raises is kept until `wait` raises it, once.
 
-    A forked child (a data-loading worker) has no part in its parent's job: there nothing is under way.
+    In a forked child (a data-loading worker) Python counts its parent's thread as ended: there nothing is under way.
     """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._process = os.getpid()
 
     @property
     def busy(self) -> bool:
-        return self._mine() and self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def start(self, function: Callable[[], None]) -> None:
         """Run `function` in the background; the previous one has been waited for."""
         assert not self.busy and self._error is None, "wait for the previous job first"
-        self._process = os.getpid()
         # Not a daemon: an interpreter that ends in good order finishes the save first.
         self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint-save")
         self._thread.start()
 
     def join(self) -> None:
         """Return when nothing is under way; an error stays for `wait`."""
-        if self._mine() and self._thread is not None:
+        if self._thread is not None:
             self._thread.join()
             self._thread = None
 
@@ -185,11 +182,8 @@ class BackgroundJob:
         """Return when nothing is under way, or raise what the last function raised."""
         self.join()
         error, self._error = self._error, None
-        if error is not None and self._mine():
+        if error is not None:
             raise error
-
-    def _mine(self) -> bool:
-        return os.getpid() == self._process
 
     def _run(self, function: Callable[[], None]) -> None:
         try:

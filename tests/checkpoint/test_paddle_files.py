@@ -143,6 +143,15 @@ def test_blocks_are_aligned_and_the_same_tensors_give_the_same_bytes(memory_dir)
     assert (memory_dir / "a").stat().st_size == layout.size
 
 
+def test_names_of_any_length_and_tensors_of_any_size_keep_the_blocks_aligned(memory_dir):
+    for length in range(1, 130):
+        tensors = {"x" * length: np.arange(length, dtype="int8"), "y": np.ones((1,) * (length % 6))}
+        write(memory_dir / "x", tensors)
+        assert all(block.offset % ALIGNMENT == 0 for block in lay_out(tensors).blocks)
+        loaded = paddle.load(str(memory_dir / "x"), return_numpy=True)
+        assert all((loaded[name] == tensors[name]).all() for name in tensors)
+
+
 def test_the_pickle_asks_for_nothing_but_numpys_arrays(memory_dir):
     asked = set()
 
