@@ -148,10 +148,12 @@ class FailsInValidation(Net):
         super().validation_step(batch, batch_idx)
 
 
-class SavesAtOnce(Callback):
+class SeesException(Callback):
+    def __init__(self) -> None:
+        self.weights: dict[str, np.ndarray] = {}
+
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
-        trainer._requested_pins.add("crash")
-        trainer._take_checkpoint({})
+        self.weights = weights(module)
 
 
 @pytest.mark.parametrize("ema_comes_first", [True, False])
@@ -159,11 +161,13 @@ def test_after_an_exception_in_validation_live_weights_are_in_the_module_and_in_
     tmp_path: Path, ema_comes_first: bool
 ) -> None:
     module, notes, ema = FailsInValidation(), Weights(), ExponentialMovingAverage(decay=0.5)
-    run = trainer(tmp_path, [notes, ema, SavesAtOnce()] if ema_comes_first else [notes, SavesAtOnce(), ema])
+    saver, sees = ModelCheckpoint(save_on_exception=True), SeesException()
+    run = trainer(tmp_path, [notes, ema, saver, sees] if ema_comes_first else [notes, saver, ema, sees])
     with pytest.raises(ValueError, match="validation failed"):
         run.fit(module, batches(), batches(1, seed=1))
     assert same(weights(module), notes.after_batch[-1])
-    saved = open_checkpoint(tmp_path / "version_0/crash")
+    assert same(sees.weights, notes.after_batch[-1])
+    saved = open_checkpoint(tmp_path / "version_0/latest")
     assert saved.entry.step == 2 * BATCHES
     assert same(saved.tensors("model.pdparams"), notes.after_batch[-1])
     held = averages(ema)
@@ -216,6 +220,18 @@ def test_every_checkpoint_holds_live_weights_and_averages_apart(tmp_path: Path) 
         saved = open_checkpoint(entry.path)
         assert same(saved.tensors("model.pdparams"), notes.after_batch[entry.step - 1])
         assert same(saved.tensors("ema.pdparams"), kept[entry.step - 1])
+
+
+def test_a_save_while_the_averages_are_in_place_puts_the_live_weights_back_first(tmp_path: Path) -> None:
+    ema, module = ExponentialMovingAverage(decay=0.5), net()
+    run = trainer(tmp_path, [ema])
+    run.fit(module, batches())
+    live = weights(module)
+    ema.put_averages_in_place(module, ema.averages)
+    checkpoint: dict[str, Any] = {"files": {}}
+    ema.on_save_checkpoint(run, module, checkpoint)
+    assert same(weights(module), live)
+    assert same({name: value.numpy() for name, value in checkpoint["files"]["ema.pdparams"].items()}, averages(ema))
 
 
 @pytest.mark.parametrize("cut", range(1, 2 * BATCHES))
