@@ -175,8 +175,8 @@ def _locate(path: str | os.PathLike[str]) -> _Source:
     given = Path(path).expanduser().absolute()
     own = _own_checkpoint(given)
     if own is not None:
-        file = _OWN_EMA if given.resolve().name == _OWN_EMA else _OWN_WEIGHTS
-        return _Source("paddlelite", own / file)
+        file = given.resolve()  # any set of weights in it: model.pdparams, ema.pdparams, swa.pdparams
+        return _Source("paddlelite", file if file.suffix == ".pdparams" and file.is_file() else own / _OWN_WEIGHTS)
     weights = _weights_file(given)
     if weights is None:
         raise CheckpointNotFoundError(_nothing_message(given))

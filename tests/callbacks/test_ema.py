@@ -335,6 +335,13 @@ def test_the_averages_file_loads_as_a_model(tmp_path: Path) -> None:
         assert same(weights(module), averages(ema))
 
 
+def test_an_average_of_another_name_loads_as_a_model_too(tmp_path: Path) -> None:
+    ema = ExponentialMovingAverage(decay=0.5, name="ema_fast")
+    trainer(tmp_path, [ema]).fit(net(), batches())
+    module = Net.load_from_checkpoint(tmp_path / "version_0/latest/ema_fast.pdparams")
+    assert same(weights(module), averages(ema))
+
+
 def loaded_by_paddle(path: Path) -> Net:
     module = Net()
     missing, unexpected = module.set_state_dict(paddle.load(str(path)))
