@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +31,7 @@ from .errors import (
     DeviceOutOfMemoryError,
     TrainingError,
 )
+from .evaluation import EvaluationAbandoned, evaluate
 from .mark import Mark
 from .metrics import MetricCollector, paddle_metrics_of
 from .module import HOOKS as MODULE_HOOKS
@@ -49,6 +50,7 @@ from .optimizers import (
 from .precision import Precision, clip_gradients_by_norm, is_out_of_memory
 from .profiler import make_profiler
 from .progress import Progress
+from .readable import Readable
 from .rng import derive_seed, draw_seed, isolated_random_states, paddle_cpu_generator_can_be_saved, seed_everything
 from .run_directory import RunDirectory, resolve_ckpt_path
 from .settings import check_settings, stage_limit, to_seconds
@@ -64,7 +66,7 @@ _SCALAR_SHAPES: tuple[list[int], ...] = ([], [1])
 _AT_EPOCH_END = -1  # a validation period that is known only when the last batch has come
 
 
-class Trainer:
+class Trainer(Readable):
     """Runs a Module: epochs, validation, checkpoints, exact resume.
 
         trainer = Trainer(max_epochs=100, callbacks=[ModelCheckpoint(monitor="val_acc", mode="max")])
@@ -844,8 +846,8 @@ class Trainer:
         # Validation has random numbers of its own to draw from, and training goes on as if there had been none.
         try:
             with isolated_random_states():
-                results = self._evaluate("validate", self._val_sources, self._val_metrics)
-        except _EvaluationAbandoned:
+                results = evaluate(self, "validate", self._val_sources, self._val_metrics)
+        except EvaluationAbandoned:
             return
         self._mark = None
         self.progress.validation_is_due = False
@@ -868,112 +870,11 @@ class Trainer:
         self._call("on_sanity_check_start")
         with isolated_random_states():
             limit = None if self.num_sanity_val_steps < 0 else self.num_sanity_val_steps
-            self._evaluate("validate", self._val_sources, self._val_metrics, limit=limit)
+            evaluate(self, "validate", self._val_sources, self._val_metrics, limit=limit)
         self._val_metrics = MetricCollector()
         self._callback_metrics.clear()
         self._call("on_sanity_check_end")
         self.sanity_checking = False
-
-    def _evaluate(
-        self,
-        stage: Stage,
-        sources: Sequence[BatchSource],
-        collector: MetricCollector,
-        *,
-        limit: int | None = None,
-        keep_outputs: bool = False,
-    ) -> list[Any]:
-        """Run one evaluation epoch; returns each loader's metrics, or each loader's outputs for predict.
-
-        The module's and every sublayer's train or eval mode is as before afterwards, after an error too.
-        """
-        word = {"validate": "validation"}.get(stage, stage)
-        step = getattr(self.model, f"{word}_step")
-        before = (self._collector, self._logs_steps, self.training)
-        modes = [(layer, layer.training) for layer in self.model.sublayers(include_self=True)]
-        collector.clear()
-        collector.batch_size = self._current_batch_size
-        self._collector, self._logs_steps, self.training = (None if stage == "predict" else collector), False, False
-        flag = {"validate": "validating", "test": "testing", "predict": "predicting"}[stage]
-        setattr(self, flag, True)
-        self._sources_in_use = sources
-        autocast = self.precision.autocast
-        batch_start, batch_end = (
-            self._hooks.get(f"on_{word}_batch_start", ()),
-            self._hooks.get(f"on_{word}_batch_end", ()),
-        )
-        results: list[Any] = []
-        try:
-            self.model.eval()
-            with paddle.no_grad() if self.inference_mode or stage == "predict" else contextlib.nullcontext():
-                self._call(f"on_{word}_start")
-                self._call(f"on_{word}_epoch_start")
-                for index, source in enumerate(sources):
-                    more = (index,) if len(sources) > 1 else ()
-                    self._dataloader_suffix = f"/dataloader_idx_{index}" if more else ""
-                    prepare_batch = self._batch_preparation(index)
-                    outputs_kept: list[Any] = []
-                    with contextlib.closing(self._limited(source, limit)) as batches:
-                        for batch_idx, batch in enumerate(batches):
-                            if prepare_batch is not None:
-                                batch = prepare_batch(batch)
-                            self._batch = batch
-                            for hook in batch_start:
-                                hook(batch, batch_idx, *more)
-                            if autocast is None:
-                                outputs = step(batch, batch_idx, *more)
-                            else:
-                                with autocast():
-                                    outputs = step(batch, batch_idx, *more)
-                            for hook in batch_end:
-                                hook(outputs, batch, batch_idx, *more)
-                            if keep_outputs:
-                                outputs_kept.append(outputs)
-                            if self.signals.received is not None and self.ranks.world_size == 1:
-                                raise _EvaluationAbandoned
-                    results.append(outputs_kept)
-                self._dataloader_suffix = ""
-                self._call(f"on_{word}_epoch_end")
-                if stage != "predict":
-                    results = self._evaluation_results(collector, len(sources))
-                self._call(f"on_{word}_end")
-        finally:
-            self._collector, self._logs_steps, self.training = before
-            setattr(self, flag, False)
-            self._dataloader_suffix = ""
-            for layer, mode in modes:
-                layer.training = mode
-        return results
-
-    def _limited(self, source: BatchSource, limit: int | None) -> Generator[Any, None, None]:
-        for count, batch in enumerate(source.epoch(0)):
-            if limit is not None and count >= limit:
-                return
-            yield batch
-
-    def _evaluation_results(self, collector: MetricCollector, loaders: int) -> list[dict[str, float]]:
-        if self.ranks.world_size > 1:
-            collector.reduce_over(self.ranks.gather_object)
-        values = collector.callback_values(epoch_end=True)
-        if not self.sanity_checking:
-            self._publish(values)
-            self._progress_bar_metrics.update(collector.epoch_values(prog_bar=True))
-            to_log = {**collector.step_values(logger=True), **collector.epoch_values(logger=True)}
-            if to_log:
-                self.log_metrics(to_log)
-        else:
-            self._callback_metrics.update(values)
-        if loaders == 1:
-            return [dict(values)]
-        marked = [f"/dataloader_idx_{index}" for index in range(loaders)]
-        return [
-            {
-                name: value
-                for name, value in values.items()
-                if name.endswith(mark) or not any(name.endswith(other) for other in marked)
-            }
-            for mark in marked
-        ]
 
     def _run_evaluation(
         self,
@@ -1012,7 +913,7 @@ class Trainer:
                 training_state.load_weights_at(self.model, resolution.entry.path)
                 self.ckpt_path = resolution.entry.path
                 self.print(f"Weights of {resolution.entry.path}")
-            results = self._evaluate(stage, sources, MetricCollector(), keep_outputs=keep_outputs)
+            results = evaluate(self, stage, sources, MetricCollector(), keep_outputs=keep_outputs)
             for source in sources:
                 source.close()
             if verbose and self.is_global_zero and stage != "predict":
@@ -1605,139 +1506,6 @@ class Trainer:
         for call in self._hooks.get(hook, ()):
             call(*arguments)
 
-    def _first(self, class_name: str) -> Any:
-        return next(iter(self._all(class_name)), None)
-
-    def _all(self, class_name: str) -> list[Any]:
-        # By name, so that the engine does not import callbacks/.
-        return [
-            callback
-            for callback in self.callbacks
-            if any(base.__name__ == class_name for base in type(callback).__mro__)
-        ]
-
-    # -- what people read --------------------------------------------------------------------------------------------------------
-
-    @property
-    def current_epoch(self) -> int:
-        return self.progress.current_epoch
-
-    @property
-    def global_step(self) -> int:
-        return self.progress.global_step
-
-    @property
-    def should_stop(self) -> bool:
-        return self._stop_reason is not None
-
-    @should_stop.setter
-    def should_stop(self, value: bool) -> None:
-        self._stop_reason, self._stopped_for_good = ("trainer.should_stop was set" if value else None), True
-
-    @property
-    def accumulate_grad_batches(self) -> int:
-        """The accumulation window of the running epoch."""
-        return next(
-            self._accumulation[epoch]
-            for epoch in sorted(self._accumulation, reverse=True)
-            if epoch <= self.progress.current_epoch
-        )
-
-    @accumulate_grad_batches.setter
-    def accumulate_grad_batches(self, value: int) -> None:
-        self._accumulation = {0: value}
-
-    @property
-    def run_dir(self) -> Path | None:
-        """Where this run's checkpoints, logs and curves are; None before fit and where nothing is written."""
-        return self._run_path
-
-    @property
-    def log_dir(self) -> Path | None:
-        return self.run_dir
-
-    @property
-    def logger(self) -> Logger | None:
-        return self.loggers[0] if self.loggers else None
-
-    @property
-    def checkpoint_callback(self) -> Any:
-        return self._first("ModelCheckpoint")
-
-    @property
-    def checkpoint_callbacks(self) -> list[Any]:
-        return self._all("ModelCheckpoint")
-
-    @property
-    def early_stopping_callback(self) -> Any:
-        return self._first("EarlyStopping")
-
-    @property
-    def early_stopping_callbacks(self) -> list[Any]:
-        return self._all("EarlyStopping")
-
-    @property
-    def progress_bar_callback(self) -> Any:
-        return self._first("ProgressBar")
-
-    @property
-    def num_training_batches(self) -> int | float:
-        length = self._train_source.length if self._train_source is not None else None
-        return float("inf") if length is None else length
-
-    @property
-    def num_val_batches(self) -> list[int | float]:
-        return _lengths(self._sources_in_use if self.validating and self.state == "validate" else self._val_sources)
-
-    @property
-    def num_test_batches(self) -> list[int | float]:
-        return _lengths(self._sources_in_use if self.testing else ())
-
-    @property
-    def num_predict_batches(self) -> list[int | float]:
-        return _lengths(self._sources_in_use if self.predicting else ())
-
-    @property
-    def is_last_batch(self) -> bool:
-        return self._train_source is not None and self._train_source.is_last
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps that the whole fit will take; infinite where that cannot be known."""
-        if self._train_source is None and self.model is not None:
-            raise ConfigurationError("estimated_stepping_batches is known from configure_optimizers on")
-        steps: float = float("inf")
-        if self.max_epochs is not None and self.max_epochs >= 0 and self.num_training_batches != float("inf"):
-            steps = 0
-            for epoch in range(self.max_epochs):
-                window = next(
-                    self._accumulation[start] for start in sorted(self._accumulation, reverse=True) if start <= epoch
-                )
-                steps += -(-int(self.num_training_batches) // window)
-        if self.max_steps >= 0:
-            steps = min(steps, self.max_steps)
-        return steps if steps == float("inf") else int(steps)
-
-    @property
-    def global_rank(self) -> int:
-        return self.ranks.rank
-
-    @property
-    def local_rank(self) -> int:
-        return self.ranks.local_rank
-
-    @property
-    def world_size(self) -> int:
-        return self.ranks.world_size
-
-    @property
-    def is_global_zero(self) -> bool:
-        return self.ranks.is_zero
-
-    @property
-    def lightning_module(self) -> Any:
-        return self.model
-
     def print(self, *values: Any, **options: Any) -> None:
         """print() on rank 0 that does not tear the progress bar."""
         if not self.is_global_zero:
@@ -1753,14 +1521,6 @@ class Trainer:
         if self._run_path is not None:
             return os.path.relpath(self._run_path, self.default_root_dir)
         return self.run_name
-
-
-class _EvaluationAbandoned(Exception):
-    """A signal came during validation, which will be run anew by the resumed run."""
-
-
-def _lengths(sources: Sequence[BatchSource]) -> list[int | float]:
-    return [float("inf") if source.length is None else source.length for source in sources]
 
 
 def _are_several_loaders(given: Any) -> bool:
