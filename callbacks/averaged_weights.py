@@ -29,6 +29,8 @@ class AveragedWeights(Callback):
         self.evaluate_with_average = evaluate_with_average
         self._averages: dict[str, Any] = {}
         self._averaged_module: Module | None = None
+        self._pairs: list[tuple[Any, Any]] = []  # (average, parameter), found once
+        self._shares: dict[Any, tuple[float, Any]] = {}
         self._live_copies: list[tuple[Any, Any]] = []  # (parameter, its live value), while the averages are in place
 
     @property
@@ -39,21 +41,30 @@ class AveragedWeights(Callback):
     # -- for subclasses ------------------------------------------------------------------------------------------------
     def begin(self, trainer: Trainer, module: Module) -> None:
         """Make the averages a copy of the present weights."""
+        masters = _masters(trainer)
         with paddle.no_grad():
             self._averages = {
-                name: _widened(value).clone() for name, _, value in _averaged_parameters(trainer.optimizers, module)
+                name: _widened(masters.get(parameter.name, parameter)).clone()
+                for name, parameter in _averaged_parameters(module)
             }
-        self._averaged_module = module
+        self._averaged_module, self._pairs = module, []
 
     def move(self, trainer: Trainer, module: Module, share: float) -> None:
         """average += share * (weight - average), on the device."""
-        shares: dict[Any, Any] = {}  # a tensor each: with a float, lerp_ makes one for every parameter, in 30 us
+        if not self._pairs:
+            self._pairs = [(self._averages[name], parameter) for name, parameter in _averaged_parameters(module)]
+        masters = _masters(trainer)
         with paddle.no_grad():
-            for name, _, value in _averaged_parameters(trainer.optimizers, module):
-                average = self._averages[name]
-                if average.dtype not in shares:
-                    shares[average.dtype] = paddle.full([], share, dtype=average.dtype)
-                average.lerp_(_widened(value), shares[average.dtype])
+            for average, parameter in self._pairs:
+                value = _widened(masters.get(parameter.name, parameter)) if masters else _widened(parameter)
+                average.lerp_(value, self._share(share, average.dtype))
+
+    def _share(self, share: float, dtype: Any) -> Any:
+        # A tensor, kept: with a float, lerp_ makes one for every parameter, in 30 us.
+        kept = self._shares.get(dtype)
+        if kept is None or kept[0] != share:
+            kept = self._shares[dtype] = (share, paddle.full([], share, dtype=dtype))
+        return kept[1]
 
     def put_averages_in_place(self, module: Module, averages: dict[str, Any]) -> None:
         """Let the module's parameters hold the averages; `put_live_weights_back` undoes it, bit for bit."""
@@ -87,7 +98,7 @@ class AveragedWeights(Callback):
                 "evaluate_with_average=True: set it to False for all but one"
             )
         if stage == "fit":
-            self._averages, self._averaged_module = {}, None
+            self._averages, self._averaged_module, self._pairs = {}, None, []
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
@@ -150,16 +161,16 @@ class AveragedWeights(Callback):
         self.put_averages_in_place(module, averages)
 
 
-def _averaged_parameters(optimizers: list[Any], module: Module) -> list[tuple[str, Any, Any]]:
-    """(name, parameter, the tensor whose values are averaged) for every floating-point parameter."""
+def _averaged_parameters(module: Module) -> list[tuple[str, Any]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.is_floating_point()]
+
+
+def _masters(trainer: Trainer) -> dict[str, Any]:
+    """{parameter's name in Paddle: its float32 master}; none but under O2."""
     masters: dict[str, Any] = {}
-    for optimizer in optimizers:
+    for optimizer in trainer.optimizers:
         masters.update(getattr(optimizer, "_master_weights", None) or {})
-    return [
-        (name, parameter, masters.get(parameter.name, parameter))
-        for name, parameter in module.named_parameters()
-        if parameter.is_floating_point()
-    ]
+    return masters
 
 
 def _widened(value: Any) -> Any:
@@ -167,7 +178,7 @@ def _widened(value: Any) -> Any:
 
 
 def _averages_in(arrays: dict[str, Any], module: Module) -> dict[str, Any]:
-    parameters = [name for name, parameter in module.named_parameters() if parameter.is_floating_point()]
+    parameters = [name for name, _ in _averaged_parameters(module)]
     missing = [f"{name}: in this module, not among the averages" for name in parameters if name not in arrays]
     if missing:
         raise CheckpointMismatchError(f"the averaged weights do not fit {type(module).__name__}:", missing)

@@ -125,9 +125,9 @@ class StochasticWeightAveraging(AveragedWeights):
         self.put_averages_in_place(module, self.averages)
         self.keep_averages_in_place()
         update_batch_norm(module, trainer.train_batches())
-        for name, parameter in module.named_parameters():
+        for name, parameter in module.named_parameters():  # the average's file gets the new statistics too
             if name.endswith(("._mean", "._variance")):
-                self.averages[name] = parameter.detach().clone()
+                self.averages[name].copy_(parameter, True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs_averaged": self._epochs_averaged, "rates_before": self._rates_before}
