@@ -18,7 +18,14 @@ from .training_state import keyed, positions_in_logs
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-BATCH = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+# Of an open window a batch may have ended; else on_train_batch_end comes when the weights have moved.
+BATCH = (
+    "on_train_batch_start",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
 VALIDATION = tuple(
     f"on_validation_{name}" for name in ("start", "epoch_start", "batch_start", "batch_end", "epoch_end", "end")
 )
@@ -33,6 +40,8 @@ class Mark:
     """
 
     def __init__(self, trainer: Trainer, hooks: tuple[str, ...]) -> None:
+        self.gradients_hold = hooks is not BATCH
+        """Whether what waits for an optimizer step is the same still; a batch adds to it, and a mark before one has none."""
         self._progress = replace(trainer.progress)
         self._random = random_snapshot()
         self._unlearned = {

@@ -846,6 +846,7 @@ class Trainer(Readable):
         # Validation has random numbers of its own to draw from, and training goes on as if there had been none.
         try:
             with isolated_random_states():
+                self._reseed_where_states_are_lost("validation", self.progress.total_batches)
                 results = evaluate(self, "validate", self._val_sources, self._val_metrics)
         except EvaluationAbandoned:
             return

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,14 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 import conftest  # noqa: E402, F401  maps callbacks/ into the package
-from paddlelite_trainer import Callback, CSVLogger, TensorBoardLogger, Trainer, training_state  # noqa: E402
+from paddlelite_trainer import (  # noqa: E402
+    Callback,
+    CSVLogger,
+    TensorBoardLogger,
+    Trainer,
+    seed_everything,
+    training_state,
+)
 from paddlelite_trainer.rng import random_states  # noqa: E402
 
 STEP = "step-"
@@ -74,7 +81,6 @@ def state_of(trainer: Trainer) -> dict[str, str]:
     parts["weights"] = digest(dict(trainer.model.state_dict()))
     parts["rates"] = digest([float(optimizer.get_lr()) for optimizer in trainer.optimizers])
     parts["random"] = digest(random_states())
-    parts["batches seen"] = digest(getattr(trainer.model, "seen", None))
     return parts
 
 
@@ -85,12 +91,14 @@ class Recorder(Callback):
         self.path, self.saves = path, saves
         self.points = 0
         self.hooks: dict[str, int] = {}
+        self.seen: list[str] = []  # every batch, in order
 
     def state_dict(self) -> dict[str, Any]:
-        return {"points": self.points, "hooks": dict(self.hooks)}
+        return {"points": self.points, "hooks": dict(self.hooks), "seen": self.seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.points, self.hooks = state_dict["points"], dict(state_dict["hooks"])
+        self.seen = list(state_dict["seen"])
 
     def _count(self, hook: str) -> None:
         self.hooks[hook] = self.hooks.get(hook, 0) + 1
@@ -107,6 +115,7 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._count("on_train_batch_end")
+        self.seen.append(digest(batch)[:8])
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
         self._count("on_validation_start")
@@ -132,10 +141,24 @@ class Recorder(Callback):
 
 
 # -- one run ---------------------------------------------------------------------------------------------------------------
-def run(variant: str, root: Path, *, saves: bool, points: Path, limits: Mapping[str, Any] | None = None) -> None:
-    """Fit in `root`, going on from its newest checkpoint if there is one; ends with the state of the end."""
+def run(
+    variant: str,
+    root: Path,
+    *,
+    saves: bool,
+    points: Path,
+    callbacks: Sequence[Callback] = (),
+    last: Sequence[Callback] = (),
+    **trainer_settings: Any,
+) -> None:
+    """Fit in `root`, going on from its newest checkpoint if there is one; ends with the state of the end.
+
+    `last` are callbacks called after all others.
+    """
     from variants import VARIANTS
 
+    # A fresh run's weights are always the same, a resumed one's must all come from its checkpoint.
+    seed_everything(7 if not list(root.glob("run/checkpoints/step-*")) else os.getpid())
     setup = VARIANTS[variant]()
     settings: dict[str, Any] = {
         "default_root_dir": root,
@@ -148,8 +171,8 @@ def run(variant: str, root: Path, *, saves: bool, points: Path, limits: Mapping[
         "seed": 11,
     }
     settings.update(setup.trainer)
-    settings.update(limits or {})
-    trainer = Trainer(**settings, callbacks=[*setup.callbacks, Recorder(points, saves)])
+    settings.update(trainer_settings)
+    trainer = Trainer(**settings, callbacks=[*callbacks, *setup.callbacks, Recorder(points, saves), *last])
     trainer.fit(setup.module, setup.train, setup.val, ckpt_path="last")
     with points.open("a") as file:
         print(json.dumps(["end", trainer.global_step, state_of(trainer)]), file=file)

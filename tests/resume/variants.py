@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -167,13 +166,18 @@ class Net(Module):
         self.head = nn.Linear(8, CLASSES)
         self.configure = configure or adamw_with_warmup
         self.accuracy = paddle.metric.Accuracy()
-        self.seen: list[str] = []  # what came, in order
+        self.moves = 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["seen"] = list(self.seen)
+        checkpoint["moves"] = self.moves
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.seen = list(checkpoint["seen"])
+        self.moves = checkpoint["moves"]
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.moves += 1
+        if self.moves == 20:
+            self.head.bias.set_value(self.head.bias + 0.01)
 
     def forward(self, x: Any) -> Any:
         return self.head(self.body(x))
@@ -184,12 +188,7 @@ class Net(Module):
         logits = self(x + noise + 0.01 * paddle.rand(x.shape))
         return nn.functional.cross_entropy(logits, y), logits
 
-    def note(self, batch: Any) -> None:
-        blob = b"".join(part.numpy().tobytes() for part in batch)
-        self.seen.append(hashlib.sha256(blob).hexdigest()[:12])
-
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        self.note(batch)
         loss, logits = self.loss(batch)
         self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         self.log("worst", loss, on_step=False, on_epoch=True, reduce_fx="max")
@@ -225,7 +224,6 @@ class Adversaries(Net):
     automatic_optimization = False
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        self.note(batch)
         first, second = self.optimizers()
         for index, optimizer in enumerate((first, second)):
             self.toggle_optimizer(optimizer)
@@ -371,6 +369,7 @@ VARIANTS: dict[str, Callable[[], Setup]] = {
     "plain": plain,
     "accumulate 4": partial(plain, accumulate_grad_batches=4, max_epochs=8),
     "accumulate by epoch": partial(plain, accumulate_grad_batches={0: 1, 1: 3, 2: 2}, max_epochs=4),
+    "storm": partial(plain, max_epochs=40, accumulate_grad_batches={0: 1, 20: 2}, val_check_interval=9),
     "workers 2": partial(plain, train=lambda: loader(num_workers=2)),
     "workers 2 persistent": partial(plain, train=lambda: loader(num_workers=2, persistent_workers=True)),
     "two optimizers": partial(plain, net=lambda: Adversaries(two_optimizers), gradient_clip_val=None),
