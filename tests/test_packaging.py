@@ -156,8 +156,10 @@ def _build(kind: str, source: Path) -> Path:
 def _python(code: str, *, cwd: Path, fails: bool = False, without_site: bool = False, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if without_site:
-        # An editable install of this very checkout must not be what is found; the libraries must be.
-        code = f"import sys; sys.path += {[entry for entry in sys.path if entry.endswith('site-packages')]!r}\n{code}"
+        # An editable install of this very checkout must not be what is found; the libraries must be. Paddle 2.6 asks site
+        # for the user's folder when it is imported.
+        libraries = [entry for entry in sys.path if entry.endswith("site-packages")]
+        code = f"import site, sys; site.getusersitepackages(); sys.path += {libraries!r}\n{code}"
     ran = subprocess.run(
         [sys.executable, *(["-S"] if without_site else []), "-c", code],
         cwd=cwd,
