@@ -41,6 +41,11 @@ def test_the_default_is_the_cores_and_the_environment_overrides_it(environment: 
     assert chosen(environment) == expected
 
 
+def test_a_small_model_gets_one_thread() -> None:
+    assert chosen({}, "use_cpu_threads('auto', parameters=1000)") == "1"
+    assert chosen({}, "use_cpu_threads('auto', parameters=10**7)") == str(available_cores())
+
+
 def test_a_checkpoints_number_wins_over_the_default_and_a_given_one_over_both() -> None:
     assert use_cpu_threads("auto", saved=2) == 2
     assert use_cpu_threads(1, saved=2) == 1
