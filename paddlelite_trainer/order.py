@@ -199,7 +199,7 @@ class Order:
         if must_match and not self._matches(resume):
             raise DataError(
                 f"{self.name} draws another order for epoch {epoch} than before the checkpoint, so the position in it "
-                "means nothing. Resume with the same dataset, batch size, shuffling and seed, or from an epoch's end; "
+                "means nothing. Resume with the same dataset, batch size, shuffling and seed, from an epoch's end, or with override=('data',), which begins this epoch again; "
                 "a sampler that keeps its order in itself needs set_epoch, or state_dict and load_state_dict."
             )
 

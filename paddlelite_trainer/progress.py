@@ -32,6 +32,11 @@ class Progress:
         """Tells two states of one run apart."""
         return self.global_step, self.total_batches, self.current_epoch, self.epoch_is_open, self.validation_is_due
 
+    def begin_epoch_again(self) -> None:
+        """Go back to the start of the running epoch; what was learned in it stays."""
+        self.epoch_is_open = self.validation_is_due = False
+        self.batches_in_epoch = self.batches_in_window = 0
+
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 

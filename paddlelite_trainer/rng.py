@@ -84,7 +84,7 @@ def set_random_states(state: dict[str, Any]) -> None:
     _set_numpy_state(state["numpy"])
     generators = _paddle_generators()
     for name, plain in state["paddle"].items():
-        if plain is None:
+        if plain is None or (name == "cpu" and not paddle_cpu_generator_can_be_saved()):
             continue
         if name in generators:
             generators[name].set_state(_from_plain(plain))

@@ -986,7 +986,7 @@ class Trainer(Readable):
             raise ConfigurationError(
                 "when should fit end? Pass max_epochs, max_steps or max_time to Trainer; max_epochs=-1 trains until it is stopped."
             )
-        training_state.check_override(override)
+        override = training_state.checked_override(override)
         resolution = None
         if ckpt_path is not None:
             resolution = self.ranks.on_rank_zero(
@@ -999,7 +999,8 @@ class Trainer(Readable):
             self.ckpt_path = resolution.entry.path
         if not self.device.is_accelerator:
             saved_threads = saved.trainer["run"].get("cpu_threads") if saved is not None else None
-            self.cpu_threads_in_use = use_cpu_threads(self.cpu_threads, saved_threads)
+            size = sum(int(parameter.size) for parameter in self.model.parameters())
+            self.cpu_threads_in_use = use_cpu_threads(self.cpu_threads, saved_threads, parameters=size)
         if saved is not None:
             self.seed = training_state.agreed_seed(self._given_seed, saved)
         elif self._given_seed is None:

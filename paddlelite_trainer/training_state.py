@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
+from .changes import check, fingerprint
 from .errors import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError, did_you_mean
 from .metrics import numbers_of, paddle_metrics_of, set_numbers
 from .module import running_statistics
 from .optimizers import gradients_of, optimizer_state, restore_optimizer
-from .rng import random_states, set_random_states
+from .rng import derive_seed, random_states, set_random_states
 
 if TYPE_CHECKING:
     from .checkpoint import Entry, SavedCheckpoint
@@ -159,22 +160,6 @@ def positions_in_logs(trainer: Trainer) -> list[dict[str, Any]]:
     return [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers]
 
 
-def fingerprint(trainer: Trainer) -> dict[str, Any]:
-    """The settings whose change a resume must report."""
-    source = trainer._train_source
-    return {
-        "world_size": trainer.world_size,
-        "precision": trainer.precision.effective,
-        "accumulate_grad_batches": dict(trainer._accumulation),
-        "batches_per_epoch": source.length if source is not None else None,
-        "paddle": paddle.__version__,
-        "cpu_threads": trainer.cpu_threads_in_use,
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "max_epochs": trainer.max_epochs,
-        "max_steps": trainer.max_steps,
-    }
-
-
 def environment(trainer: Trainer) -> dict[str, Any]:
     """What `paddlelite ckpt show` tells of where a checkpoint was made."""
     from . import __version__
@@ -253,24 +238,27 @@ def agreed_seed(given: int | None, saved: Saved) -> int:
     return seed
 
 
-def check_override(override: Sequence[str]) -> None:
-    for name in [override] if isinstance(override, str) else override:
+def checked_override(override: Sequence[str]) -> tuple[str, ...]:
+    names = (override,) if isinstance(override, str) else tuple(override)
+    for name in names:
         if name not in OVERRIDES:
             raise ConfigurationError(
                 f"fit(override=...) takes {', '.join(OVERRIDES)}; got {name!r}.{did_you_mean(name, OVERRIDES)}"
             )
+    return names
 
 
 def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str]:
     """Put everything back; returns sentences about what differs from the saved run. Nothing is changed where it raises for a mismatch of shapes or names."""
-    tree, notes = saved.trainer, []
-    for hook in trainer._hooks.get("on_load_checkpoint", ()):
-        hook({**tree, "files": _Files(saved.checkpoint)})
-    notes += _changes(trainer, tree["run"])
+    tree = saved.trainer
+    notes = check(trainer, saved, override)
     if not {"optimizer", "precision"} & set(
         override
     ):  # first: in another precision the weights' types do not fit either
         trainer.precision.load_state_dict(tree["precision"])
+    refuse_other_weights(trainer.model, saved.checkpoint)
+    for hook in trainer._hooks.get("on_load_checkpoint", ()):
+        hook({**tree, "files": _Files(saved.checkpoint)})
     load_weights_into(trainer.model, saved.checkpoint)
     untrained = set(tree["untrained"])
     for name, parameter in trainer.model.named_parameters():
@@ -279,18 +267,14 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
     if "optimizer" not in override:
         notes += _restore_optimizers(trainer, saved, "learning_rate" in override)
     if "lr_schedulers" not in override and "optimizer" not in override:
-        if len(tree["lr_schedulers"]) != len(trainer._scheduler_states):
-            raise CheckpointMismatchError(
-                "the checkpoint does not fit this run:",
-                [
-                    f"schedulers: saved {len(tree['lr_schedulers'])}, now {len(trainer._scheduler_states)}. Pass override=('lr_schedulers',) to go on with the present ones from their start"
-                ],
-            )
         for state, scheduler in zip(tree["lr_schedulers"], trainer._scheduler_states):
             note = scheduler.load_state_dict(state)
             if note is not None:
                 notes.append(note)
     trainer.progress.load_state_dict(tree["progress"])
+    if "data" in override and trainer.progress.epoch_is_open:
+        trainer.progress.begin_epoch_again()
+        notes.append(f"data: epoch {trainer.progress.current_epoch} begins again, as override asks.")
     trainer._reload_as_before()
     trainer._callback_metrics.update(tree["callback_metrics"])
     trainer.history = list(tree["history"])
@@ -336,8 +320,12 @@ def _restore_rank(trainer: Trainer, saved: Saved, override: Sequence[str]) -> No
 def restore_random_states(trainer: Trainer, saved: Saved) -> None:
     """This rank's generators; to be called when nothing will be drawn any more before the first batch."""
     file = _rank_file(trainer.global_rank)
-    if file in saved.checkpoint.files:
-        set_random_states(saved.checkpoint.state(file)["random"])
+    if file not in saved.checkpoint.files:
+        return
+    states = saved.checkpoint.state(file)["random"]
+    set_random_states(states)
+    if states["paddle"]["cpu"] is None and trainer.seed is not None:  # saved by a Paddle that cannot tell it
+        paddle.seed(derive_seed(trainer.seed, "resumed at", trainer.progress.total_batches))
 
 
 def roll_back(trainer: Trainer) -> Entry:
@@ -389,34 +377,9 @@ class _Files(dict[str, Any]):
         return self[name] if name in self else default  # noqa: SIM401
 
 
-def _changes(trainer: Trainer, saved: Mapping[str, Any]) -> list[str]:
-    now = fingerprint(trainer)
-    told = []
-    for field, words in (
-        ("world_size", "number of processes"),
-        ("precision", "precision"),
-        ("accumulate_grad_batches", "accumulate_grad_batches"),
-        ("paddle", "Paddle"),
-        ("cpu_threads", "threads of a CPU operator"),
-        ("gradient_clip_val", "gradient_clip_val"),
-    ):
-        if saved.get(field) != now[field]:
-            told.append(
-                f"{words}: saved {saved.get(field)}, now {now[field]}. The run goes on with the present one and is no longer bit-identical."
-            )
-    return told
-
-
 def _restore_optimizers(trainer: Trainer, saved: Saved, keep_learning_rate: bool) -> list[str]:
     notes = []
     states = saved.trainer["optimizers"]
-    if len(states) != len(trainer.optimizers):
-        raise CheckpointMismatchError(
-            "the checkpoint does not fit this run:",
-            [
-                f"optimizers: saved {len(states)}, now {len(trainer.optimizers)}. Use as many, or pass override=('optimizer',) to start them afresh"
-            ],
-        )
     tensors = saved.checkpoint.tensors(OPTIMIZER)
     for index, (optimizer, rest) in enumerate(zip(trainer.optimizers, states)):
         prefix = f"optimizer_{index}/"
@@ -437,7 +400,16 @@ def _restore_callbacks(trainer: Trainer, states: Mapping[str, Any]) -> list[str]
     present = dict(keyed(trainer.callbacks))
     for key, state in states.items():
         if key in present:
-            present[key].load_state_dict(state)
+            try:
+                present[key].load_state_dict(state)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise CheckpointMismatchError(
+                    "the checkpoint does not fit this run:",
+                    [
+                        f"state of callback {key}: saved with {', '.join(map(str, state)) or 'nothing'}, and load_state_dict failed with {type(error).__name__}: {error}. "
+                        "Pass override=('callbacks',) to start callbacks afresh"
+                    ],
+                ) from error
         elif state:
             notes.append(f"callback {key}: in the checkpoint, not in this run; its state is left aside.")
     notes += [
@@ -457,6 +429,14 @@ def load_weights_into(module: Module, checkpoint: SavedCheckpoint, file: str = M
     Raises:
         CheckpointMismatchError: lists each name with saved and present shape or type.
     """
+    refuse_other_weights(module, checkpoint, file)
+    saved = checkpoint.tensors(file)
+    for name, tensor in module.state_dict().items():
+        tensor.set_value(saved[name])
+
+
+def refuse_other_weights(module: Module, checkpoint: SavedCheckpoint, file: str = MODEL) -> None:
+    """Raise CheckpointMismatchError for names, shapes and types that do not fit."""
     saved = checkpoint.tensors(file)
     present = module.state_dict()
     problems = [
@@ -481,8 +461,6 @@ def load_weights_into(module: Module, checkpoint: SavedCheckpoint, file: str = M
             f"the weights of {checkpoint.entry.path} do not fit {type(module).__name__}; nothing was loaded. To take those that fit into a fresh run, use init_from=:",
             sorted(problems),
         )
-    for name, tensor in present.items():
-        tensor.set_value(saved[name])
 
 
 def load_weights_at(module: Module, path: str | Path, *, strict: bool = True) -> WeightsReport:
