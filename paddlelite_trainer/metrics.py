@@ -163,21 +163,21 @@ class MetricCollector:
                     f"self.log({name!r}, ...) takes a single number, got a tensor of shape {list(value.shape)}. Log its mean or one entry."
                 )
             if value.stop_gradient:
-                value = (
-                    value.clone()
-                )  # the caller may go on changing its own tensor in place, a running sum for example
-                version = 0
+                # The caller may go on changing its own tensor in place, a running sum for example.
+                value, version = value.clone(), 0
             else:
                 # A result of the step, which nothing changes: let go of the graph, and check when it is read. A copy
                 # costs five times as much.
                 value = value.detach()
                 version = value.inplace_version
-            series.versions.append(version)
         else:
+            version = 0
             if not isinstance(value, (float, int)):
                 value = self._number(series, value)
-            series.versions.append(0)
+        if not on_epoch:
+            series.forget_pending()  # of a step's value only the newest is ever asked for
         series.pending.append(value)
+        series.versions.append(version)
         series.weights.append(batch_size if batch_size is not None else self.batch_size() if on_epoch else 1)
         if len(series.pending) >= PENDING_LIMIT:
             self.read()
@@ -362,6 +362,8 @@ def paddle_metrics_of(module: paddle.nn.Layer) -> dict[str, paddle.metric.Metric
 
 def _to_host(values: Iterable[Any]) -> list[float]:
     everything = list(values)
+    if len(everything) == 1 and isinstance(everything[0], _TENSOR):
+        return [float(everything[0].item())]
     by_dtype: dict[Any, list[int]] = {}
     for position, value in enumerate(everything):
         if isinstance(value, _TENSOR):

@@ -78,6 +78,15 @@ def test_memory_is_bounded_when_nobody_reads() -> None:
     assert len(collector._series["x"].pending) < PENDING_LIMIT
 
 
+def test_of_a_name_logged_on_steps_alone_only_the_newest_value_is_kept() -> None:
+    collector = MetricCollector()
+    for number in range(5):
+        log(collector, "x", paddle.to_tensor(float(number)), on_epoch=False)
+    assert len(collector._series["x"].pending) == 1
+    assert collector.step_values() == {"x": 4.0}
+    assert collector.epoch_values() == {}
+
+
 def test_a_running_value_that_its_owner_goes_on_changing_keeps_its_logged_value() -> None:
     collector = MetricCollector()
     running = paddle.to_tensor(1.0)
