@@ -174,8 +174,9 @@ class MetricCollector:
             version = 0
             if not isinstance(value, (float, int)):
                 value = self._number(series, value)
-        if not on_epoch:
-            series.forget_pending()  # of a step's value only the newest is ever asked for
+        if series.pending and not on_epoch:  # of a step's value only the newest is ever asked for
+            series.pending[0], series.versions[0] = value, version
+            return
         series.pending.append(value)
         series.versions.append(version)
         series.weights.append(batch_size if batch_size is not None else self.batch_size() if on_epoch else 1)
