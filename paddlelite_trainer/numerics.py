@@ -42,10 +42,13 @@ def numeric_checks(*, detect_anomaly: bool, deterministic: bool | Literal["warn"
                 before.update(paddle.get_flags(name))
                 paddle.set_flags({name: value})
             except ValueError as error:
-                if deterministic is True and name in _DETERMINISM_FLAGS:
+                if name not in _DETERMINISM_FLAGS:
+                    raise
+                if deterministic is True:
                     raise ConfigurationError(
                         f"Trainer(deterministic=True): this Paddle has no {name}. Pass deterministic='warn' to train all the same."
                     ) from error
+                warnings.warn(f"Trainer(deterministic='warn'): this Paddle has no {name}", stacklevel=2)
         yield
     finally:
         if before:

@@ -15,6 +15,7 @@ from paddle.io import BatchSampler, DataLoader, Dataset, DistributedBatchSampler
 from paddle.optimizer import lr
 
 from paddlelite_trainer import Callback, Module
+from paddlelite_trainer.callbacks import EarlyStopping, ExponentialMovingAverage, LRMonitor
 
 SAMPLES, BATCH = 58, 4  # 15 batches an epoch, the last one smaller
 CLASSES = 3
@@ -313,6 +314,29 @@ class Average(Callback):
         self.average, self.seen_step = dict(state_dict["average"]), state_dict["seen_step"]
 
 
+class AccumulatesByHand(Adversaries):
+    """Steps every fourth batch, so gradients wait while checkpoints are taken."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss, _ = self.loss(batch)
+        self.manual_backward(loss)
+        if batch_idx % 4 == 3:
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.clear_grad()
+        self.log("loss", loss, on_step=True, on_epoch=True)
+
+
+def with_callbacks() -> Setup:
+    setup = plain(max_epochs=4, limit_train_batches=9)
+    setup.callbacks = [
+        ExponentialMovingAverage(decay=0.9, warmup=True),
+        EarlyStopping("val_loss", patience=2),
+        LRMonitor(),
+    ]
+    return setup
+
+
 # -- variants --------------------------------------------------------------------------------------------------------------
 CLIP = {"gradient_clip_val": 0.5}
 
@@ -413,6 +437,10 @@ VARIANTS: dict[str, Callable[[], Setup]] = {
     "reload_dataloaders_every_n_epochs": lambda: Setup(
         HandsOut(), None, None, {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1}
     ),
+    "gradients accumulated by hand": partial(
+        plain, net=lambda: AccumulatesByHand(two_optimizers), gradient_clip_val=None, max_epochs=5
+    ),
+    "moving average, early stopping, rates logged": with_callbacks,
     "frozen, then not": partial(plain, net=HalfFrozen, max_epochs=3),
     "tied weights": partial(plain, net=Tied),
     "parameter groups": partial(plain, _groups),
