@@ -125,5 +125,5 @@ def _scheduler_problems(trainer: Trainer, states: list[Mapping[str, Any]]) -> li
 def _length(dataset: Any) -> int | None:
     try:
         return len(dataset)
-    except (TypeError, ValueError, NotImplementedError, AttributeError):
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # Paddle's IterableDataset raises RuntimeError
         return None
