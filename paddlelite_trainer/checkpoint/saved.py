@@ -23,7 +23,7 @@ from .state import decode_state
 
 TENSORS = "tensors.pdparams"
 # A reader that follows a pin may find the directory gone when the pin has moved on; it looks again this often.
-_FOLLOW_ATTEMPTS = 100
+FOLLOW_ATTEMPTS = 100
 
 
 class SavedCheckpoint:
@@ -81,20 +81,23 @@ def open_checkpoint(path: str | Path, *, file_system: FileSystem = REAL) -> Save
         CheckpointNotFoundError: there is no checkpoint at `path`.
         CheckpointCorruptError: there is one, and its bytes are not what was written; the message lists the problems.
     """
-    for attempt in range(_FOLLOW_ATTEMPTS):
-        directory = resolve_checkpoint(path, file_system)
+    for _ in range(FOLLOW_ATTEMPTS):
         try:
+            directory = resolve_checkpoint(path, file_system)
             manifest = _identity(directory, file_system)
-            saved, problems, _ = inspect(directory, file_system)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            not_found = error
             continue
+        saved, problems, _ = inspect(directory, file_system)
         if saved is not None:
             return saved
+        if _identity_or_none(directory, file_system) == manifest:
+            raise CheckpointCorruptError(_report(directory, problems))
         # Deleted, or replaced by another of the same name, while it was being read: follow the path anew.
-        if attempt + 1 < _FOLLOW_ATTEMPTS and _identity_or_none(directory, file_system) != manifest:
-            continue
-        raise CheckpointCorruptError(_report(directory, problems))
-    raise CheckpointNotFoundError(f"{path} kept pointing to checkpoints that were being deleted")
+        not_found = FileNotFoundError(directory)
+    if isinstance(not_found, CheckpointNotFoundError):
+        raise not_found
+    raise CheckpointNotFoundError(f"{path} kept pointing to checkpoints that were being deleted") from not_found
 
 
 def resolve_checkpoint(path: str | Path, file_system: FileSystem = REAL) -> Path:

@@ -35,7 +35,7 @@ from .format import Layout, lay_out, lay_out_bytes
 from .links import CHECKPOINTS, Links, check_pin_name
 from .manifest import FORMAT_VERSION, MANIFEST, is_file_name, seal
 from .pins import PINS_FILE, RECOVERED, Pins, parse_pins
-from .saved import TENSORS, SavedCheckpoint, inspect, open_checkpoint, read_manifest
+from .saved import FOLLOW_ATTEMPTS, TENSORS, SavedCheckpoint, inspect, open_checkpoint, read_manifest
 from .state import encode_state
 from .tensors import is_tensor, why_not_stored
 from .writer import FSYNC_EARLY_BYTES, BackgroundJob, HostBuffer, choose_background, run_together, write_layout
@@ -145,19 +145,12 @@ class CheckpointStore:
             CheckpointCorruptError: there are checkpoints and none of them verifies; nothing is moved.
         """
         self._job.join()
-        if self.read_only:
-            self._load()
-        damaged: dict[str, tuple[list[str], bool]] = {}
-        unhealthy: list[Entry] = []
-        chosen = None
-        for name in self._names_newest_first():
-            saved, problems, content_is_wrong = inspect(self.directory / name, self._fs, self._pins.of(name))
-            if saved is None:
-                damaged[name] = (problems, content_is_wrong)
-            elif prefer_healthy and not saved.entry.healthy:
-                unhealthy.append(saved.entry)
-            else:
-                chosen, self._opened = saved.entry, saved
+        for _ in range(FOLLOW_ATTEMPTS):
+            if self.read_only:
+                self._load()
+            chosen, damaged, unhealthy = self._search(prefer_healthy)
+            # A reader beside a writer may have looked at one that was being deleted; then there is a newer one.
+            if all(self._fs.exists(self.directory / name) for name in damaged):
                 break
         if chosen is None and unhealthy:
             chosen = unhealthy[0]
@@ -183,6 +176,21 @@ class CheckpointStore:
                 stacklevel=2,
             )
         return self._refreshed(chosen)
+
+    def _search(self, prefer_healthy: bool) -> tuple[Entry | None, dict[str, tuple[list[str], bool]], list[Entry]]:
+        """The newest that will do, and what was passed over: the damaged with their problems, and the unhealthy."""
+        damaged: dict[str, tuple[list[str], bool]] = {}
+        unhealthy: list[Entry] = []
+        for name in self._names_newest_first():
+            saved, problems, content_is_wrong = inspect(self.directory / name, self._fs, self._pins.of(name))
+            if saved is None:
+                damaged[name] = (problems, content_is_wrong)
+            elif prefer_healthy and not saved.entry.healthy:
+                unhealthy.append(saved.entry)
+            else:
+                self._opened = saved
+                return saved.entry, damaged, unhealthy
+        return None, damaged, unhealthy
 
     def verify(self, entry: Entry | str) -> list[str]:
         """Every problem of a checkpoint, each byte checked against the manifest; empty when it is sound."""

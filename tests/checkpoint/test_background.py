@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from store_support import HookedFileSystem, assert_links_lead_somewhere, files_of, in_child, leftovers, save, step_in
 
-from paddlelite_trainer.checkpoint import CheckpointStore, choose_background
+from paddlelite_trainer.checkpoint import CheckpointStore, choose_background, open_checkpoint
 from paddlelite_trainer.errors import CheckpointSaveError
 
 
@@ -244,8 +244,6 @@ def test_three_hundred_random_kills_under_load_lose_nothing_acknowledged(tmp_pat
 
 def read_for_ever(run, result):
     """Follow `latest` in every way until told to stop, and report the number of reads."""
-    from paddlelite_trainer.checkpoint import open_checkpoint
-
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     reads = 0
@@ -253,13 +251,53 @@ def read_for_ever(run, result):
     while not stop.is_set():
         assert step_in(open_checkpoint(run / "latest")) >= 1
         assert step_in(open_checkpoint(run / "latest.pdparams")) >= 1
-        content = (
-            run / "latest.pdparams"
-        ).read_bytes()  # as paddle.load opens it: whole, whatever is deleted meanwhile
+        content = plain_read(run / "latest.pdparams")
         assert content.startswith(b"\x80\x04") and content.endswith(b"uu.")
         assert all(entry.step >= 1 for entry in store.entries())
         reads += 3
     os.write(result, reads.to_bytes(8, "big"))
+
+
+def plain_read(path):
+    """As paddle.load reads: whole, whatever is deleted meanwhile. Only between two parts of the path can it come too late."""
+    while True:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            continue
+
+
+class WriterStepsIn(HookedFileSystem):
+    """A reader's file system: before each of some of its calls a writer saves, and deletes what the reader looks at."""
+
+    def __init__(self, writer, moments):
+        self.writer, self.moments, self.calls = writer, moments, 0
+
+    def before(self, name, args):
+        self.calls += 1
+        if self.calls in self.moments:
+            save(self.writer, self.writer.entries()[-1].step + 1)
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize("name", ["latest", "latest.pdparams", None])
+def test_saves_between_any_calls_of_a_reader_do_not_disturb_it(memory_dir, name, times):
+    moment = 0
+    while True:
+        moment += 1
+        run = memory_dir / str(moment)
+        writer = CheckpointStore(run)
+        save(writer, 1)
+        file_system = WriterStepsIn(writer, range(moment, moment + times))
+        if name:
+            saved = open_checkpoint(run / name, file_system=file_system)
+        else:
+            store = CheckpointStore(run, file_system=file_system, read_only=True)
+            saved = store.read(store.newest())
+        if file_system.calls < moment:
+            break
+        assert step_in(saved) >= 1
+    assert moment > 10
 
 
 @pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
