@@ -155,11 +155,11 @@ def run(
 
     `last` are callbacks called after all others.
     """
-    from variants import VARIANTS
+    from variants import LONG, VARIANTS
 
     # A fresh run's weights are always the same, a resumed one's must all come from its checkpoint.
     seed_everything(7 if not list(root.glob("run/checkpoints/step-*")) else os.getpid())
-    setup = VARIANTS[variant]()
+    setup = {**VARIANTS, **LONG}[variant]()
     settings: dict[str, Any] = {
         "default_root_dir": root,
         "run_name": "run",

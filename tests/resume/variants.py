@@ -393,7 +393,6 @@ VARIANTS: dict[str, Callable[[], Setup]] = {
     "plain": plain,
     "accumulate 4": partial(plain, accumulate_grad_batches=4, max_epochs=8),
     "accumulate by epoch": partial(plain, accumulate_grad_batches={0: 1, 1: 3, 2: 2}, max_epochs=4),
-    "storm": partial(plain, max_epochs=40, accumulate_grad_batches={0: 1, 20: 2}, val_check_interval=9),
     "workers 2": partial(plain, train=lambda: loader(num_workers=2)),
     "workers 2 persistent": partial(plain, train=lambda: loader(num_workers=2, persistent_workers=True)),
     "two optimizers": partial(plain, net=lambda: Adversaries(two_optimizers), gradient_clip_val=None),
@@ -450,6 +449,11 @@ VARIANTS: dict[str, Callable[[], Setup]] = {
         lambda net: paddle.optimizer.LBFGS(0.05, max_iter=3, history_size=4, parameters=net.parameters()),
         gradient_clip_val=None,
     ),
+}
+
+# Too long to be gone on with from each of its steps.
+LONG: dict[str, Callable[[], Setup]] = {
+    "storm": partial(plain, max_epochs=40, accumulate_grad_batches={0: 1, 20: 2}, val_check_interval=9)
 }
 
 SCHEDULES: dict[str, Callable[[], Any]] = {
