@@ -35,7 +35,7 @@ def check_monitor(owner: str, monitor: object, mode: str) -> None:
     if mode not in get_args(Mode):
         raise ConfigurationError(
             f"{owner}(mode=...) is 'min' where a smaller {monitor or 'metric'} is better, or 'max', got {mode!r}."
-            f"{did_you_mean(str(mode), ('min', 'max', 'minimum', 'maximum'))}"
+            f"{did_you_mean(str(mode)[:3].lower() + ' ', ('min', 'max'))}"
         )
 
 

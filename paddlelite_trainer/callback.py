@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -199,6 +200,23 @@ def refuse_misspelt_hooks(instance: object, base: type, known: frozenset[str]) -
                 f"{type(instance).__name__}.{name} would never be called: it is not a hook.{hint} "
                 "A method of your own needs a name that is further from a hook's."
             )
+
+
+def refuse_wrong_signature(instance: object, hook: str, method: Callable[..., Any], base: type) -> None:
+    """Raise ConfigurationError where a hook cannot be called with what it is called with, before it is too late to say so."""
+    expected = [
+        name for name in inspect.signature(getattr(base, hook)).parameters if name not in ("self", "dataloader_idx")
+    ]
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # a callable without one is taken at its word
+        return
+    try:
+        signature.bind(*expected)
+    except TypeError:
+        raise ConfigurationError(
+            f"{type(instance).__name__}.{hook}{signature} cannot be called: it is given ({', '.join(expected)})"
+        ) from None
 
 
 def _only_a_slip(name: str, hooks: list[str]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import paddle
 from paddle.io import DataLoader, Dataset, IterableDataset
 
 from .errors import ConfigurationError, ConfigurationTypeError
+from .hyperparameters import HyperParameters, arguments_of_init
 from .order import Share
 from .rng import derive_seed
 from .streams import IterableLoaderStream, IterableStream, ListStream, MapStream, Replay, ReplayReport, Stream
@@ -30,6 +32,10 @@ class DataModule:
     """
 
     trainer: Any = None  # while a Trainer uses it; only the Trainer writes it
+
+    def save_hyperparameters(self, *names: str, ignore: str | Collection[str] = ()) -> None:
+        """Keep the arguments of `__init__`, all or those named, in `self.hparams`."""
+        self.hparams = HyperParameters(arguments_of_init(self, inspect.currentframe(), names, ignore))
 
     def prepare_data(self) -> None:
         """Download or write to disk; called on one process only, so assign nothing to self here."""
@@ -70,6 +76,9 @@ class DataModule:
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch when it is on the device."""
         return batch
+
+
+HOOKS = frozenset(name for name, value in vars(DataModule).items() if callable(value) and not name.startswith("_"))
 
 
 class BatchSource:

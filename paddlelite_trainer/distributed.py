@@ -54,6 +54,7 @@ class Ranks:
         self.world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
         self.rank = int(os.environ.get("PADDLE_TRAINER_ID", "0")) if self.world_size > 1 else 0
         self.local_rank = int(os.environ.get("PADDLE_LOCAL_RANK", self.rank))
+        self.local_size = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
         if self.world_size > 1 and not paddle.distributed.is_initialized():
             paddle.distributed.init_parallel_env()
 

@@ -89,5 +89,5 @@ class RunLockedError(CheckpointError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or nothing when no known word is close."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.75)
+    close = get_close_matches(word, [name for name in known if name != word], n=1, cutoff=0.75)
     return f" Did you mean {close[0]!r}?" if close else ""

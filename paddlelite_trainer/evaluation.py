@@ -81,6 +81,11 @@ def evaluate(
                             raise EvaluationAbandoned
                 results.append(outputs_kept)
             trainer._dataloader_suffix = ""
+            if stage != "predict":  # hooks find this evaluation's values, and may log more
+                values = _values_over_ranks(trainer, collector)
+                if trainer.state != "fit":
+                    trainer._evaluated_apart.update(values.keys() - trainer.metrics_of_the_fit().keys())
+                trainer._publish(values)
             trainer._call(f"on_{word}_epoch_end")
             if stage != "predict":
                 results = _results(trainer, collector, len(sources))
@@ -102,9 +107,7 @@ def _limited(source: BatchSource, limit: int | None) -> Generator[Any, None, Non
 
 
 def _results(trainer: Trainer, collector: MetricCollector, loaders: int) -> list[dict[str, float]]:
-    if trainer.ranks.world_size > 1:
-        collector.reduce_over(trainer.ranks.gather_object)
-    values = collector.callback_values(epoch_end=True)
+    values = _values_over_ranks(trainer, collector)
     if not trainer.sanity_checking:
         trainer._publish(values)
         trainer._progress_bar_metrics.update(collector.epoch_values(prog_bar=True))
@@ -124,3 +127,9 @@ def _results(trainer: Trainer, collector: MetricCollector, loaders: int) -> list
         }
         for mark in marked
     ]
+
+
+def _values_over_ranks(trainer: Trainer, collector: MetricCollector) -> dict[str, float]:
+    if trainer.ranks.world_size > 1:
+        collector.reduce_over(trainer.ranks.gather_object)
+    return collector.callback_values(epoch_end=True)

@@ -133,6 +133,7 @@ class MetricCollector:
 
     def __init__(self) -> None:
         self._series: dict[str, Series] = {}
+        self._reduced: set[str] = set()  # names whose reduction is over all ranks already
         self.batch_size: Callable[[], int] = lambda: 1
         self.paddle_metrics: Callable[[], Mapping[str, Any]] = dict
         """The module's paddle.metric.Metric objects by where they are; their counts are saved and restored with the module's."""
@@ -273,18 +274,19 @@ class MetricCollector:
         return values
 
     def reduce_over(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Replace every epoch reduction by that over all ranks; every rank must call it."""
+        """Replace every epoch reduction by that over all ranks, each once an epoch; every rank must call it."""
         self.read()
         mine = {
             name: series.state_dict()
             for name, series in self._series.items()
-            if series.options[1] and series.metric is None
+            if series.options[1] and series.metric is None and name not in self._reduced
         }
-        for others in zip(*[sorted(theirs.items()) for theirs in gather(mine)]):
-            name = others[0][0]
+        self._reduced.update(mine)
+        everyones = gather(mine)
+        for name in mine:  # a name that another rank alone has logged is that rank's
             series = self._series[name]
             series.clear()
-            for _, state in others:
+            for state in (theirs[name] for theirs in everyones if name in theirs):
                 series.weight += state["weight"]
                 series.values += state["values"]
                 if series.reduction in ("mean", "sum"):
@@ -298,6 +300,7 @@ class MetricCollector:
 
     def clear(self) -> None:
         """Begin a new epoch: reductions go, options and paddle metrics' objects stay."""
+        self._reduced.clear()
         for series in self._series.values():
             series.clear()
             if series.metric is not None:
@@ -308,6 +311,7 @@ class MetricCollector:
         copied = MetricCollector()
         copied.batch_size, copied.paddle_metrics = self.batch_size, self.paddle_metrics
         copied._series = {name: series.copy() for name, series in self._series.items()}
+        copied._reduced = set(self._reduced)
         return copied
 
     def state_dict(self, *, epoch_is_over: bool = False) -> dict[str, Any]:
@@ -318,6 +322,7 @@ class MetricCollector:
             name: {
                 "options": [*series.options[:4], series.options[4] if isinstance(series.options[4], str) else None],
                 "metric_place": places.get(id(series.metric)),
+                "over_all_ranks": name in self._reduced,
                 "result": series.result() if epoch_is_over else None,
                 **series.state_dict(),
             }
@@ -327,6 +332,7 @@ class MetricCollector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Call it when the module's paddle metrics are restored."""
         self._series.clear()
+        self._reduced = {name for name, saved in state.items() if saved["over_all_ranks"]}
         metrics = self.paddle_metrics()
         for name, saved in state.items():
             reduction = saved["options"][4]

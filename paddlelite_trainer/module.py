@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import types
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,24 +13,12 @@ import paddle
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback
 from .errors import ConfigurationError, ConfigurationTypeError
+from .hyperparameters import HyperParameters, arguments_of_init
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
 ModuleType = TypeVar("ModuleType", bound="Module")
-
-
-class HyperParameters(dict[str, Any]):
-    """A dict whose keys are attributes too."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no hyper-parameter {name!r}; saved ones: {', '.join(self) or 'none'}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
 
 
 class Module(paddle.nn.Layer):
@@ -230,33 +217,22 @@ class Module(paddle.nn.Layer):
 
         Call it in `__init__` after `super().__init__()`. Layers among the arguments cannot be stored; name them in `ignore`.
         """
-        frame = inspect.currentframe()
-        caller = frame.f_back if frame is not None else None
-        if caller is None or "self" not in caller.f_locals:
-            raise ConfigurationError("save_hyperparameters() must be called in __init__ of the module")
-        found = _arguments_of(caller)
-        ignored = {ignore} if isinstance(ignore, str) else set(ignore)
-        for name in names:
-            if name not in found:
-                raise ConfigurationError(
-                    f"save_hyperparameters({name!r}): __init__ has no such argument; it has {', '.join(found) or 'none'}"
-                )
-        for name in names or found:
-            if name in ignored:
-                continue
-            if isinstance(found[name], paddle.nn.Layer):
-                raise ConfigurationError(
-                    f"save_hyperparameters() cannot store the layer given as {name!r}: call save_hyperparameters(ignore=[{name!r}]) and pass it to load_from_checkpoint again"
-                )
-            self.hparams[name] = found[name]
+        self.hparams.update(arguments_of_init(self, inspect.currentframe(), names, ignore))
 
     @classmethod
     def load_from_checkpoint(
-        cls: type[ModuleType], checkpoint_path: str | Path, *, strict: bool = True, **arguments: Any
+        cls: type[ModuleType],
+        checkpoint_path: str | Path,
+        *,
+        map_location: Any = None,
+        strict: bool = True,
+        **arguments: Any,
     ) -> ModuleType:
         """A module built from a checkpoint's hyper-parameters, `arguments` winning over them, with its weights.
 
         `checkpoint_path`: a checkpoint directory, a link such as `runs/version_0/best`, or a `.pdparams` file of any Paddle tool.
+
+        `map_location` is accepted for Lightning's sake: weights go to the device that the new module is on.
 
         Raises:
             CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError, UnsafePickleError
@@ -352,6 +328,19 @@ class Module(paddle.nn.Layer):
         return next((parameter.place for parameter in self.parameters()), paddle.CPUPlace())
 
     @property
+    def local_rank(self) -> int:
+        return self._trainer.local_rank if self._trainer is not None else 0
+
+    @property
+    def dtype(self) -> Any:
+        """The type of the parameters."""
+        return next((parameter.dtype for parameter in self.parameters()), paddle.get_default_dtype())
+
+    @property
+    def loggers(self) -> list[Any]:
+        return list(self._trainer.loggers) if self._trainer is not None else []
+
+    @property
     def logger(self) -> Any:
         return self._trainer.logger if self._trainer is not None else None
 
@@ -371,18 +360,39 @@ def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
     return found
 
 
-def _arguments_of(frame: types.FrameType) -> dict[str, Any]:
-    """The arguments of the `__init__` calls from this frame outwards that construct the same object, the outermost winning."""
-    constructed = frame.f_locals["self"]
-    found: dict[str, Any] = {}
-    current: types.FrameType | None = frame
-    while current is not None and current.f_code.co_name == "__init__" and current.f_locals.get("self") is constructed:
-        names, _, keywords, values = inspect.getargvalues(current)
-        found.update({name: values[name] for name in names if name != "self"})
-        if keywords:
-            found.update(values[keywords])
-        current = current.f_back
-    return found
+NOT_CALLED = {
+    "optimizer_step": "return a scheduler of interval 'step' from configure_optimizers for warm-up, or set automatic_optimization = False and step by hand",
+    "optimizer_zero_grad": "gradients are dropped after each step; set automatic_optimization = False to do it by hand",
+    "backward": "set automatic_optimization = False and call self.manual_backward(loss) in training_step",
+    "configure_model": "build the layers in __init__ or setup",
+    "configure_sharded_model": "build the layers in __init__ or setup",
+    "training_epoch_end": "write on_train_epoch_end, and keep outputs in a list of your own",
+    "validation_epoch_end": "write on_validation_epoch_end, and keep outputs in a list of your own",
+    "test_epoch_end": "write on_test_epoch_end, and keep outputs in a list of your own",
+    "predict_epoch_end": "write on_predict_epoch_end",
+    "training_step_end": "do it at the end of training_step",
+    "validation_step_end": "do it at the end of validation_step",
+    "test_step_end": "do it at the end of test_step",
+    "on_epoch_start": "write on_train_epoch_start",
+    "on_epoch_end": "write on_train_epoch_end",
+    "on_batch_start": "write on_train_batch_start",
+    "on_batch_end": "write on_train_batch_end",
+    "on_pretrain_routine_start": "write on_fit_start",
+    "on_pretrain_routine_end": "write on_fit_start",
+    "on_init_start": "write setup",
+    "on_init_end": "write setup",
+    "on_validation_model_eval": "the mode of every sublayer is put back after validation",
+    "on_validation_model_train": "the mode of every sublayer is put back after validation",
+}
+"""What Lightning calls, or once called, and a Trainer here does not: the remedy by name."""
+
+
+def refuse_what_is_never_called(instance: object) -> None:
+    """Raise ConfigurationError where a class overrides a Lightning method that would silently have no effect here."""
+    for name, remedy in NOT_CALLED.items():
+        method = getattr(type(instance), name, None)
+        if callable(method) and method is not getattr(Module, name, None):  # Paddle's own Layer has a backward
+            raise ConfigurationError(f"{type(instance).__name__}.{name} is never called here: {remedy}.")
 
 
 def is_written(module: Module, method: str) -> bool:

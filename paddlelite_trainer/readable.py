@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .distributed import Ranks
     from .loggers import Logger
     from .progress import Progress
+    from .signals import SignalWatch
 
 
 class Readable:
@@ -27,6 +28,8 @@ class Readable:
     max_epochs: int | None
     max_steps: int
     state: str | None
+    num_sanity_val_steps: int
+    signals: SignalWatch
     validating: bool
     testing: bool
     predicting: bool
@@ -116,6 +119,35 @@ class Readable:
     @property
     def num_predict_batches(self) -> list[int | float]:
         return _lengths(self._sources_in_use if self.predicting else ())
+
+    @property
+    def num_sanity_val_batches(self) -> list[int | float]:
+        wanted = self.num_sanity_val_steps
+        return [length if wanted < 0 else min(length, wanted) for length in _lengths(self._val_sources)]
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The training loader that was passed, or that the module or datamodule gave."""
+        return self._train_source.loader if self._train_source is not None else None
+
+    @property
+    def val_dataloaders(self) -> Any:
+        """The validation loader, a list of several, or None."""
+        loaders = [source.loader for source in self._val_sources]
+        return None if not loaders else loaders[0] if len(loaders) == 1 else loaders
+
+    @property
+    def evaluating(self) -> bool:
+        return self.validating or self.testing
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of this job on this machine: one for each process."""
+        return self.ranks.local_size
+
+    @property
+    def received_sigterm(self) -> bool:
+        return self.signals.received is not None and self.signals.received.name == "SIGTERM"
 
     @property
     def is_last_batch(self) -> bool:

@@ -18,7 +18,8 @@ import paddle
 
 from . import mark, training_state
 from .callback import HOOKS as CALLBACK_HOOKS
-from .callback import Callback, Pins, Reason, SavePoint, overridden, refuse_misspelt_hooks
+from .callback import Callback, Pins, Reason, SavePoint, overridden, refuse_misspelt_hooks, refuse_wrong_signature
+from .data import HOOKS as DATA_HOOKS
 from .data import BatchSource, DataModule, batch_size_of, move_to_device
 from .defaults import default_callbacks, default_loggers
 from .device import resolve_device, use_cpu_threads
@@ -35,7 +36,7 @@ from .evaluation import EvaluationAbandoned, evaluate
 from .mark import Mark
 from .metrics import MetricCollector, paddle_metrics_of
 from .module import HOOKS as MODULE_HOOKS
-from .module import Module, is_written
+from .module import Module, is_written, refuse_what_is_never_called
 from .optimizers import (
     LRSchedulerConfig,
     ManualOptimizer,
@@ -210,6 +211,7 @@ class Trainer(Readable):
         self._train_metrics = MetricCollector()
         self._val_metrics = MetricCollector()
         self._callback_metrics: dict[str, float] = {}
+        self._evaluated_apart: set[str] = set()  # names that only an evaluation outside fit has logged
         self._logged_metrics: dict[str, float] = {}
         self._progress_bar_metrics: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
@@ -271,6 +273,7 @@ class Trainer(Readable):
         """
         if isinstance(train_dataloaders, DataModule):
             train_dataloaders, datamodule = None, train_dataloaders
+        _refuse_both(datamodule, train_dataloaders, val_dataloaders)
         with self.signals:
             self._begin("fit", model, datamodule)
             outcome = "failed"
@@ -889,18 +892,18 @@ class Trainer(Readable):
     ) -> list[Any]:
         if isinstance(dataloaders, DataModule):
             dataloaders, datamodule = None, dataloaders
+        _refuse_both(datamodule, dataloaders)
         if model is None and self.model is None:
             raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
         self._begin(stage, model if model is not None else self.model, datamodule)
         self.ckpt_path = None
         try:
-            sources = self._sources(
-                stage, dataloaders, {"validate": "val_dataloader"}.get(stage, f"{stage}_dataloader")
-            )
+            method = {"validate": "val_dataloader"}.get(stage, f"{stage}_dataloader")
+            sources = self._sources(stage, dataloaders, method)
             word = {"validate": "validation"}.get(stage, stage)
             if not sources:
                 raise ConfigurationError(
-                    f"trainer.{stage}() needs data: pass dataloaders=, a datamodule, or write {stage}_dataloader in the module"
+                    f"trainer.{stage}() needs data: pass dataloaders=, a datamodule, or write {method} in the module"
                 )
             if stage != "predict" and not is_written(self.model, f"{word}_step"):
                 raise ConfigurationError(f"trainer.{stage}() needs {type(self.model).__name__}.{word}_step")
@@ -941,6 +944,7 @@ class Trainer(Readable):
             raise ConfigurationTypeError(
                 f"trainer.{stage} takes a paddlelite_trainer.Module, got {type(model).__name__}"
             )
+        refuse_what_is_never_called(model)
         if stage == "fit":
             for method in ("training_step", "configure_optimizers"):
                 if not is_written(model, method):
@@ -951,6 +955,8 @@ class Trainer(Readable):
             raise ConfigurationTypeError(
                 f"datamodule must be a paddlelite_trainer.DataModule, got {type(datamodule).__name__}"
             )
+        if datamodule is not None:
+            refuse_misspelt_hooks(datamodule, DataModule, DATA_HOOKS)
         self.state = stage
         if stage != "fit":
             self.signals.received = None
@@ -981,6 +987,7 @@ class Trainer(Readable):
         """Everything before the first batch; False where the checkpoint's run is over already."""
         from .summary import announce_fit
 
+        fitted_before = self.progress.total_batches > 0
         self._forget_fit()
         if self.max_epochs is None and self.max_steps < 0 and self.max_seconds is None:
             raise ConfigurationError(
@@ -1031,6 +1038,10 @@ class Trainer(Readable):
             notes.append(str(training_state.load_weights_at(self.model, init_from)))
         for logger in self.loggers if self.is_global_zero else ():
             logger.log_hyperparams(self.model.hparams)
+        if saved is None and fitted_before:
+            notes.append(
+                "a fresh fit: counters, optimizers and schedules begin anew, on the weights that the module has"
+            )
         announce_fit(self, notes)
         self._step_to_log = self.progress.global_step  # an earlier process has logged this one
         over = self._already_over() if saved is not None else None
@@ -1351,6 +1362,12 @@ class Trainer(Readable):
                 self.progress.global_step if step is None else step,
             )
 
+    def metrics_of_the_fit(self) -> dict[str, float]:
+        """callback_metrics without what a validate, test or predict of its own has logged since."""
+        return {
+            name: float(value) for name, value in self.callback_metrics.items() if name not in self._evaluated_apart
+        }
+
     def _publish(self, values: Mapping[str, float], only_new_steps: bool = False) -> None:
         self._callback_metrics.update(values)
         self._known_candidate = None
@@ -1379,11 +1396,10 @@ class Trainer(Readable):
 
     def _candidate(self) -> Entry:
         if self._known_candidate is None:
-            metrics = {name: float(value) for name, value in self.callback_metrics.items()}
             self._known_candidate = self.checkpoints.candidate(
                 step=self.progress.global_step,
                 epoch=self.progress.current_epoch,
-                metrics=metrics,
+                metrics=self.metrics_of_the_fit(),
                 healthy=training_state.is_healthy(self),
             )
         return self._known_candidate
@@ -1488,9 +1504,11 @@ class Trainer(Readable):
             for callback in self.callbacks:
                 method = overridden(callback, name, Callback)
                 if method is not None:
+                    refuse_wrong_signature(callback, name, method, Callback)
                     calls.append(functools.partial(method, self, self.model))
             own = overridden(self.model, name, Module)
             if own is not None:
+                refuse_wrong_signature(self.model, name, own, Module)
                 calls.append(own)
             if calls:
                 self._hooks[name] = calls
@@ -1523,6 +1541,11 @@ class Trainer(Readable):
         if self._run_path is not None:
             return os.path.relpath(self._run_path, self.default_root_dir)
         return self.run_name
+
+
+def _refuse_both(datamodule: DataModule | None, *loaders: Any) -> None:
+    if datamodule is not None and any(loader is not None for loader in loaders):
+        raise ConfigurationError("data comes from a datamodule or from loaders: pass one of them, not both")
 
 
 def _are_several_loaders(given: Any) -> bool:

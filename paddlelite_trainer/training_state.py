@@ -142,7 +142,7 @@ def trainer_tree(trainer: Trainer) -> dict[str, Any]:
         "optimizers": optimizers,
         "lr_schedulers": [state.state_dict() for state in trainer._scheduler_states],
         "precision": trainer.precision.state_dict(),
-        "callback_metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "callback_metrics": trainer.metrics_of_the_fit(),
         "history": trainer.history,
         "epoch_record": trainer._epoch_record,
         "callbacks": callbacks,

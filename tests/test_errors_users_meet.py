@@ -9,7 +9,7 @@ import paddle
 import pytest
 from models import Classifier, make_batches, quiet_trainer
 
-from paddlelite_trainer import Callback, Module, Trainer
+from paddlelite_trainer import Callback, DataModule, Module, Trainer
 from paddlelite_trainer.errors import (
     ConfigurationError,
     ConfigurationTypeError,
@@ -256,3 +256,54 @@ def test_reduce_on_plateau_without_its_metric() -> None:
 
     with pytest.raises(ConfigurationError, match=r"'val_los'.*Did you mean 'val_loss'"):
         quiet_trainer().fit(Plateau(), make_batches(1), make_batches(1))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("optimizer_step", "interval 'step'"),
+        ("backward", "self.manual_backward(loss)"),
+        ("training_epoch_end", "on_train_epoch_end"),
+        ("on_epoch_end", "on_train_epoch_end"),
+    ],
+)
+def test_an_override_that_lightning_calls_and_this_trainer_does_not(method: str, words: str) -> None:
+    ported = type("Ported", (Classifier,), {method: lambda self, *arguments: None})
+    fit_fails(ported(), make_batches(1), ConfigurationError, f"Ported.{method} is never called here", words)
+
+
+def test_loaders_beside_a_datamodule() -> None:
+    with pytest.raises(ConfigurationError, match="one of them, not both"):
+        quiet_trainer().fit(Classifier(), make_batches(1), datamodule=DataModule())
+
+
+def test_a_misspelt_method_of_a_datamodule() -> None:
+    class Typo(DataModule):
+        def train_dataloaders(self) -> Any:
+            return make_batches(1)
+
+    with pytest.raises(ConfigurationError, match="Did you mean 'train_dataloader'"):
+        quiet_trainer().fit(Classifier(), datamodule=Typo())
+
+
+def test_validate_without_data_names_the_method_to_write() -> None:
+    with pytest.raises(ConfigurationError, match="write val_dataloader in the module"):
+        quiet_trainer().validate(Classifier())
+
+
+def test_a_hook_with_too_few_parameters_is_told_before_training() -> None:
+    class Short(Callback):
+        def on_train_end(self, trainer: Any) -> None: ...  # type: ignore[override]
+
+    class Counts(Classifier):
+        steps = 0
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.steps += 1
+            return super().training_step(batch, batch_idx)
+
+    module = Counts()
+    fit_fails(
+        module, make_batches(1), ConfigurationError, "Short.on_train_end", "(trainer, module)", callbacks=[Short()]
+    )
+    assert module.steps == 0

@@ -448,3 +448,44 @@ def test_several_validation_loaders_have_metrics_of_their_own() -> None:
     first, second = (paddle.io.DataLoader(values, batch_size=None) for values in ([1.0, 2.0], [10.0]))
     results = quiet_trainer().validate(Several(), [first, second], verbose=False)
     assert results == [{"value/dataloader_idx_0": 1.5}, {"value/dataloader_idx_1": 10.0}]
+
+
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_hooks_at_an_evaluations_end_find_its_own_values(stage: str) -> None:
+    class Counts(Classifier):
+        value = 0.0
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.value += 1.0
+            self.log("value", self.value)
+
+        test_step = validation_step
+
+    class Watch(Callback):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def look(self, trainer: Any, module: Any) -> None:
+            self.seen.append(trainer.callback_metrics["value"])
+
+        on_validation_epoch_end = on_test_epoch_end = look
+
+    watch, module = Watch(), Counts()
+    trainer = quiet_trainer(callbacks=[watch])
+    for _ in range(2):
+        (trainer.validate if stage == "validation" else trainer.test)(module, make_batches(1), verbose=False)
+    assert watch.seen == [1.0, 2.0]
+
+
+def test_a_values_of_an_evaluation_apart_from_fit_is_not_part_of_what_the_fit_saves(tmp_path: Any) -> None:
+    from paddlelite_trainer.callbacks import ModelCheckpoint
+
+    trainer = quiet_trainer(enable_checkpointing=True, callbacks=[ModelCheckpoint()], default_root_dir=tmp_path)
+    trainer.fit(Classifier(), make_batches(1), make_batches(1))
+    trainer.test(dataloaders=make_batches(1), verbose=False)
+    assert "test_loss" in trainer.callback_metrics
+    trainer.save_checkpoint("after-test")
+    entry = trainer.checkpoints.by_pin("after-test")[0]
+    assert "val_loss" in entry.metrics
+    assert "test_loss" not in entry.metrics
+    assert "test_loss" not in trainer.checkpoints.read(entry).state("trainer.json")["callback_metrics"]

@@ -367,7 +367,7 @@ def test_a_monitor_of_a_validation_that_comes_later_is_waited_for(tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "maximum"}, r"got 'maximum'\. Did you mean"),
+        ({"mode": "maximum"}, r"got 'maximum'\. Did you mean 'max'"),
         ({"mode": "mx", "monitor": "a"}, r"'min' where a smaller a is better, or 'max', got 'mx'"),
         ({"save_top_k": 3}, r"save_top_k=3\) needs a monitor.*keep_last_n=3 to keep the newest 3"),
         ({"save_top_k": -2}, r"save_top_k=\.\.\.\) must be >= -1, got -2"),
