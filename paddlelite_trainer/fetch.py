@@ -15,6 +15,8 @@ import paddle
 from paddle.base import core
 from paddle.io import DataLoader
 
+from .signals import WAITS_FOR_DATA
+
 try:
     from paddle.io.dataloader.collate import default_collate_fn, default_convert_fn
 except ImportError:  # moved in some builds; both are re-exported here
@@ -53,6 +55,10 @@ class MapFetcher:
         except Exception as error:
             add_note(error, f"raised while collating samples {_shortened(indices)} of {type(dataset).__name__}")
             raise
+
+
+# Only here: what an iterable has begun to yield cannot be taken back.
+WAITS_FOR_DATA.add(MapFetcher.__call__.__code__)
 
 
 class IterableFetcher:

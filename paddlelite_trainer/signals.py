@@ -6,18 +6,28 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType
+from collections.abc import Callable
+from types import CodeType, FrameType
 from typing import Any
 
 EXIT_PREEMPTED = 75
 """Exit code of a run that SIGTERM ended after it saved: EX_TEMPFAIL of sysexits.h, "run me again"."""
 
 
+WAITS_FOR_DATA: set[CodeType] = set()
+"""Functions in which a run waits for its next batch, and which may be left at any instruction without a trace."""
+
+
+class WaitingEnded(BaseException):
+    """A signal came while the run waited for data, so everything before is complete and may be saved at once."""
+
+
 class SignalWatch:
     """While entered, catches SIGTERM and SIGINT and remembers the first in `received`.
 
     Until `wait_for_save_point` is called there is nothing to save, so the first ends the process as soon as Python runs
-    again: SystemExit(75) or KeyboardInterrupt is raised. After that it is only remembered.
+    again: SystemExit(75) or KeyboardInterrupt is raised. After that it is only remembered; but a wait for data, which may
+    last longer than a machine's grace, is ended by WaitingEnded.
 
     Entered in any thread but the main one it does nothing, since Python delivers signals there only. Paddle installs a C-level
     SIGTERM handler when it is imported that Python cannot see; setting ours afterwards replaces it.
@@ -26,6 +36,7 @@ class SignalWatch:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._waits = False
+        self._may_leave: Callable[[], bool] = lambda: False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> SignalWatch:
@@ -41,9 +52,9 @@ class SignalWatch:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._previous.clear()
 
-    def wait_for_save_point(self) -> None:
-        """From now on a signal does not raise; whoever runs asks `received` at each save point."""
-        self._waits = True
+    def wait_for_save_point(self, may_leave: Callable[[], bool]) -> None:
+        """From now on whoever runs asks `received` at each save point; `may_leave` tells whether all that is done can be saved."""
+        self._waits, self._may_leave = True, may_leave
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -60,6 +71,16 @@ class SignalWatch:
                     signal.signal(other, signal.SIG_DFL)
         if not self._waits:
             raise SystemExit(EXIT_PREEMPTED) if number == signal.SIGTERM else KeyboardInterrupt
+        if not launched_by_paddle() and self._may_leave() and _waits_for_data(frame):
+            raise WaitingEnded
+
+
+def _waits_for_data(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code in WAITS_FOR_DATA:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def launched_by_paddle() -> bool:

@@ -55,7 +55,7 @@ from .readable import Readable
 from .rng import derive_seed, draw_seed, isolated_random_states, paddle_cpu_generator_can_be_saved, seed_everything
 from .run_directory import RunDirectory, resolve_ckpt_path
 from .settings import check_settings, stage_limit, to_seconds
-from .signals import EXIT_PREEMPTED, SignalWatch, in_notebook
+from .signals import EXIT_PREEMPTED, SignalWatch, WaitingEnded, in_notebook
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointStore, Entry
@@ -280,8 +280,9 @@ class Trainer(Readable):
             try:
                 with self._watch_numerics():
                     if self._prepare_fit(train_dataloaders, val_dataloaders, ckpt_path, override, init_from):
-                        self.signals.wait_for_save_point()
-                        self._train_loop()
+                        self.signals.wait_for_save_point(lambda: self.progress.batches_in_window == 0)
+                        with contextlib.suppress(WaitingEnded):
+                            self._train_loop()
                         self._finish_fit()
                     outcome = "finished"
             except BaseException as error:
@@ -851,7 +852,7 @@ class Trainer(Readable):
             with isolated_random_states():
                 self._reseed_where_states_are_lost("validation", self.progress.total_batches)
                 results = evaluate(self, "validate", self._val_sources, self._val_metrics)
-        except EvaluationAbandoned:
+        except (EvaluationAbandoned, WaitingEnded):
             return
         self._mark = None
         self.progress.validation_is_due = False

@@ -26,6 +26,7 @@ from paddle.io.dataloader import worker as paddle_worker
 from .errors import DataError
 from .fetch import CPU, END, IterableFetcher, MapFetcher, add_note, to_arrays, to_tensors
 from .rng import IsolatedSeed, derive_seed
+from .signals import WAITS_FOR_DATA
 
 SKIPPED: Any = object()  # the reply to a task that asked only to pass over a batch
 
@@ -159,6 +160,9 @@ class WorkerPool:
             else "Run with num_workers=0 to see where it happens."
         )
         raise DataError(f"{self.name}: worker {worker.number} (pid {pid}) {how} while loading a batch. {remedy}")
+
+
+WAITS_FOR_DATA.add(WorkerPool.receive.__code__)
 
 
 class _Worker:
