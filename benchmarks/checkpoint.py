@@ -37,6 +37,7 @@ MB = 1_000_000
 
 def seconds(function: Callable[[], Any]) -> float:
     gc.collect()
+    os.sync()  # what earlier steps wrote or deleted is not this one's cost
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
@@ -139,17 +140,30 @@ def measure_size(megabytes: float, pairs: int, directory: Path) -> dict[str, flo
     store = CheckpointStore(directory / "ours")
     behind = CheckpointStore(directory / "background")
     memory = peak_memory(lambda: (save(behind, 0, tensors, background=True), behind.wait())[1])
-    for step in range(1, pairs + 1):
-        record("save", lambda: save(store, step, tensors))  # noqa: B023
+
+    def ours(step: int) -> None:
+        record("save", lambda: save(store, step, tensors))
         record("delete", lambda: store.set_pins({"before": []}))
-        record("paddle_save", lambda: paddle_save(tensors, directory / "theirs.pdparams"))
-        os.unlink(directory / "theirs.pdparams")
-        record("floor", lambda: floor(arrays, directory / "floor"))
-        os.unlink(directory / "floor")
+
+    def theirs(step: int) -> None:
+        record("paddle_save", lambda: paddle_save(tensors, directory / f"theirs{step}"))
+        (directory / f"theirs{step - 1}").unlink(missing_ok=True)
+
+    def least(step: int) -> None:
+        record("floor", lambda: floor(arrays, directory / f"floor{step}"))
+        (directory / f"floor{step - 1}").unlink(missing_ok=True)
+
+    def beside(step: int) -> None:
         record("copy", copy)
-        record("stall", lambda: save(behind, step, tensors, background=True))  # noqa: B023
+        record("stall", lambda: save(behind, step, tensors, background=True))
         behind.wait()
         behind.set_pins({"before": []})
+
+    # Each keeps its previous file until the new one is written, and all take turns at being first.
+    turns = [ours, theirs, least, beside]
+    for step in range(1, pairs + 1):
+        for measure in turns[step % 4 :] + turns[: step % 4]:
+            measure(step)
     paddle_save(tensors, directory / "theirs.pdparams")
     for _ in range(pairs):
 
