@@ -24,8 +24,8 @@ FLUSH_BYTES = 1 << 16
 class Logger:
     """Base class of loggers; a logger of your own needs `log_metrics` and nothing else.
 
-    The Trainer calls `open` once before anything is logged, the rest as documented, on rank 0 only. What a logger
-    returns from `state_dict` is kept in every checkpoint and comes back in `open`.
+    The Trainer calls `open` when a fit has its run directory, the rest as documented, on rank 0 only. What a logger returns
+    from `state_dict` is kept in every checkpoint; a fit that resumes calls `load_state_dict` with it, after `open`.
 
         class PrintLogger(Logger):
             def log_metrics(self, metrics, step=None):
@@ -37,12 +37,17 @@ class Logger:
     def open(self, run_dir: str | os.PathLike[str], resume_state: Mapping[str, Any] | None = None) -> None:
         """Begin to log into a run directory.
 
-        `resume_state` is what `state_dict` returned for the checkpoint that the run goes on from, `{}` where a fit
-        starts from nothing: in both cases what was logged later is taken back. None only adds, as validate and test do.
+        A `resume_state` is given to `load_state_dict`, which takes back what was logged later. The Trainer passes `{}`
+        where a fit starts from nothing, and None, which only adds, where it resumes.
         """
         self._run_dir = Path(run_dir)
         if resume_state is not None:
             self.load_state_dict(dict(resume_state))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can log now. Always, unless a subclass says otherwise because it needs what `open` gives it."""
+        return True
 
     @property
     def run_dir(self) -> Path:
@@ -79,7 +84,7 @@ class Logger:
         """Bring everything logged so far to the disk."""
 
     def finalize(self, status: str) -> None:
-        """Called when a run ends, with "success", "failed" or "interrupted"; logging may go on afterwards."""
+        """Called when a fit ends, with "finished" or "failed" (an interrupted one has failed); logging may go on afterwards."""
         self.save()
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,9 +120,13 @@ class CSVLogger(Logger):
         self._row: dict[str, str] = {}  # the newest step's, until another step comes: several calls share one row
 
     def open(self, run_dir: str | os.PathLike[str], resume_state: Mapping[str, Any] | None = None) -> None:
-        self.finalize("success")
+        self.finalize("finished")
         self._forget()
         super().open(run_dir, resume_state)
+
+    @property
+    def is_open(self) -> bool:
+        return self._run_dir is not None
 
     @property
     def log_dir(self) -> str | None:
@@ -226,9 +235,13 @@ class TensorBoardLogger(Logger):
         self._hyperparams: str | None = None
 
     def open(self, run_dir: str | os.PathLike[str], resume_state: Mapping[str, Any] | None = None) -> None:
-        self.finalize("success")
+        self.finalize("finished")
         self._forget()
         super().open(run_dir, resume_state)
+
+    @property
+    def is_open(self) -> bool:
+        return self._run_dir is not None
 
     @property
     def log_dir(self) -> str | None:

@@ -353,3 +353,21 @@ def test_a_metric_that_is_no_number_is_named(tmp_path: Path) -> None:
 def test_a_directory_outside_the_run_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="is a folder inside the run directory, got '/tmp/logs'"):
         TensorBoardLogger("/tmp/logs")
+
+
+# -- whether one can log -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("logger_class", [CSVLogger, TensorBoardLogger])
+def test_a_logger_of_files_is_open_once_it_has_a_directory(logger_class: type[Logger], tmp_path: Path) -> None:
+    assert not logger_class().is_open
+    logger = opened(logger_class, tmp_path)
+    assert logger.is_open
+    logger.finalize("finished")
+    assert logger.is_open  # logging may go on
+
+
+def test_a_logger_that_needs_no_directory_is_always_open() -> None:
+    class Printing(Logger):
+        def log_metrics(self, metrics: object, step: int | None = None) -> None:
+            print(metrics)
+
+    assert Printing().is_open
