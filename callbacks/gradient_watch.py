@@ -54,7 +54,7 @@ class LossSpikeWatch(Callback):
 
     Losses stay on the device and are read together, every `check_every_n_batches` (default: the Trainer's
     `log_every_n_steps`) and at a checkpoint; each is judged by those before it, a tenth of the window at least, with a
-    deviation of at least 0.1 % of their mean. A spike, or a loss that is NaN or infinite, does not join the window. `loss_spikes` in the metrics counts over the run.
+    deviation of at least 0.1 % of their mean. With several processes the mean of their losses is judged, by all alike. A spike, or a loss that is NaN or infinite, does not join the window. `loss_spikes` in the metrics counts over the run.
     """
 
     def __init__(
@@ -103,10 +103,11 @@ class LossSpikeWatch(Callback):
         trainer.record("loss_spikes", float(len(self.spikes)))
 
     def _judge(self, trainer: Trainer) -> None:
-        losses = self._read()
+        """Judge what waits; a collective, so that no rank stops alone."""
+        losses = trainer.ranks.gather_object(self._read())
         self._waiting = []
-        for loss in losses:
-            self._judge_one(trainer, loss)
+        for of_ranks in zip(*losses):
+            self._judge_one(trainer, sum(of_ranks) / len(of_ranks))
             self._judged += 1
 
     def _read(self) -> list[float]:

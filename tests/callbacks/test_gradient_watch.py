@@ -120,6 +120,32 @@ def test_stop_ends_the_run_at_the_jump(tmp_path: Path, capsys: pytest.CaptureFix
     assert "the training loss jumped to 9 at batch 6" in capsys.readouterr().out
 
 
+def test_all_ranks_judge_the_mean_of_their_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Another(Callback):
+        """A second rank, whose losses are `added` more than this one's; it takes part in the watch's judgements alone."""
+
+        def __init__(self, added: float) -> None:
+            self.added = added
+
+        def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+            monkeypatch.setattr(trainer.ranks, "gather_object", self.gather)
+
+        def gather(self, value: Any) -> list[Any]:
+            if not isinstance(value, list):
+                return [value]
+            return [value, [loss + self.added for loss in value]]
+
+    def spikes(root: Path, last: float, added: float) -> list[dict[str, float]]:
+        watch = LossSpikeWatch(window=6, check_every_n_batches=1, action="stop")
+        trainer(root, [watch, Another(added)], max_epochs=1).fit(spiky(*CALM, last), batches(7))
+        return watch.spikes
+
+    (spike,) = spikes(tmp_path / "one", last=9.0, added=2.0)
+    assert spike["loss"] == 10.0
+    assert spike["mean"] == pytest.approx(np.mean(CALM) + 1.0)
+    assert [s["loss"] for s in spikes(tmp_path / "two", last=1.0, added=float("nan"))] != []
+
+
 @pytest.mark.parametrize("cut", [1, 2, 5, 6, 7])
 def test_a_resumed_watch_finds_what_an_uninterrupted_one_finds(tmp_path: Path, cut: int) -> None:
     def run(root: Path, **settings: Any) -> LossSpikeWatch:
