@@ -132,26 +132,33 @@ class ModelCheckpoint(Callback):
         self._best_pins: list[str] = []
         self._may_save_after_a_batch = bool(self.every_n_train_steps or self.train_time_interval)
         self._last_save = time.monotonic()
+        self._step_due: int | None = None  # the step of the last save that was due; None until training starts
         self._epoch_starts: list[tuple[float, int]] = []
 
-    # -- what is kept of this callback: only its clock -------------------------------------------------------------
+    # -- what is kept of this callback: when it saved last ---------------------------------------------------------
     @property
     def state_key(self) -> str:
         when = self.every_n_train_steps or self.train_time_interval or self.every_n_epochs
         return f"ModelCheckpoint(monitor={self.monitor!r}, mode={self.mode!r}, every={when!r})"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds_since_save": time.monotonic() - self._last_save, "current_score": self.current_score}
+        return {
+            "seconds_since_save": time.monotonic() - self._last_save,
+            "current_score": self.current_score,
+            "step_due": self._step_due,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last_save = time.monotonic() - state_dict["seconds_since_save"]
         self.current_score = state_dict["current_score"]
+        self._step_due = state_dict.get("step_due")
 
     # -- when --------------------------------------------------------------------------------------------------------
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage != "fit":
             return
         self._trainer = trainer
+        self._step_due = None
         if not trainer.enable_checkpointing and not trainer.fast_dev_run:
             raise ConfigurationError(
                 "a ModelCheckpoint was passed together with enable_checkpointing=False: drop one of the two"
@@ -182,6 +189,8 @@ class ModelCheckpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._validated_at = None
+        if self._step_due is None:
+            self._step_due = trainer.global_step
         if self.monitor is not None:
             self._metric.look(trainer)  # a value that came with the checkpoint is older than anything saved from now on
 
@@ -204,6 +213,8 @@ class ModelCheckpoint(Callback):
             ):
                 raise not_logged("ModelCheckpoint", self.monitor, trainer)
         is_due = self._is_due(trainer, reason)
+        if is_due:
+            self._step_due = trainer.global_step
         epoch = trainer.current_epoch
         archives = reason == "train_epoch" and self.archive_every_n_epochs and epoch % self.archive_every_n_epochs == 0
         if not (is_due or archives or (reason == "train_epoch" and _is_last_epoch(trainer))):
@@ -227,7 +238,7 @@ class ModelCheckpoint(Callback):
         if reason in ("exception", "stop"):
             return self.save_on_exception or reason == "stop"
         if self.every_n_train_steps:
-            return trainer.global_step % self.every_n_train_steps == 0
+            return self._is_step_due(trainer.global_step, self.every_n_train_steps, reason)
         if self.train_time_interval:
             return time.monotonic() - self._last_save >= self.train_time_interval
         if reason == "train_epoch":
@@ -235,6 +246,14 @@ class ModelCheckpoint(Callback):
                 return False
             return self._is_epoch_due(trainer.current_epoch)
         return self.save_on_train_epoch_end is not True and self._is_epoch_due(trainer.current_epoch + 1)
+
+    def _is_step_due(self, step: int, every_n: int, reason: str) -> bool:
+        """Whether a multiple was reached or, where a batch takes several steps, passed since the save before."""
+        before = self._step_due or 0
+        # What a validation or an epoch's end adds to a step that was saved belongs to its checkpoint.
+        return step // every_n > before // every_n or (
+            step == before and step % every_n == 0 and step > 0 and reason != "train_batch"
+        )
 
     def _is_epoch_due(self, epoch: int) -> bool:
         """Whether the schedule wants the `epoch`-th epoch, counted from 1."""

@@ -194,6 +194,29 @@ def test_every_n_train_steps_counts_optimizer_steps(tmp_path: Path) -> None:
     assert saved_steps(tmp_path, 2, ModelCheckpoint(every_n_train_steps=2), accumulate_grad_batches=2) == [2, 4]
 
 
+class ThreeStepsABatch(Scripted):
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        for _ in range(3):
+            self.manual_backward(self.net(batch).mean())
+            self.optimizers().step()
+            self.optimizers().clear_grad()
+
+
+def test_every_n_train_steps_saves_where_a_batch_passes_a_multiple(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(every_n_train_steps=5, save_top_k=-1)
+    trainer = fit(tmp_path, ThreeStepsABatch(), checkpoint, max_epochs=2)
+    assert [entry.step for entry in trainer.checkpoints.entries()] == [6, 12, 15, 21, 24]
+
+
+def test_a_resumed_run_saves_at_the_multiples_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    for max_steps in (9, -1):  # 9 lies between the multiples that batches pass
+        checkpoint = ModelCheckpoint(every_n_train_steps=5, save_top_k=-1)
+        trainer = fit(tmp_path, ThreeStepsABatch(), checkpoint, max_epochs=2, max_steps=max_steps, ckpt_path="last")
+    assert [entry.step for entry in trainer.checkpoints.entries()] == [6, 9, 12, 15, 21, 24]
+
+
 def test_every_n_epochs_saves_those_and_the_last(tmp_path: Path) -> None:
     assert saved_steps(tmp_path, 5, ModelCheckpoint(every_n_epochs=2)) == [8, 16, 20]
 
