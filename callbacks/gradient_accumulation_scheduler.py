@@ -32,15 +32,13 @@ class GradientAccumulationScheduler(Callback):
         return self.scheduling[max(start for start in self.scheduling if start <= epoch)]
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
-        if stage == "fit" and trainer.accumulate_grad_batches not in (1, self.get_accumulate_grad_batches(0)):
+        if stage != "fit":
+            return
+        given = trainer._accumulation
+        if given not in ({0: 1}, {0: self.scheduling[0]}, self.scheduling):
             raise ConfigurationError(
-                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) and a GradientAccumulationScheduler say "
-                "different things; keep one"
+                f"Trainer(accumulate_grad_batches={given[0] if len(given) == 1 else given}) and a GradientAccumulationScheduler "
+                "say different things; keep one"
             )
-
-    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
-        trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(trainer.current_epoch)
-
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        # For the next epoch: the Trainer reads it before on_train_epoch_start.
-        trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(trainer.current_epoch + 1)
+        # The whole schedule, and before a checkpoint's is compared with it.
+        trainer._accumulation = dict(self.scheduling)

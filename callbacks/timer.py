@@ -34,6 +34,9 @@ class Timer(Callback):
         self._duration = _seconds(duration)
         self._interval = interval
         self._verbose = verbose
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._start: dict[str, float | None] = dict.fromkeys(("train", "validate", "test"))
         self._end: dict[str, float | None] = dict(self._start)
         self._before = dict.fromkeys(self._start, 0.0)
@@ -61,6 +64,10 @@ class Timer(Callback):
     def time_remaining(self, stage: Stage = "train") -> float | None:
         """Seconds until `duration` is over; None without one."""
         return None if self._duration is None else self._duration - self.time_elapsed(stage)
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if stage == "fit":
+            self._begin_anew()  # a resumed run's time comes afterwards, with its state
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         self._stop_if_over(trainer)  # a run that is started again after its time

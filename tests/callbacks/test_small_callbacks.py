@@ -11,7 +11,7 @@ from typing import Any
 import paddle
 import pytest
 from paddlelite_trainer.callbacks.model_summary import summarize
-from scripted import Scripted, fit
+from scripted import Scripted, batches, fit
 
 from paddlelite_trainer import Callback, Trainer
 from paddlelite_trainer.callbacks import (
@@ -72,6 +72,13 @@ def test_the_timer_counts_the_time_of_earlier_processes(tmp_path: Path, monkeypa
     assert again.global_step == 10
 
 
+def test_a_second_fit_has_the_timers_whole_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = fit(tmp_path, Scripted(), [Clock(monkeypatch), Timer("00:00:00:35")], max_epochs=9)
+    assert trainer.global_step == 4
+    trainer.fit(Scripted(), batches())
+    assert trainer.global_step == 4
+
+
 def test_the_timer_refuses_what_is_no_duration() -> None:
     with pytest.raises(ConfigurationError, match=r"'DD:HH:MM:SS' \(days, hours, minutes, seconds\), got '12:00'"):
         Timer("12:00")
@@ -89,6 +96,23 @@ def test_accumulation_follows_the_epochs_also_after_a_resume(tmp_path: Path) -> 
     for epochs in (1, 2, 3):
         trainer = fit(tmp_path / "parts", Scripted(), callbacks(), max_epochs=epochs, ckpt_path="last")
     assert [record["step"] for record in trainer.history] == [4, 5, 7]
+
+
+def test_a_second_fit_accumulates_as_the_first_did(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, Scripted(), GradientAccumulationScheduler({0: 4, 1: 2}), max_epochs=2)
+    trainer.fit(Scripted(), batches())
+    assert [record["step"] for record in trainer.history] == [1, 3]
+
+
+def test_an_unchanged_schedule_is_no_difference_to_tell_at_a_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for epochs in (1, 2):
+        scheduler = GradientAccumulationScheduler({0: 3, 1: 2})
+        fit(tmp_path, Scripted(), [scheduler, ModelCheckpoint()], max_epochs=epochs, ckpt_path="last")
+    told = capsys.readouterr().out
+    assert "Resumed from" in told
+    assert "accumulate_grad_batches" not in told
 
 
 def test_accumulation_said_twice_is_a_contradiction(tmp_path: Path) -> None:
