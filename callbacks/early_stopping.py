@@ -75,6 +75,10 @@ class EarlyStopping(Callback):
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
         self.check_on_train_epoch_end = check_on_train_epoch_end
+        if log_rank_zero_only:
+            warnings.warn(
+                "EarlyStopping(log_rank_zero_only=True) has no effect: rank 0 alone prints in any case", stacklevel=2
+            )
         self.log_rank_zero_only = log_rank_zero_only
         self.restore_best_weights = restore_best_weights
         self.start_from_epoch = start_from_epoch
@@ -235,6 +239,9 @@ class EarlyStopping(Callback):
             trainer.print(
                 f"EarlyStopping: the weights of epoch {best.epoch} are restored, {self.monitor} {best.metrics[self.monitor]:.6g}"
             )
+
+    def on_already_over(self, trainer: Trainer, module: Module) -> None:
+        self.on_fit_end(trainer, module)
 
     def _best(self, trainer: Trainer) -> Entry | None:
         return next((entry for entry in trainer.checkpoints.entries() if self.BEST_PIN in entry.pins), None)

@@ -129,6 +129,9 @@ class StochasticWeightAveraging(AveragedWeights):
             if name.endswith(("._mean", "._variance")):
                 self.averages[name].copy_(parameter, True)
 
+    def on_already_over(self, trainer: Trainer, module: Module) -> None:
+        self.on_train_end(trainer, module)
+
     def state_dict(self) -> dict[str, Any]:
         return {"epochs_averaged": self._epochs_averaged, "rates_before": self._rates_before}
 

@@ -202,6 +202,18 @@ def test_restore_best_weights_survives_a_resume(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after_epoch[1][0], weights(trainer)[0])
 
 
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0], [3.0, 1.0, 2.0, 2.0, 2.0]])
+def test_a_run_that_is_over_has_its_best_weights_when_it_is_started_again(tmp_path: Path, values: list[float]) -> None:
+    def run(module: Scripted) -> list[float]:
+        stopping = EarlyStopping("val_loss", patience=3, restore_best_weights=True)
+        fit(tmp_path, module, [stopping, ModelCheckpoint()], max_epochs=len(values), ckpt_path="last")
+        return module.net.weight.numpy().tolist()
+
+    first = Scripted({"val_loss": by_epoch(values)})
+    best = run(first)
+    assert run(Scripted({"val_loss": by_epoch(values)})) == best
+
+
 def test_restore_best_weights_needs_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="reads them from a checkpoint: leave enable_checkpointing on"):
         fit(tmp_path, Scripted(), EarlyStopping("val_loss", restore_best_weights=True), enable_checkpointing=False)
@@ -220,6 +232,11 @@ def test_a_monitor_that_was_not_logged_only_warns_without_strict(tmp_path: Path)
     with pytest.warns(UserWarning, match="'nothing', which was not logged"):
         trainer = fit(tmp_path, Scripted({"val_loss": float}), EarlyStopping("nothing", strict=False))
     assert trainer.current_epoch == 3
+
+
+def test_log_rank_zero_only_changes_nothing_and_says_so() -> None:
+    with pytest.warns(UserWarning, match=r"EarlyStopping\(log_rank_zero_only=True\) has no effect"):
+        EarlyStopping("val_loss", log_rank_zero_only=True)
 
 
 def test_arguments_that_make_no_sense_are_refused_at_construction() -> None:

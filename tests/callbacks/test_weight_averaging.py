@@ -96,6 +96,23 @@ def test_a_resumed_run_ends_with_the_same_average(tmp_path: Path, cut: int) -> N
     assert differing(expected, whole_state(resumed)) == []
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_finished_run_has_its_average_when_it_is_started_again(tmp_path: Path, shuffle: bool) -> None:
+    def run() -> dict[str, np.ndarray]:
+        module = net()
+        data: Any = batches()
+        if shuffle:
+            samples = [sample for x, y in data for sample in zip(x.numpy(), y.numpy())]
+            data = paddle.io.DataLoader(samples, batch_size=8, shuffle=True)
+        swa = StochasticWeightAveraging(0.01, swa_epoch_start=0)
+        trainer(tmp_path, [swa, ModelCheckpoint()]).fit(module, data, ckpt_path="last")
+        return weights(module)
+
+    first = run()
+    assert not same(first, open_checkpoint(tmp_path / "version_0/latest").tensors("model.pdparams"))
+    assert differing(first, run()) == []
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
