@@ -1309,16 +1309,16 @@ class Trainer(Readable):
 
         return reload
 
-    def _reload_as_before(self) -> None:
+    def _reload_as_before(self, saved: Progress) -> None:
         """A resumed run's training data, where it came from a call of train_dataloader in the course of the run."""
-        current, every = self.progress.current_epoch, self.reload_dataloaders_every_n_epochs
-        last_reload = current - current % every if every else 0
-        if not self.progress.epoch_is_open and last_reload == current:
+        every = self.reload_dataloaders_every_n_epochs
+        last_reload = saved.current_epoch - saved.current_epoch % every if every else 0
+        if not saved.epoch_is_open and last_reload == saved.current_epoch:
             last_reload -= every  # that call is still to come
         if self._reload_train is not None and last_reload > 0:
-            self.progress.current_epoch = last_reload  # as the method saw it
+            present, self.progress.current_epoch = self.progress.current_epoch, last_reload  # as the method saw it
             self._reload_train()
-            self.progress.current_epoch = current
+            self.progress.current_epoch = present
 
     def _current_batch_size(self) -> int:
         return batch_size_of(self._batch)

@@ -16,6 +16,7 @@ from .errors import CheckpointError, CheckpointMismatchError, CheckpointNotFound
 from .metrics import numbers_of, paddle_metrics_of, set_numbers
 from .module import running_statistics
 from .optimizers import gradients_of, optimizer_state, restore_optimizer
+from .progress import Progress
 from .rng import derive_seed, random_states, set_random_states
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ def checked_override(override: Sequence[str]) -> tuple[str, ...]:
 def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str]:
     """Put everything back; returns sentences about what differs from the saved run. Nothing is changed where it raises for a mismatch of shapes or names."""
     tree = saved.trainer
+    trainer._reload_as_before(Progress(**tree["progress"]))
     notes = check(trainer, saved, override)
     if not {"optimizer", "precision"} & set(
         override
@@ -275,7 +277,6 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
     if "data" in override and trainer.progress.epoch_is_open:
         trainer.progress.begin_epoch_again()
         notes.append(f"data: epoch {trainer.progress.current_epoch} begins again, as override asks.")
-    trainer._reload_as_before()
     trainer._callback_metrics.update(tree["callback_metrics"])
     trainer.history = list(tree["history"])
     trainer._epoch_record = dict(tree["epoch_record"])

@@ -44,7 +44,7 @@ STEP = "step-"
 
 # -- what is compared ----------------------------------------------------------------------------------------------------
 def digest(value: Any) -> str:
-    """sha256 of a tree, of tensors by type, shape and bytes; what measures time is left out."""
+    """sha256 of a tree, of tensors by type, shape and bytes; when things were done is left out."""
     hasher = hashlib.sha256()
     _feed(hasher, value)
     return hasher.hexdigest()[:16]
@@ -53,7 +53,7 @@ def digest(value: Any) -> str:
 def _feed(hasher: Any, value: Any) -> None:
     if isinstance(value, Mapping):
         for key in value:  # in order: columns of a file and columns of a plot follow it
-            if "seconds" not in str(key):
+            if "seconds" not in str(key) and key != "step_due":  # when a checkpoint was taken last
                 hasher.update(f"{key}=".encode())
                 _feed(hasher, value[key])
     elif isinstance(value, (list, tuple)):

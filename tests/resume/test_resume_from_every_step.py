@@ -30,7 +30,13 @@ def check(lines: list[dict[str, object]]) -> None:
 def test_a_run_resumed_from_some_steps_of_each_kind_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     share = ["plain", "accumulate 4", "workers 2", "two optimizers", "validation in the middle of windows"]
     check(results(tmp_path, share, "--every", "20"))
-    share = ["iterable, own state", "iterable, read again", "own batch sampler", "frozen, then not", "LBFGS"]
+    share = [
+        "iterable, own state",
+        "iterable, read again",
+        "own batch sampler",
+        "reload_dataloaders_every_n_epochs",
+        "LBFGS",
+    ]
     check(results(tmp_path, share, "--every", "25"))
 
 
