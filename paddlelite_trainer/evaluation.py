@@ -94,6 +94,7 @@ def evaluate(
         trainer._collector, trainer._logs_steps, trainer.training = before
         setattr(trainer, flag, False)
         trainer._dataloader_suffix = ""
+        collector.clear()  # paddle metrics too: a checkpoint must not hold their counts as the next evaluation's beginning
         for layer, mode in modes:
             layer.training = mode
     return results

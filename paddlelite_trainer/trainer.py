@@ -29,6 +29,7 @@ from .errors import (
     CheckpointSaveError,
     ConfigurationError,
     ConfigurationTypeError,
+    DataError,
     DeviceOutOfMemoryError,
     TrainingError,
 )
@@ -53,7 +54,7 @@ from .profiler import make_profiler
 from .progress import Progress
 from .readable import Readable
 from .rng import derive_seed, draw_seed, isolated_random_states, paddle_cpu_generator_can_be_saved, seed_everything
-from .run_directory import RunDirectory, resolve_ckpt_path
+from .run_directory import RunDirectory, locked, resolve_ckpt_path
 from .settings import check_settings, stage_limit, to_seconds
 from .signals import EXIT_PREEMPTED, SignalWatch, WaitingEnded, in_notebook
 
@@ -136,8 +137,8 @@ class Trainer(Readable):
             "test": stage_limit(fast_dev_run, limit_test_batches),
             "predict": stage_limit(fast_dev_run, limit_predict_batches),
         }
-        self.val_check_interval = 1.0 if val_check_interval is None else val_check_interval
-        self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.val_check_interval = 1.0 if val_check_interval is None or fast_dev_run else val_check_interval
+        self.check_val_every_n_epoch = 1 if fast_dev_run else check_val_every_n_epoch
         self.num_sanity_val_steps = 0 if fast_dev_run else num_sanity_val_steps
         self.log_every_n_steps = log_every_n_steps
         self.enable_checkpointing = enable_checkpointing and not fast_dev_run
@@ -171,6 +172,8 @@ class Trainer(Readable):
         for callback in given:
             refuse_misspelt_hooks(callback, Callback, CALLBACK_HOOKS)
         self._given_callbacks = given
+        self._module_callbacks: list[Callback] = []
+        self._configured_for: Module | None = None
         self.callbacks: list[Callback] = default_callbacks(
             given,
             checkpointing=self.enable_checkpointing,
@@ -202,6 +205,8 @@ class Trainer(Readable):
 
     def _forget_fit(self) -> None:
         """Everything that one fit leaves behind and the next must not see."""
+        self._untoggle()
+        self.run, self._run_path, self._store = None, None, None
         self.progress = Progress()
         self.optimizers: list[Any] = []
         self.lr_scheduler_configs: list[LRSchedulerConfig] = []
@@ -222,7 +227,7 @@ class Trainer(Readable):
         self._saving_mark: Mark | None = None
         self._saved_at: tuple[Any, ...] | None = None
         self._requested_pins: set[str] = set()
-        self._agreed_to_leave = False
+        self._agreed_to_leave = self._stop_is_agreed = False
         self._known_candidate: Entry | None = None
         self._train_source: BatchSource | None = None
         self._val_sources: list[BatchSource] = []
@@ -274,10 +279,12 @@ class Trainer(Readable):
         if isinstance(train_dataloaders, DataModule):
             train_dataloaders, datamodule = None, train_dataloaders
         _refuse_both(datamodule, train_dataloaders, val_dataloaders)
+        self._fitted_before = self.progress.total_batches > 0
+        self._forget_fit()
         with self.signals:
-            self._begin("fit", model, datamodule)
             outcome = "failed"
             try:
+                self._begin("fit", model, datamodule)
                 with self._watch_numerics():
                     if self._prepare_fit(train_dataloaders, val_dataloaders, ckpt_path, override, init_from):
                         self.signals.wait_for_save_point(lambda: self.progress.batches_in_window == 0)
@@ -397,14 +404,17 @@ class Trainer(Readable):
 
         During fit it is taken at the next save point, and None is returned; after fit at once, and its directory is returned.
         """
-        if self._store is None:
+        if self._run_path is None:
             raise CheckpointError(
                 "save_checkpoint needs a run directory: call it in or after fit, without fast_dev_run"
             )
         self._requested_pins.add(tag)
         if self.state == "fit":
             return None
-        entry = self._take_checkpoint({}, weights_only=weights_only)
+        with locked(self._run_path) if self.is_global_zero else contextlib.nullcontext():
+            entry = self._take_checkpoint({}, weights_only=weights_only)
+            if self._store is not None:
+                self._store.wait()
         return None if entry is None else entry.path
 
     # -- the loop ----------------------------------------------------------------------------------------------------------------
@@ -479,13 +489,15 @@ class Trainer(Readable):
                     self._validate_in_fit()
                     if progress.validation_is_due:  # abandoned for a signal; the resumed run begins with it
                         return
-                if self._step_to_log != progress.global_step and progress.global_step % self.log_every_n_steps == 0:
+                if progress.global_step >= self._next_log:
                     self._log_steps()
                 if source.is_last or progress.batches_in_window:
                     continue  # an epoch's last batch is saved with the epoch's end, and no checkpoint splits a window
                 self._save_point("validation" if self._validated_here else "train_batch")
                 if self._must_stop():
                     return
+            if not skip_rest:
+                self._refuse_short_epoch(source)
             if progress.batches_in_window:
                 self._step_optimizer(optimizer)
             self._close_epoch()
@@ -526,7 +538,6 @@ class Trainer(Readable):
         self._collector, self._logs_steps = self._train_metrics, True
         self.training = True
         window = self.accumulate_grad_batches
-        self._step_to_log = progress.global_step
         self._validated_here = False
         self._window_length = self._length_of_window(window)
         if progress.epoch_is_open:
@@ -603,11 +614,13 @@ class Trainer(Readable):
     def _must_stop(self) -> bool:
         """Asked at every save point: is this the last one?"""
         progress = self.progress
-        if self.max_steps >= 0 and progress.global_step >= self.max_steps:
+        if 0 <= self.max_steps <= progress.global_step and not progress.validation_is_due:
             return True
         if self.ranks.world_size > 1:  # clocks and signals differ between ranks: only what they agreed on counts
             if self._agreed_to_leave:
                 return True
+            if not self._stop_is_agreed:
+                return False
         elif self.signals.received is not None or self._time_is_over():
             return True
         if self._stop_reason is None:
@@ -624,9 +637,12 @@ class Trainer(Readable):
     def _time_is_over(self) -> bool:
         if self.max_seconds is None or self._seconds() < self.max_seconds:
             return False
-        self._stopped_for_good = False  # a larger max_time goes on
-        self._stop_reason = f"max_time of {timedelta(seconds=self.max_seconds)} is over"
+        self._stop_for_time()
         return True
+
+    def _stop_for_time(self) -> None:
+        assert self.max_seconds is not None
+        self.stop(f"max_time of {timedelta(seconds=self.max_seconds)} is over", for_good=False)  # a larger one goes on
 
     # -- parts of a training batch -----------------------------------------------------------------------------------------------
 
@@ -673,6 +689,13 @@ class Trainer(Readable):
         length = self._train_source.length if self._train_source is not None else None
         first = self.progress.batches_in_epoch - self.progress.batches_in_window
         return window if length is None else max(1, min(window, length - first))
+
+    def _refuse_short_epoch(self, source: BatchSource) -> None:
+        if source.length is not None and self.progress.batches_in_epoch < source.length:
+            raise DataError(
+                f"{source.name} said that an epoch has {source.length} batches and ended after {self.progress.batches_in_epoch}: "
+                "validation, schedules and resume go by the length. Correct its __len__, or leave it out."
+            )
 
     def _rescale_gradients(self, factor: float) -> None:
         # Only where a loader of unknown length ended inside a window, or a hook ended the epoch there.
@@ -896,9 +919,10 @@ class Trainer(Readable):
         _refuse_both(datamodule, dataloaders)
         if model is None and self.model is None:
             raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
-        self._begin(stage, model if model is not None else self.model, datamodule)
         self.ckpt_path = None
+        sources: list[BatchSource] = []
         try:
+            self._begin(stage, model if model is not None else self.model, datamodule)
             method = {"validate": "val_dataloader"}.get(stage, f"{stage}_dataloader")
             sources = self._sources(stage, dataloaders, method)
             word = {"validate": "validation"}.get(stage, stage)
@@ -919,8 +943,6 @@ class Trainer(Readable):
                 self.ckpt_path = resolution.entry.path
                 self.print(f"Weights of {resolution.entry.path}")
             results = evaluate(self, stage, sources, MetricCollector(), keep_outputs=keep_outputs)
-            for source in sources:
-                source.close()
             if verbose and self.is_global_zero and stage != "predict":
                 from .summary import print_results
 
@@ -932,6 +954,8 @@ class Trainer(Readable):
                 raise
             raise told from error
         finally:
+            for source in sources:
+                source.close()
             self._end(stage, "finished")
 
     # -- before and after --------------------------------------------------------------------------------------------------------
@@ -971,16 +995,17 @@ class Trainer(Readable):
             model.to(self.device.name)
         self._merge_callbacks(model)
         self._collect_hooks()
-        if self.ranks.is_zero:
-            if self.datamodule is not None:
-                self.datamodule.prepare_data()
-            if is_written(model, "prepare_data"):
-                model.prepare_data()
-        self.ranks.barrier()
+        self.ranks.on_rank_zero(self._prepare_data)
         if self.datamodule is not None:
             self.datamodule.trainer = self
             self.datamodule.setup(stage)
         self._call("setup", stage)
+
+    def _prepare_data(self) -> None:
+        if self.datamodule is not None:
+            self.datamodule.prepare_data()
+        if is_written(self.model, "prepare_data"):
+            self.model.prepare_data()
 
     def _prepare_fit(
         self, train: Any, val: Any, ckpt_path: str | Path | None, override: Sequence[str], init_from: str | Path | None
@@ -988,8 +1013,6 @@ class Trainer(Readable):
         """Everything before the first batch; False where the checkpoint's run is over already."""
         from .summary import announce_fit
 
-        fitted_before = self.progress.total_batches > 0
-        self._forget_fit()
         if self.max_epochs is None and self.max_steps < 0 and self.max_seconds is None:
             raise ConfigurationError(
                 "when should fit end? Pass max_epochs, max_steps or max_time to Trainer; max_epochs=-1 trains until it is stopped."
@@ -1039,15 +1062,16 @@ class Trainer(Readable):
             notes.append(str(training_state.load_weights_at(self.model, init_from)))
         for logger in self.loggers if self.is_global_zero else ():
             logger.log_hyperparams(self.model.hparams)
-        if saved is None and fitted_before:
+        if saved is None and self._fitted_before:
             notes.append(
                 "a fresh fit: counters, optimizers and schedules begin anew, on the weights that the module has"
             )
         announce_fit(self, notes)
-        self._step_to_log = self.progress.global_step  # an earlier process has logged this one
+        self._next_log = self._step_after(self.progress.global_step)  # an earlier process has logged what came before
         over = self._already_over() if saved is not None else None
         if over is not None:
             self.print(over)
+            self._call("on_already_over")
             return False
         self._call("on_fit_start")
         self.model.train()
@@ -1093,6 +1117,10 @@ class Trainer(Readable):
             )
         self._clips = self.gradient_clip_val is not None or is_written(model, "configure_gradient_clipping")
         self._needs_closure = model.automatic_optimization and type(self.optimizers[0]).__name__ == "LBFGS"
+        if self._needs_closure and self.world_size > 1:
+            raise ConfigurationError(
+                "LBFGS runs on one process: its several losses a step are not synchronised over ranks"
+            )
         if self._needs_closure and (self.precision.autocast is not None or max(self._accumulation.values()) > 1):
             raise ConfigurationError(
                 "LBFGS evaluates the loss several times a step: it works in float32 and without accumulate_grad_batches"
@@ -1131,6 +1159,8 @@ class Trainer(Readable):
 
     def _already_over(self) -> str | None:
         progress = self.progress
+        if progress.validation_is_due:
+            return None
         if self._stop_reason is not None and self._stop_is_allowed():
             return f"Already stopped at epoch {progress.current_epoch}, step {progress.global_step}: {self._stop_reason}. Nothing to do; override=('stop',) goes on."
         if self.max_epochs is not None and 0 <= self.max_epochs <= progress.current_epoch:
@@ -1142,6 +1172,8 @@ class Trainer(Readable):
         return None
 
     def _finish_fit(self) -> None:
+        if self._store is not None:
+            self._await_save()  # what follows depends on whether the last save is there
         is_over = self._is_over_by_itself()
         if not is_over:
             self._tell_of_exception(self._as_exception())
@@ -1159,6 +1191,8 @@ class Trainer(Readable):
         self._call("on_train_end")
         self.training = False
         self._call("on_fit_end")
+        if self._requested_pins:  # asked for in one of the last hooks
+            self._take_checkpoint({})
         if self._store is not None:
             self._await_save()
         if self._stop_reason is not None:
@@ -1169,6 +1203,8 @@ class Trainer(Readable):
     def _is_over_by_itself(self) -> bool:
         """Whether training has ended, as against a process that is asked to go."""
         progress = self.progress
+        if progress.validation_is_due:
+            return False
         asked_to_go = self.signals.received is not None or self._agreed_to_leave
         if not asked_to_go or self._stop_reason is not None:
             return True
@@ -1223,13 +1259,13 @@ class Trainer(Readable):
                     stack.callback(self.run.close, self._how_it_ended(outcome))
                 if self._store is not None and self.run is not None:
                     stack.callback(self._store.close)
-                for logger in self.loggers if self.is_global_zero else ():
-                    stack.callback(logger.finalize, outcome)
                 for source in (self._train_source, *self._val_sources):
                     if source is not None:
                         stack.callback(source.close)
                 if self.profiler is not None:
                     stack.callback(self.profiler.finish, self)
+            for logger in self._open_loggers():
+                stack.callback(logger.finalize, outcome)
             if self.datamodule is not None:
                 stack.callback(self.datamodule.teardown, stage)
             stack.callback(self._call, "teardown", stage)
@@ -1353,15 +1389,20 @@ class Trainer(Readable):
         """Send numbers to every logger, at `global_step` unless told otherwise, with the epoch beside them."""
         values = {name: float(value) for name, value in metrics.items()}
         self._logged_metrics.update(values)
-        if not self.is_global_zero:
-            return
-        if self._mark is not None:
+        loggers = self._open_loggers()
+        if loggers and self._mark is not None:
             self._mark.remember_logs(self)
-        for logger in self.loggers:
+        for logger in loggers:
             logger.log_metrics(
                 {**values, "epoch": float(self.progress.current_epoch)},
                 self.progress.global_step if step is None else step,
             )
+
+    def _open_loggers(self) -> list[Any]:
+        """Those that have somewhere to write: none before a fit has begun, and on rank 0 only."""
+        if not self.is_global_zero:
+            return []
+        return [logger for logger in self.loggers if getattr(logger, "is_open", True)]
 
     def metrics_of_the_fit(self) -> dict[str, float]:
         """callback_metrics without what a validate, test or predict of its own has logged since."""
@@ -1374,15 +1415,17 @@ class Trainer(Readable):
         self._known_candidate = None
 
     def _log_steps(self) -> None:
-        """Send this step's numbers to the loggers, once."""
-        if self._step_to_log == self.progress.global_step:
+        """Send this step's numbers to the loggers, once; where several optimizers step in a batch, at the first batch past a multiple."""
+        if self.progress.global_step < self._next_log:
             return
-        self._step_to_log = self.progress.global_step
-        if self.progress.global_step % self.log_every_n_steps:
-            return
+        self._next_log = self._step_after(self.progress.global_step)
         values = self._train_metrics.step_values(logger=True)
         if values:
             self.log_metrics(values)
+
+    def _step_after(self, step: int) -> int:
+        """The next step at which there is something to log."""
+        return (step // self.log_every_n_steps + 1) * self.log_every_n_steps
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------------
 
@@ -1422,9 +1465,9 @@ class Trainer(Readable):
                     weights_only = weights_only and getattr(callback, "save_weights_only", False)
         leaving = self.signals.received is not None
         if self.ranks.world_size > 1:
-            leaving = any(self.ranks.gather_object(leaving))
-            pins, weights_only, self._agreed_to_leave, self._requested_pins = self.ranks.broadcast_object(
-                (pins, weights_only, leaving or self._time_is_over(), self._requested_pins)
+            leaving = self._agree_on_leaving()
+            pins, weights_only, self._requested_pins = self.ranks.broadcast_object(
+                (pins, weights_only, self._requested_pins)
             )
         if self.enable_checkpointing and self._savers and (reason == "stop" or leaving):
             pins.setdefault("latest", [])  # filled in with this checkpoint
@@ -1433,6 +1476,20 @@ class Trainer(Readable):
             self._take_checkpoint(pins, weights_only=weights_only and bool(pins))
         if reason in ("train_batch", "validation"):
             self._remember(mark.BATCH)
+
+    def _agree_on_leaving(self) -> bool:
+        """Clocks, signals and reasons to stop may differ between ranks; from here on all have the same. Whether a signal came."""
+        over = self.max_seconds is not None and self._seconds() >= self.max_seconds
+        everyones = self.ranks.gather_object((self.signals.received, self._stop_reason, self._stopped_for_good, over))
+        self.signals.received = next((received for received, *_ in everyones if received is not None), None)
+        stopping = next((answer for answer in everyones if answer[1] is not None), None)
+        if stopping is not None:
+            self._stop_reason, self._stopped_for_good = stopping[1], stopping[2]
+        elif any(answer[3] for answer in everyones):
+            self._stop_for_time()
+        self._stop_is_agreed = self._stop_reason is not None
+        self._agreed_to_leave = self.signals.received is not None
+        return self._agreed_to_leave
 
     def _ranks_agree_here(self) -> bool:
         """Whether ranks talk after this batch. It costs a round trip, so not after each, and all must give the same answer."""
@@ -1468,7 +1525,7 @@ class Trainer(Readable):
     def _after_failed_save(self, error: CheckpointSaveError) -> None:
         if self.on_save_error == "raise":
             raise error
-        self._known_candidate = None
+        self._known_candidate = self._saved_at = None
         self.print(f"WARNING: a checkpoint was not written, and training goes on as on_save_error='warn' asks: {error}")
 
     def _seconds(self) -> float:
@@ -1483,19 +1540,22 @@ class Trainer(Readable):
     # -- callbacks ---------------------------------------------------------------------------------------------------------------
 
     def _merge_callbacks(self, model: Module) -> None:
+        if model is self._configured_for and self.state != "fit":
+            return  # the objects that the fit has used, with what they know
         wanted = model.configure_callbacks()
         wanted = [wanted] if isinstance(wanted, Callback) else list(wanted)
         for callback in wanted:
             refuse_misspelt_hooks(callback, Callback, CALLBACK_HOOKS)
+        had, self._module_callbacks, self._configured_for = self._module_callbacks, wanted, model
+        if not wanted and not had:
+            return
         replaced = {type(callback) for callback in wanted}
-        given = [callback for callback in self._given_callbacks if type(callback) not in replaced] + wanted
-        if wanted:
-            self.callbacks = default_callbacks(
-                given,
-                checkpointing=self.enable_checkpointing,
-                progress_bar=self.enable_progress_bar and self.is_global_zero,
-                model_summary=self.enable_model_summary and self.is_global_zero,
-            )
+        self.callbacks = default_callbacks(
+            [callback for callback in self._given_callbacks if type(callback) not in replaced] + wanted,
+            checkpointing=self.enable_checkpointing,
+            progress_bar=self.enable_progress_bar and self.is_global_zero,
+            model_summary=self.enable_model_summary and self.is_global_zero,
+        )
 
     def _collect_hooks(self) -> None:
         """Find every overridden hook once: callbacks in list order, then the module. What nobody overrides costs nothing."""

@@ -152,7 +152,7 @@ def trainer_tree(trainer: Trainer) -> dict[str, Any]:
         "datamodule": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
         "hyper_parameters": dict(trainer.model.hparams),
         "added_param_groups": trainer._added_param_groups,
-        "untrained": sorted(name for name, parameter in trainer.model.named_parameters() if parameter.stop_gradient),
+        "untrained": untrained(trainer),
         "run": fingerprint(trainer),
     }
 
@@ -176,6 +176,16 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "module": type(trainer.model).__qualname__,
         "max_epochs": trainer.max_epochs,
     }
+
+
+def untrained(trainer: Trainer) -> list[str]:
+    """Names of the parameters that do not learn, apart from those that toggle_optimizer holds back for the moment."""
+    held_back = {id(parameter) for parameter, was_untrained in trainer._toggled if not was_untrained}
+    return sorted(
+        name
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.stop_gradient and id(parameter) not in held_back
+    )
 
 
 def is_healthy(trainer: Trainer) -> bool:
