@@ -34,11 +34,11 @@ class GradientAccumulationScheduler(Callback):
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage != "fit":
             return
-        given = trainer._accumulation
-        if given not in ({0: 1}, {0: self.scheduling[0]}, self.scheduling):
+        # In a second fit of one Trainer the window is still that of the epoch where the first ended.
+        expected = (1, self.get_accumulate_grad_batches(0), self.get_accumulate_grad_batches(trainer.current_epoch))
+        if trainer.accumulate_grad_batches not in expected:
             raise ConfigurationError(
-                f"Trainer(accumulate_grad_batches={given[0] if len(given) == 1 else given}) and a GradientAccumulationScheduler "
-                "say different things; keep one"
+                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) and a GradientAccumulationScheduler say "
+                "different things; keep one"
             )
-        # The whole schedule, and before a checkpoint's is compared with it.
-        trainer._accumulation = dict(self.scheduling)
+        trainer.accumulate_grad_batches = self.scheduling  # the whole of it, before a checkpoint's is compared with it

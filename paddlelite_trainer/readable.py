@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,17 +58,21 @@ class Readable:
         self._stop_reason, self._stopped_for_good = ("trainer.should_stop was set" if value else None), True
 
     @property
+    def accumulation_schedule(self) -> dict[int, int]:
+        """{first epoch: accumulation window from there on}."""
+        return dict(self._accumulation)
+
+    def _window_of(self, epoch: int) -> int:
+        return self._accumulation[max(first for first in self._accumulation if first <= epoch)]
+
+    @property
     def accumulate_grad_batches(self) -> int:
-        """The accumulation window of the running epoch."""
-        return next(
-            self._accumulation[epoch]
-            for epoch in sorted(self._accumulation, reverse=True)
-            if epoch <= self.progress.current_epoch
-        )
+        """The accumulation window of the running epoch; set it to a number, or to {first epoch: number}."""
+        return self._window_of(self.progress.current_epoch)
 
     @accumulate_grad_batches.setter
-    def accumulate_grad_batches(self, value: int) -> None:
-        self._accumulation = {0: value}
+    def accumulate_grad_batches(self, value: int | Mapping[int, int]) -> None:
+        self._accumulation = dict(value) if isinstance(value, Mapping) else {0: value}
 
     @property
     def run_dir(self) -> Path | None:
@@ -162,9 +166,7 @@ class Readable:
         if self.max_epochs is not None and self.max_epochs >= 0 and self.num_training_batches != float("inf"):
             steps = 0
             for epoch in range(self.max_epochs):
-                window = next(
-                    self._accumulation[start] for start in sorted(self._accumulation, reverse=True) if start <= epoch
-                )
+                window = self._window_of(epoch)
                 steps += -(-int(self.num_training_batches) // window)
         if self.max_steps >= 0:
             steps = min(steps, self.max_steps)
