@@ -817,7 +817,17 @@ def monitored_outside(m: Net) -> Any:
 
 
 def test_a_monitor_beside_the_scheduler_is_understood() -> None:
-    trainer(max_epochs=1).fit(net(monitored_outside), batches(1))
+    heard: list[float] = []
+
+    class Listening(Net):
+        def lr_scheduler_step(self, scheduler: Any, metric: float | None) -> None:
+            assert metric is not None
+            heard.append(metric)
+
+    module = net(monitored_outside, kind=Listening)
+    run = trainer(max_epochs=1)
+    run.fit(module, batches(1))
+    assert heard == [run.callback_metrics["train_loss"]]
 
 
 WRONG: dict[str, tuple[Configure, type[Exception], str]] = {
