@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_gpu
+import numpy as np
 import paddle
 import pytest
 from amp_loops import HALF, SCALER_OPTIONS, Run, bits, by_hand, start
@@ -287,14 +288,32 @@ def test_a_precision_can_be_changed_on_purpose(tmp_path: Path) -> None:
     assert trainer.global_step == 6
 
 
+class WeightsAtTheStart(Callback):
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self.weights = {name: value.numpy().copy() for name, value in module.state_dict().items()}
+
+
 @pytest.mark.parametrize(("saved", "now"), [("32-true", "16-true"), ("16-true", "32-true"), ("32-true", "64-true")])
 def test_weights_alone_are_taken_over_from_any_precision(saved: str, now: str, tmp_path: Path) -> None:
     run = Run(saved, windows=2)
     _, trainer = trained(run, tmp_path)
     learner = LoggingLearner(dataclasses.replace(run, precision=now))
-    other = trainer_for(learner.run, tmp_path / "other")
+    start = WeightsAtTheStart()
+    other = trainer_for(learner.run, tmp_path / "other", callbacks=[start])
+
+    def differing(weights: dict[str, np.ndarray]) -> list[str]:
+        """Names of weights that are not the saved ones in the present type."""
+        expected = {name: value.numpy() for name, value in trainer.model.state_dict().items()}
+        assert weights.keys() == expected.keys()
+        return [
+            name for name, value in weights.items() if not np.array_equal(value, expected[name].astype(value.dtype))
+        ]
+
     other.fit(learner, images(1), init_from=trainer.run.path)
+    assert differing(start.weights) == []
+    assert differing({name: value.numpy() for name, value in learner.state_dict().items()}) != []
     other.validate(learner, images(1), ckpt_path=trainer.run.path)
+    assert differing({name: value.numpy() for name, value in learner.state_dict().items()}) == []
 
 
 class Adversaries(Module):
