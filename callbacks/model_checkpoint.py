@@ -213,7 +213,7 @@ class ModelCheckpoint(Callback):
             ):
                 raise not_logged("ModelCheckpoint", self.monitor, trainer)
         is_due = self._is_due(trainer, reason)
-        if is_due:
+        if is_due and reason not in ("exception", "stop"):  # an undisturbed run has none of these
             self._step_due = trainer.global_step
         epoch = trainer.current_epoch
         archives = reason == "train_epoch" and self.archive_every_n_epochs and epoch % self.archive_every_n_epochs == 0
