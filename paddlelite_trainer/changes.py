@@ -75,6 +75,15 @@ def check(trainer: Trainer, saved: Saved, override: Collection[str]) -> list[str
     return [
         f"{TOLD[field]}: saved {before.get(field)}, now {now[field]}. The run goes on with the present one, and no longer as it would have."
         for field in changed
+    ] + _hyper_parameters(tree["hyper_parameters"], trainer.model.hparams)
+
+
+def _hyper_parameters(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    # By what they print, since they may be arrays and anything else.
+    return [
+        f"hyper-parameter {name}: saved {saved[name]!r:.60}, now {now[name]!r:.60}; the module was built with the present one."
+        for name in now
+        if name in saved and repr(saved[name]) != repr(now[name])
     ]
 
 

@@ -383,7 +383,7 @@ def _resolve_last(root: Path, named: Path | None, runs: Sequence[Path]) -> Resol
         store = CheckpointStore(run, read_only=True)
         entry = store.newest()
         if entry is not None:
-            return _continue(run, entry, store.read(entry))
+            return _continue(run, entry, store.read(entry), store.findings)
     message = f"no checkpoint in {named or root} yet: fresh run"
     others = sorted(path.name for path in _subdirectories(root) if (path / CHECKPOINTS).is_dir() and path not in runs)
     if others and named is None:
@@ -435,7 +435,7 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
             entry = store.newest()
             if entry is None:
                 raise CheckpointNotFoundError(f"the run {path} has no checkpoint yet") from None
-            return _continue(path, entry, store.read(entry))
+            return _continue(path, entry, store.read(entry), store.findings)
         if not path.exists():
             return None
         raise CheckpointNotFoundError(
@@ -448,11 +448,14 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
     return Resolution(None, entry, False, f"fresh run from {entry.path} (step {entry.step}, epoch {entry.epoch})")
 
 
-def _continue(run: Path, entry: Entry, opened: SavedCheckpoint | None = None) -> Resolution:
+def _continue(
+    run: Path, entry: Entry, opened: SavedCheckpoint | None = None, findings: Sequence[str] = ()
+) -> Resolution:
     info = read_run(run)
-    state = f", {info}" if info is not None and info.status not in ("running", "killed") else ""
+    told = info is not None and info.status not in ("running", "killed") and not findings
+    state = f", {info}" if told else ""
     message = f"going on with {run} from {entry.name} (step {entry.step}, epoch {entry.epoch}{state})"
-    return Resolution(run, entry, False, message, opened)
+    return Resolution(run, entry, False, " ".join([*findings, message]), opened)
 
 
 def _not_found_message(text: str, root: Path, runs: Sequence[Path]) -> str:

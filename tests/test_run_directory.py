@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -548,3 +549,41 @@ def test_a_resumed_fit_verifies_its_checkpoint_once(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(saved, "_hashes", lambda data, hashes=saved._hashes: hashed.append(len(data)) or hashes(data))
     fit(2)
     assert len(hashed) == 1
+
+
+def test_a_checkpoint_passed_over_is_told_where_warnings_are_off_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from models import Classifier, make_batches, quiet_trainer
+
+    from paddlelite_trainer.callbacks import ModelCheckpoint
+
+    def fit(epochs: int) -> None:
+        keeps = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(keep_last_n=3)]}
+        quiet_trainer(max_epochs=epochs, default_root_dir=tmp_path, **keeps).fit(
+            Classifier(), make_batches(2), ckpt_path="last"
+        )
+
+    fit(2)
+    newest = tmp_path / "version_0/checkpoints/step-000000004/model.pdparams"
+    newest.write_bytes(newest.read_bytes()[:-8])
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(3)
+    told = capsys.readouterr().out
+    assert "Checkpoint step-000000004 is damaged; using step-000000002" in told
+    assert "finished" not in told
+
+
+def test_other_hyper_parameters_than_the_checkpoints_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from models import Classifier, make_batches, quiet_trainer
+
+    from paddlelite_trainer.callbacks import ModelCheckpoint
+
+    for lr, epochs in ((0.1, 1), (0.2, 2)):
+        settings = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint()], "default_root_dir": tmp_path}
+        quiet_trainer(max_epochs=epochs, **settings).fit(Classifier(lr=lr), make_batches(1), ckpt_path="last")
+    assert "hyper-parameter lr: saved 0.1, now 0.2" in capsys.readouterr().out

@@ -62,6 +62,8 @@ class CheckpointStore:
     """
 
     def __init__(self, run_dir: str | Path, *, file_system: FileSystem = REAL, read_only: bool = False) -> None:
+        self.findings: list[str] = []
+        """Why the last `newest` did not return the very newest: a sentence for each checkpoint passed over."""
         self.run_dir = Path(os.path.abspath(run_dir))
         self.directory = self.run_dir / CHECKPOINTS
         self.read_only = read_only
@@ -144,6 +146,7 @@ class CheckpointStore:
         Raises:
             CheckpointCorruptError: there are checkpoints and none of them verifies; nothing is moved.
         """
+        self.findings = []
         self._job.join()
         for _ in range(FOLLOW_ATTEMPTS):
             if self.read_only:
@@ -166,15 +169,14 @@ class CheckpointStore:
         for name, (problems, content_is_wrong) in damaged.items():
             moved = content_is_wrong and not self.read_only and self._set_aside([name], QUARANTINE)
             where = f" It was moved to {CHECKPOINTS}/{QUARANTINE}/." if moved else ""
-            warnings.warn(
-                f"Checkpoint {name} is damaged; using {chosen.name}. {'; '.join(problems)}.{where}", stacklevel=2
-            )
+            self.findings.append(f"Checkpoint {name} is damaged; using {chosen.name}. {'; '.join(problems)}.{where}")
         if unhealthy:
             names = ", ".join(entry.name for entry in unhealthy)
-            warnings.warn(
-                f"Checkpoint {names} holds NaN or infinite values; using {chosen.name}, the newest healthy one.",
-                stacklevel=2,
+            self.findings.append(
+                f"Checkpoint {names} holds NaN or infinite values; using {chosen.name}, the newest healthy one."
             )
+        for finding in self.findings:
+            warnings.warn(finding, stacklevel=2)
         return self._refreshed(chosen)
 
     def _search(self, prefer_healthy: bool) -> tuple[Entry | None, dict[str, tuple[list[str], bool]], list[Entry]]:
