@@ -168,7 +168,8 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 def _acquire(path: Path) -> FileLock:
     lock = FileLock(path / ".lock", thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        # A worker forked in the very moment in which its parent was killed lets go only when it next runs.
+        lock.acquire(timeout=0.3, poll_interval=0.02)
     except Timeout:
         raise RunLockedError(_locked_message(path)) from None
     except OSError as error:
