@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import paddle
 import pytest
 from models import Classifier, make_batches, quiet_trainer, same_weights, weights_of
 
@@ -54,6 +55,10 @@ def test_nothing_of_the_profiler_stays_on_the_trainer_after_a_fit() -> None:
     assert trainer.profiler.calls["backward"] == 2  # type: ignore[union-attr]
 
 
+@pytest.mark.skipif(
+    paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() == 0,
+    reason="paddle.profiler of a CUDA build crashes the process where there is no GPU",
+)
 @pytest.mark.filterwarnings("ignore")
 def test_the_paddle_profiler_leaves_a_trace_in_the_run_directory(tmp_path: Path) -> None:
     trainer = quiet_trainer(profiler="paddle", enable_checkpointing=True, default_root_dir=tmp_path)
