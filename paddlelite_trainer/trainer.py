@@ -79,6 +79,7 @@ class Trainer(Readable):
     Beyond Lightning: `precision_options` (`custom_white_list`, `custom_black_list`, `scaler_options` of `Precision`), `run_name` (the run's directory under `default_root_dir` instead of `version_<N>`), `seed` (of data order, augmentation
     and, where given, of everything else), `async_checkpoint` ("auto", True, False: write checkpoints beside the training), `on_save_error` ("raise", or "warn" and train on),
     `cpu_threads` (of one operator on the CPU; see `device.use_cpu_threads`), `profiler` ("simple", "paddle").
+    `inference_mode` is accepted for Lightning's sake and changes nothing: evaluation is always under paddle.no_grad().
     """
 
     def __init__(
