@@ -38,8 +38,9 @@ class ModelCheckpoint(Callback):
     - a name made from `filename`, such as "{epoch:02d}-{val_acc:.3f}", for each checkpoint kept.
     - `recent`: the last `keep_last_n`.
     - `epoch_<N>`: every `archive_every_n_epochs`, for good.
-    - `before-lr-drop-epoch_<N>`: with `save_before_lr_drop`, the state at the old learning rate just before a scheduler
-      lowers it, for good.
+    - `before-lr-drop-epoch_<N>`, or `before-lr-drop-step_<N>` where the schedule goes by steps: with
+      `save_before_lr_drop`, the state at the old learning rate just before a step, piecewise or plateau schedule lowers
+      it, for good.
 
     A score counts only for the weights that earned it: a checkpoint between two validations refreshes `latest` and is
     not compared. Ties keep the earlier checkpoint, NaN and infinity are never best, and a checkpoint whose weights are
@@ -205,7 +206,7 @@ class ModelCheckpoint(Callback):
         if reason == "train_batch" and not self._may_save_after_a_batch:
             return None
         if reason == "lr_drop":
-            return self._pins_before_lr_drop(save_point) if self.save_before_lr_drop else None
+            return self._pins_before_lr_drop(trainer, save_point) if self.save_before_lr_drop else None
         if self.monitor is not None and reason == "train_epoch":
             self._metric.look(trainer)
             if self.monitor not in trainer.callback_metrics and should_be_there(
@@ -321,9 +322,11 @@ class ModelCheckpoint(Callback):
         sign = 1.0 if self.mode == "min" else -1.0
         return sorted(entries, key=lambda entry: (sign * entry.metrics[self._metric.name], entry.order))
 
-    def _pins_before_lr_drop(self, save_point: SavePoint) -> dict[str, list[str]]:
-        pins = {f"before-lr-drop-epoch_{save_point.candidate.epoch + 1}": [save_point.candidate.name]}
-        return {**pins, **self._newest(save_point)}
+    def _pins_before_lr_drop(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]]:
+        candidate = save_point.candidate
+        by_step = trainer.progress.schedulers_are_due
+        where = f"step_{candidate.step}" if by_step else f"epoch_{candidate.epoch + 1}"
+        return {f"before-lr-drop-{where}": [candidate.name], **self._newest(save_point)}
 
     # -- names -----------------------------------------------------------------------------------------------------------
     def _named(self, kept: Sequence[Entry], dropped: Sequence[Entry]) -> dict[str, list[str]]:

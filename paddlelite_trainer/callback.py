@@ -24,7 +24,7 @@ class SavePoint:
     """A moment at which a checkpoint may be taken, and what a callback decides from.
 
     `reason` is "train_batch" after any batch but an epoch's last, "validation" after a batch that was followed by validation,
-    "train_epoch" after an epoch's end, "lr_drop" at an epoch's end just before a scheduler lowers the learning rate, "exception" when
+    "train_epoch" after an epoch's end, "lr_drop" just before a scheduler lowers the learning rate in one jump, "exception" when
     user code raised (the state is that of the last completed batch) and "stop" when the run ends within an epoch.
     Only Trainer makes it.
     """

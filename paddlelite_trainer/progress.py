@@ -24,6 +24,8 @@ class Progress:
     """Training batches done in all epochs."""
     validation_is_due: bool = False
     """A validation belongs to the last batch and was not run to its end."""
+    schedulers_are_due: bool = False
+    """The schedules of interval "step" are still where they were before the last optimizer step."""
     seconds: float = 0.0
     """Training time of all processes that worked on this run."""
 
@@ -41,5 +43,5 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for field in fields(self):
-            setattr(self, field.name, state[field.name])
+        for field in fields(self):  # a checkpoint of an earlier version does not have them all
+            setattr(self, field.name, state.get(field.name, field.default))

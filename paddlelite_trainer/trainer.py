@@ -266,12 +266,14 @@ class Trainer(Readable):
                     move to the device; on_train_batch_start
                     training_step, under autocast; on_before_backward; backward; on_after_backward
                     at the end of an accumulation window:  (the last one may be shorter and is averaged over its own length)
-                        unscale; on_before_optimizer_step; clip; optimizer step; clear_grad; schedulers of interval "step"; global_step += 1
-                    on_train_batch_end; validation if due; counters; SAVE POINT at windows' ends
-                SAVE POINT "lr_drop", if the next line lowers the rate and a callback wants it
+                        unscale; on_before_optimizer_step; clip; optimizer step; clear_grad; global_step += 1
+                    on_train_batch_end; counters; validation if due
+                    at a window's end: schedulers of interval "step", ReduceOnPlateau with what validation has just logged; SAVE POINT
                 schedulers of interval "epoch", ReduceOnPlateau with this epoch's metric
                 on_train_epoch_end; history; counters; SAVE POINT
             on_train_end; on_fit_end; teardown
+
+        Where schedulers are about to lower the rate in one jump and a callback wants it, there is a SAVE POINT "lr_drop" before them.
 
         Raises:
             TrainerError: see errors.py. SystemExit(75) after SIGTERM, when saved: run the same command again. KeyboardInterrupt after
@@ -490,6 +492,8 @@ class Trainer(Readable):
                     self._validate_in_fit()
                     if progress.validation_is_due:  # abandoned for a signal; the resumed run begins with it
                         return
+                if progress.schedulers_are_due:
+                    self._schedule_step()
                 if progress.global_step >= self._next_log:
                     self._log_steps()
                 if source.is_last or progress.batches_in_window:
@@ -501,6 +505,7 @@ class Trainer(Readable):
                 self._refuse_short_epoch(source)
             if progress.batches_in_window:
                 self._step_optimizer(optimizer)
+                self._schedule_step()
             self._close_epoch()
 
     def _step_optimizer(self, optimizer: Any) -> None:
@@ -529,9 +534,7 @@ class Trainer(Readable):
             hook(optimizer)
         optimizer.clear_grad(False)  # to None: with zeros, parameters the loss does not use would still move
         progress.global_step += 1
-        for config in self._step_schedulers:
-            if progress.global_step % config.frequency == 0:
-                self._step_scheduler(config)
+        progress.schedulers_are_due = self._schedules_steps
 
     def _open_epoch(self) -> int | None:
         """Start or re-enter the epoch; returns its accumulation window, or None where the fit ends here."""
@@ -542,14 +545,16 @@ class Trainer(Readable):
         self._validated_here = False
         self._window_length = self._length_of_window(window)
         if progress.epoch_is_open:
-            if progress.validation_is_due:
+            validates = progress.validation_is_due
+            if validates:
                 self._validate_in_fit()
                 if progress.validation_is_due:
                     return None
-                if not (self.is_last_batch or progress.batches_in_window):
-                    self._save_point("validation")
-                    if self._must_stop():
-                        return None
+            self._schedule_step()
+            if validates and not (self.is_last_batch or progress.batches_in_window):
+                self._save_point("validation")
+                if self._must_stop():
+                    return None
             self._remember(mark.BATCH)
             return window
         if (
@@ -577,15 +582,7 @@ class Trainer(Readable):
         ) if self.ranks.world_size > 1 else self._train_metrics.read()
         self._logs_steps = False
         self._publish(self._train_metrics.callback_values(epoch_end=True))
-        if self._watches_lr_drops and any(
-            config.interval == "epoch" and self._is_due(config) and will_drop(config, self._metric_for(config))
-            for config in self.lr_scheduler_configs
-        ):
-            self._save_point("lr_drop")
-        if self.model.automatic_optimization:
-            for config in self.lr_scheduler_configs:
-                if config.interval == "epoch" and self._is_due(config):
-                    self._step_scheduler(config)
+        self._step_schedulers("epoch", progress.current_epoch + 1)
         self._call("on_train_epoch_end")
         self._train_metrics.read()
         self._publish(self._train_metrics.callback_values(epoch_end=True))
@@ -725,9 +722,7 @@ class Trainer(Readable):
         optimizer.step(closure)
         optimizer.clear_grad(False)
         self.progress.global_step += 1
-        for config in self._step_schedulers:
-            if self.progress.global_step % config.frequency == 0:
-                self._step_scheduler(config)
+        self.progress.schedulers_are_due = self._schedules_steps
         return outputs
 
     def _manual_step(self, optimizer: Any, closure: Callable[[], Any] | None) -> Any:
@@ -815,17 +810,37 @@ class Trainer(Readable):
 
     # -- schedulers --------------------------------------------------------------------------------------------------------------
 
-    def _is_due(self, config: LRSchedulerConfig) -> bool:
-        return (self.progress.current_epoch + 1) % config.frequency == 0
+    def _schedule_step(self) -> None:
+        """Bring the schedules of interval "step" up to the optimizer step just made, once."""
+        if self.progress.schedulers_are_due:
+            self._step_schedulers("step", self.progress.global_step)
+            self.progress.schedulers_are_due = False
+
+    def _step_schedulers(self, interval: Literal["epoch", "step"], count: int) -> None:
+        """Step those that are due after `count` of their intervals; every rank calls it."""
+        if not self.model.automatic_optimization:
+            return
+        due = [
+            (config, self._metric_for(config))
+            for config in self.lr_scheduler_configs
+            if config.interval == interval and count % config.frequency == 0
+        ]
+        if self._watches_lr_drops and any(will_drop(config, metric) for config, metric in due):
+            self._save_point("lr_drop")
+        for config, metric in due:
+            self._step_scheduler(config, metric)
 
     def _metric_for(self, config: LRSchedulerConfig) -> float | None:
-        return self.callback_metrics.get(config.monitor) if config.monitor is not None else None
+        if config.monitor is None or not config.needs_metric:
+            return None
+        metric = self.callback_metrics.get(config.monitor)
+        # What one step logs differs between ranks, and their rates must not.
+        return metric if self.ranks.world_size == 1 else self.ranks.broadcast_object(metric)
 
-    def _step_scheduler(self, config: LRSchedulerConfig) -> None:
+    def _step_scheduler(self, config: LRSchedulerConfig, metric: float | None) -> None:
         if not config.needs_metric:
             self.model.lr_scheduler_step(config.scheduler, None)
             return
-        metric = self._metric_for(config)
         if metric is not None:
             self.model.lr_scheduler_step(config.scheduler, float(metric))
         elif config.strict:
@@ -1126,10 +1141,8 @@ class Trainer(Readable):
             raise ConfigurationError(
                 "LBFGS evaluates the loss several times a step: it works in float32 and without accumulate_grad_batches"
             )
-        self._step_schedulers = (
-            [config for config in self.lr_scheduler_configs if config.interval == "step"]
-            if model.automatic_optimization
-            else []
+        self._schedules_steps = model.automatic_optimization and any(
+            config.interval == "step" for config in self.lr_scheduler_configs
         )
         self._scheduler_states = [SchedulerState(config) for config in self.lr_scheduler_configs]
         self._manual_optimizers = [ManualOptimizer(optimizer, self._manual_step) for optimizer in self.optimizers]
@@ -1470,7 +1483,7 @@ class Trainer(Readable):
             pins, weights_only, self._requested_pins = self.ranks.broadcast_object(
                 (pins, weights_only, self._requested_pins)
             )
-        if self.enable_checkpointing and self._savers and (reason == "stop" or leaving):
+        if self.enable_checkpointing and self._savers and (reason == "stop" or (leaving and reason != "lr_drop")):
             pins.setdefault("latest", [])  # filled in with this checkpoint
             weights_only = False
         if pins or self._requested_pins:

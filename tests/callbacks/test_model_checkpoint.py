@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,82 @@ def test_the_state_before_a_learning_rate_drop_is_kept_with_the_old_rate(tmp_pat
     (entry,) = trainer.checkpoints.by_pin("before-lr-drop-epoch_2")
     (scheduler,) = trainer.checkpoints.read(entry).state("trainer.json")["lr_schedulers"]
     assert scheduler["now"]["last_lr"] == 0.1
+
+
+STEP_SCHEDULES: dict[str, Callable[[], dict[str, Any]]] = {
+    "step": lambda: {"scheduler": paddle.optimizer.lr.StepDecay(0.1, 3)},
+    "every second step": lambda: {"scheduler": paddle.optimizer.lr.MultiStepDecay(0.1, [1, 4]), "frequency": 3},
+    "piecewise under a warmup": lambda: {
+        "scheduler": paddle.optimizer.lr.LinearWarmup(
+            paddle.optimizer.lr.PiecewiseDecay([1, 4, 7], [0.1, 0.05, 0.02, 0.01]), 2, 0.01, 0.1
+        )
+    },
+    "plateau": lambda: {
+        "scheduler": paddle.optimizer.lr.ReduceOnPlateau(0.1, mode="max", patience=0, cooldown=2),
+        "monitor": "train_loss",
+    },
+    "plateau of a validation within the epoch": lambda: {
+        "scheduler": paddle.optimizer.lr.ReduceOnPlateau(0.1, patience=0),
+        "monitor": "val_loss",
+        "frequency": 2,
+    },
+}
+
+
+class Rates(Callback):
+    """The rate that each optimizer step is made with, and at what step it is lower than before."""
+
+    def __init__(self) -> None:
+        self.rates: dict[int, float] = {}
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        self.rates[trainer.global_step] = float(optimizer.get_lr())
+
+    def drops(self) -> list[int]:
+        steps = sorted(self.rates)
+        return [step for before, step in itertools.pairwise(steps) if self.rates[step] < self.rates[before]]
+
+
+def drops_by_step(root: Path, schedule: str, **settings: Any) -> tuple[Trainer, Rates]:
+    def optimizer(module: Any) -> Any:
+        config = {"interval": "step", **STEP_SCHEDULES[schedule]()}
+        adam = paddle.optimizer.Adam(config["scheduler"], parameters=module.parameters())
+        return {"optimizer": adam, "lr_scheduler": config}
+
+    module = Scripted({"val_loss": lambda step: 1.0 + step}, optimizers=optimizer)
+    rates = Rates()
+    callbacks = [rates, ModelCheckpoint(save_before_lr_drop=True)]
+    return fit(root, module, callbacks, val_check_interval=2, **settings), rates
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("schedule", STEP_SCHEDULES)
+def test_the_state_before_every_drop_of_a_schedule_by_steps_is_kept_with_the_old_rate(
+    tmp_path: Path, schedule: str, accumulate: int
+) -> None:
+    trainer, rates = drops_by_step(tmp_path, schedule, accumulate_grad_batches=accumulate, max_epochs=4)
+    assert rates.drops(), "the schedule must drop, else this shows nothing"
+    kept = {name: steps for name, steps in pins(trainer).items() if name.startswith("before-lr-drop")}
+    last = trainer.global_step  # a drop behind the last step is one too, and no step shows it
+    assert {f"before-lr-drop-step_{step}": [step] for step in rates.drops()} == {
+        name: steps for name, steps in kept.items() if steps != [last]
+    }
+    for name in kept:
+        (entry,) = trainer.checkpoints.by_pin(name)
+        (scheduler,) = trainer.checkpoints.read(entry).state("trainer.json")["lr_schedulers"]
+        assert scheduler["now"]["last_lr"] == rates.rates[entry.step - 1]
+
+
+@pytest.mark.parametrize("schedule", STEP_SCHEDULES)
+def test_a_run_resumed_from_just_before_a_drop_equals_the_uninterrupted_one(tmp_path: Path, schedule: str) -> None:
+    whole, rates = drops_by_step(tmp_path / "whole", schedule, max_epochs=4)
+    for step in rates.drops():
+        shutil.copytree(tmp_path / "whole", tmp_path / f"from {step}", symlinks=True)
+        path = f"before-lr-drop-step_{step}"
+        again, rates_again = drops_by_step(tmp_path / f"from {step}", schedule, max_epochs=4, ckpt_path=path)
+        assert rates_again.rates == {at: rate for at, rate in rates.rates.items() if at >= step}
+        for name, value in whole.model.state_dict().items():
+            assert value.numpy().tobytes() == again.model.state_dict()[name].numpy().tobytes()
 
 
 # -- a score belongs to the weights that earned it -----------------------------------------------------------------------
