@@ -152,6 +152,11 @@ class EarlyStopping(Callback):
     # -- when to evaluate ------------------------------------------------------------------------------------------------
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._metric.look(trainer)  # what came with the checkpoint has been evaluated
+        imported = trainer.imported_best
+        if imported is not None and self.monitor in imported.metrics:
+            self.best_score = imported.metrics[self.monitor]
+            if self.restore_best_weights and trainer.is_global_zero:
+                trainer.checkpoints.set_pins({self.BEST_PIN: [imported.name]})
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         if self._is_fit(trainer):

@@ -192,6 +192,9 @@ class ModelCheckpoint(Callback):
         self._validated_at = None
         if self._step_due is None:
             self._step_due = trainer.global_step
+        imported = trainer.imported_best
+        if imported is not None and self.monitor in imported.metrics and self._best_pins and trainer.is_global_zero:
+            trainer.checkpoints.set_pins({pin: [imported.name] for pin in self._best_pins})
         if self.monitor is not None:
             self._metric.look(trainer)  # a value that came with the checkpoint is older than anything saved from now on
 

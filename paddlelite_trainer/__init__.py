@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from . import callbacks
     from .callback import Callback, SavePoint
     from .checkpoint import average_checkpoints
+    from .checkpoint.weights import load_weights
     from .data import DataModule
+    from .initial_state import InitFrom
     from .loggers import CSVLogger, Logger, TensorBoardLogger
     from .module import Module
     from .rng import seed_everything
@@ -24,6 +26,7 @@ __all__ = [
     "CSVLogger",
     "Callback",
     "DataModule",
+    "InitFrom",
     "Logger",
     "Module",
     "SavePoint",
@@ -32,6 +35,7 @@ __all__ = [
     "Tuner",
     "average_checkpoints",
     "callbacks",
+    "load_weights",
     "seed_everything",
 ]
 
@@ -41,6 +45,8 @@ _HOME = {
     "average_checkpoints": ".checkpoint",
     "Module": ".module",
     "DataModule": ".data",
+    "InitFrom": ".initial_state",
+    "load_weights": ".checkpoint.weights",
     "Callback": ".callback",
     "SavePoint": ".callback",
     "Logger": ".loggers",

@@ -301,10 +301,11 @@ def restore_optimizer(
             slots = optimizer._accumulators.get(accumulator, {})
             slot = slots.get(parameter.name, slots.get(master.name) if master is not None else None)
             if slot is None or list(slot.shape) != list(value.shape):
+                kept = f"absent: {type(optimizer).__name__} keeps {', '.join(sorted(optimizer._accumulators)) or 'nothing'}"
                 raise CheckpointMismatchError(
                     "the checkpoint's optimizer does not fit this run's:",
                     [
-                        f"{accumulator} of {structured}: saved shape {list(value.shape)}, now {'absent' if slot is None else list(slot.shape)}"
+                        f"{accumulator} of {structured}: saved shape {list(value.shape)}, now {kept if slot is None else list(slot.shape)}"
                     ],
                 )
             slot.set_value(value)

@@ -382,7 +382,7 @@ def resolve_ckpt_path(
 def _resolve_last(root: Path, named: Path | None, runs: Sequence[Path]) -> Resolution:
     for run in runs:
         store = CheckpointStore(run, read_only=True)
-        entry = store.newest()
+        entry = store.newest(complete=True) or store.newest()  # weights only, where there is nothing else: told as such
         if entry is not None:
             return _continue(run, entry, store.read(entry), store.findings)
     message = f"no checkpoint in {named or root} yet: fresh run"
@@ -433,7 +433,7 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
     except CheckpointNotFoundError:
         if (path / CHECKPOINTS).is_dir():
             store = CheckpointStore(path, read_only=True)
-            entry = store.newest()
+            entry = store.newest(complete=True) or store.newest()
             if entry is None:
                 raise CheckpointNotFoundError(f"the run {path} has no checkpoint yet") from None
             return _continue(path, entry, store.read(entry), store.findings)

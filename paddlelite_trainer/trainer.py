@@ -60,6 +60,7 @@ from .signals import EXIT_PREEMPTED, SignalWatch, WaitingEnded, in_notebook
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointStore, Entry
+    from .initial_state import InitFrom
     from .loggers import Logger
 
 Stage = Literal["fit", "validate", "test", "predict"]
@@ -237,6 +238,8 @@ class Trainer(Readable):
         """Of the last window, before clipping; a tensor where the Trainer clips by norm, else None."""
         self._skips_step = False
         self._added_param_groups: list[dict[str, Any]] = []
+        self.imported_best: Entry | None = None
+        """The best checkpoint of another tool's run that `InitFrom(best=...)` has brought along, with its scores."""
 
     # -- entry points ------------------------------------------------------------------------------------------------------------
 
@@ -249,14 +252,14 @@ class Trainer(Readable):
         ckpt_path: str | Path | None = None,
         *,
         override: Sequence[str] = (),
-        init_from: str | Path | None = None,
+        init_from: str | Path | InitFrom | None = None,
     ) -> None:
         """Train until `max_epochs`, `max_steps`, `max_time` or a stop; resume where `ckpt_path` says.
 
         `ckpt_path`: None (a fresh run), "last" or "latest" (the newest run's newest checkpoint; a fresh run where there is none), "best", a
         tag, or a path to a checkpoint, a run or a link. `override` names what the present settings decide although the checkpoint
         holds it: "learning_rate", "lr_schedulers", "optimizer", "callbacks", "data". `init_from` is a checkpoint, of any Paddle tool, whose weights a
-        fresh run starts from; a run that resumes ignores it.
+        fresh run starts from, or an `InitFrom` that takes more of it; a run that resumes ignores it.
 
             resolve ckpt_path; setup; configure_optimizers; restore everything
             on_fit_start; sanity validation, which leaves no trace; on_train_start
@@ -1024,7 +1027,12 @@ class Trainer(Readable):
             self.model.prepare_data()
 
     def _prepare_fit(
-        self, train: Any, val: Any, ckpt_path: str | Path | None, override: Sequence[str], init_from: str | Path | None
+        self,
+        train: Any,
+        val: Any,
+        ckpt_path: str | Path | None,
+        override: Sequence[str],
+        init_from: str | Path | InitFrom | None,
     ) -> bool:
         """Everything before the first batch; False where the checkpoint's run is over already."""
         from .summary import announce_fit
@@ -1075,7 +1083,9 @@ class Trainer(Readable):
             self._saved_at = self.progress.position
             self.ranks.on_rank_zero(functools.partial(self._set_aside_after, saved.entry))
         elif init_from is not None:
-            notes.append(str(training_state.load_weights_at(self.model, init_from)))
+            from .initial_state import start_from
+
+            notes += start_from(self, init_from)
         for logger in self.loggers if self.is_global_zero else ():
             logger.log_hyperparams(self.model.hparams)
         if saved is None and self._fitted_before:
@@ -1084,7 +1094,8 @@ class Trainer(Readable):
             )
         announce_fit(self, notes)
         self._next_log = self._step_after(self.progress.global_step)  # an earlier process has logged what came before
-        over = self._already_over() if saved is not None else None
+        goes_on = saved is not None or self.progress.current_epoch > 0 or self.progress.global_step > 0
+        over = self._already_over() if goes_on else None
         if over is not None:
             self.print(over)
             self._call("on_already_over")
@@ -1099,6 +1110,8 @@ class Trainer(Readable):
         self._call("on_train_start")
         if saved is not None:
             training_state.restore_random_states(self, saved)  # last, as hooks may have drawn some numbers again
+        elif goes_on and self.enable_checkpointing and self._savers:
+            self._take_checkpoint({"latest": []})  # what was brought along can be gone on from by itself, as of now
         if self.profiler is not None:
             self.profiler.attach(self)
         return True

@@ -21,7 +21,7 @@ from .rng import derive_seed, random_states, set_random_states
 
 if TYPE_CHECKING:
     from .checkpoint import Entry, SavedCheckpoint
-    from .checkpoint.foreign import WeightsReport
+    from .checkpoint.weights import WeightsReport
     from .module import Module
     from .trainer import Trainer
 
@@ -68,7 +68,7 @@ def save(trainer: Trainer, pins: Mapping[str, Sequence[str]], *, weights_only: b
         states[TRAINER] = tree
         states.update({_rank_file(rank): state for rank, state in enumerate(ranks)})
     candidate = trainer._candidate()
-    info = environment(trainer)
+    info = {**environment(trainer), **({"weights_only": True} if weights_only else {})}
     return trainer.ranks.on_rank_zero(
         lambda: trainer.checkpoints.save(
             step=candidate.step,
@@ -341,7 +341,7 @@ def restore_random_states(trainer: Trainer, saved: Saved) -> None:
 
 def roll_back(trainer: Trainer) -> Entry:
     """Put back weights, optimizers and loss scale of the newest healthy checkpoint; see Trainer.roll_back."""
-    entry = trainer.ranks.on_rank_zero(lambda: trainer.checkpoints.newest())
+    entry = trainer.ranks.on_rank_zero(lambda: trainer.checkpoints.newest(complete=True))
     if entry is None or not entry.healthy:
         raise CheckpointNotFoundError(
             "there is no healthy checkpoint in this run to roll back to. Save one at the start, or more often."
@@ -469,14 +469,14 @@ def refuse_other_weights(module: Module, checkpoint: SavedCheckpoint, file: str 
             problems.append(f"{name}: saved as {saved_dtype}, now {dtype}")
     if problems:
         raise CheckpointMismatchError(
-            f"the weights of {checkpoint.entry.path} do not fit {type(module).__name__}; nothing was loaded. To take those that fit into a fresh run, use init_from=:",
+            f"the weights of {checkpoint.entry.path} do not fit {type(module).__name__}; nothing was loaded. To take those that fit into a fresh run, use init_from=InitFrom(path, strict=False):",
             sorted(problems),
         )
 
 
 def load_weights_at(module: Module, path: str | Path, *, strict: bool = True) -> WeightsReport:
-    """Weights from one of our checkpoints or a file of any Paddle tool; see checkpoint/foreign.py."""
-    from .checkpoint.foreign import load_weights
+    """Weights from one of our checkpoints or a file of any Paddle tool; see checkpoint/weights.py."""
+    from .checkpoint.weights import load_weights
 
     return load_weights(module, path, strict=strict)
 

@@ -1,15 +1,13 @@
-"""Takes weights, and what else is there, from checkpoints of paddle.Model, PaddleOCR, PaddleClas and their kin."""
+"""What a checkpoint of paddle.Model, PaddleOCR, PaddleClas or their kin holds, in our terms."""
 
 from __future__ import annotations
 
 import os
 import re
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,9 +23,7 @@ from .safe_pickle import read_pickle
 from .safetensors_format import read_safetensors
 from .saved import SavedCheckpoint, open_checkpoint, resolve_checkpoint
 from .store import CheckpointStore
-from .tensors import dtype_name, shape_of
 
-Rename = Mapping[str, str] | Callable[[str], str | None]
 Which = Literal["file", "raw", "ema"]
 
 # With pickle protocols 2 and 3 paddle.save splits arrays above 1 GiB and notes it under this key (the typo is Paddle's;
@@ -39,18 +35,29 @@ _SIDE_FILES = (".pdopt", ".pdstates", ".states", ".pdscaler")
 _WEIGHT_SUFFIXES = (".pdparams", ".safetensors")
 _PREFERRED_STEMS = ("latest", "model", "model_state", "model_final", "final", "best_accuracy", "best_model")
 _TRAILING_NUMBER = re.compile(r"(?:.*\D)?(\d+)")
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _SHOWN = 10
 
 
 # -- what a foreign checkpoint holds ---------------------------------------------------------------------------------
 @dataclass(frozen=True)
+class WeightSet:
+    """One set of weights by name, and the file they came from. bfloat16 ones are uint16 bits, named where the file tells."""
+
+    path: Path
+    layout: str
+    arrays: Mapping[str, np.ndarray]
+    bfloat16: frozenset[str] = frozenset()
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class ForeignCheckpoint:
     """What another program's checkpoint holds, in our terms; None where it does not say.
 
     `weights` are those that training goes on from and `ema` their running average, whichever file each was in. `epoch`
-    counts completed epochs. `optimizer` is as saved, by Paddle's automatic parameter names; `parameter_names` leads
-    from structured names to those. bfloat16 weights are uint16 bits; `bfloat16` names them where the file tells.
+    counts completed epochs, `global_step` optimizer steps. `optimizer` is as saved, by Paddle's automatic parameter
+    names; `parameter_names` leads from structured names to those. bfloat16 weights are uint16 bits; `bfloat16` names
+    them where the file tells.
     """
 
     layout: Literal[
@@ -72,6 +79,41 @@ class ForeignCheckpoint:
     parameter_names: dict[str, str] = field(default_factory=dict)
     bfloat16: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
+    global_step: int | None = None
+
+    def optimizer_by_structured_name(self) -> dict[str, Any]:
+        """The optimizer's state as the function of this name returns it; ours has these names already.
+
+        Raises:
+            CheckpointMismatchError: nothing tells which parameter an entry belongs to.
+        """
+        state = self.optimizer or {}
+        if self.layout == "paddlelite":
+            result: dict[str, Any] = {"accumulators": {}, "master_weights": {}, "scheduler": None, "unmatched": []}
+            for key, array in state.items():
+                optimizer, _, name = key.partition("/")
+                parameter, _, accumulator = name.rpartition("/")
+                if optimizer != "optimizer_0":
+                    result["unmatched"].append(key)
+                elif accumulator == "master_weight":
+                    result["master_weights"][parameter] = array
+                else:
+                    result["accumulators"].setdefault(parameter, {})[accumulator] = array
+            return result
+        file = self.path.with_suffix(".pdopt")
+        return _by_structured_name(self.weights, self.parameter_names, self.path, [state], file)
+
+    def weight_set(self, which: Which = "file") -> WeightSet:
+        """The weights that the `.pdparams` file itself holds ("file"), those that training goes on from ("raw"), or their average ("ema").
+
+        Raises:
+            CheckpointNotFoundError: there is no average.
+        """
+        if which == "ema" and self.ema is None:
+            raise CheckpointNotFoundError(f"no averaged weights beside {self.path} (no {self.path.stem}.pdema)")
+        averaged = which == "ema" or (which == "file" and self.layout != "paddlelite")
+        arrays = self.ema if averaged and self.ema is not None else self.weights
+        return WeightSet(self.path, self.layout, arrays, self.bfloat16, list(self.notes))
 
 
 def load_foreign(path: str | os.PathLike[str]) -> ForeignCheckpoint:
@@ -103,6 +145,7 @@ def _read_own(source: _Source) -> ForeignCheckpoint:
         ema=saved.tensors(_OWN_EMA) if _OWN_EMA in saved.files else None,
         optimizer=saved.tensors(_OWN_OPTIMIZER) if _OWN_OPTIMIZER in saved.files else None,
         epoch=saved.entry.epoch,
+        global_step=saved.entry.step,
         bfloat16=frozenset(_bfloat16_in(saved, _OWN_WEIGHTS)),
         notes=source.notes,
     )
@@ -127,9 +170,11 @@ def _read_paddle(source: _Source) -> ForeignCheckpoint:
         notes.append(f"{len(optimizers)} optimizers were saved; this is the first")
     layout = _layout(source, optimizers)
     epoch: int | None = None
+    step: int | None = None
     best: dict[str, Any] | None = None
     if layout == "PaddleOCR":
         epoch, best = _whole(states.get("epoch")), _dict(states.get("best_model_dict"))
+        step = _whole(states.get("global_step"))
     elif layout == "PaddleClas":
         epoch = _whole(states.get("epoch"))
         if source.weights.stem == "best_model":
@@ -139,10 +184,36 @@ def _read_paddle(source: _Source) -> ForeignCheckpoint:
     elif layout == "PaddleDetection" and optimizer is not None:
         epoch = _whole(optimizer["last_epoch"])
     elif layout == "PaddleSeg":
+        number = re.fullmatch(r"iter_(\d+)", source.weights.parent.name)
+        step = int(number[1]) if number else None
         notes.append(f"saved at {source.weights.parent.name}; PaddleSeg records no epoch")
     elif layout == "paddle.Model" and source.weights.stem.isdecimal():
         epoch = int(source.weights.stem) + 1  # 0.pdparams is written when the first epoch is complete
-    return ForeignCheckpoint(layout, source.weights, weights, ema, optimizer, epoch, best, names, notes=notes)
+    return ForeignCheckpoint(
+        layout, source.weights, weights, ema, optimizer, epoch, best, names, notes=notes, global_step=step
+    )
+
+
+def read_weights(path: str | os.PathLike[str], which: Which = "file") -> WeightSet:
+    """One set of weights of a checkpoint and nothing else of it; paths, sets and errors as in `load_foreign`."""
+    source = _locate(path)
+    notes = list(source.notes)
+    if source.kind == "safetensors":
+        arrays, bfloat16 = read_safetensors(source.weights)
+        return WeightSet(source.weights, source.kind, arrays, frozenset(bfloat16), notes)
+    if source.kind == "paddlelite":
+        saved = open_checkpoint(source.weights.parent)
+        name = {"raw": _OWN_WEIGHTS, "ema": _OWN_EMA, "file": source.weights.name}[which]
+        if name not in saved.files:
+            raise CheckpointNotFoundError(f"{source.weights.parent} holds no {name}")
+        arrays, found = saved.tensors(name), frozenset(_bfloat16_in(saved, name))
+        return WeightSet(source.weights.with_name(name), source.kind, arrays, found, notes)
+    if which == "ema" and source.raw is None:
+        raise CheckpointNotFoundError(f"no averaged weights beside {source.weights} (no {source.weights.stem}.pdema)")
+    file = source.raw if which == "raw" and source.raw is not None else source.weights
+    if source.raw is not None:
+        notes.append(f"these are the {'raw' if file == source.raw else 'averaged (EMA)'} weights")
+    return WeightSet(file, source.kind, _read_weights(file)[0], notes=notes)
 
 
 def _layout(source: _Source, optimizers: Sequence[dict[str, Any]]) -> Any:
@@ -330,6 +401,16 @@ def optimizer_by_structured_name(
         CheckpointMismatchError: the weights carry no table of names, or one name stands for different parameters.
     """
     weights, names = _read_weights(Path(weights_file))
+    return _by_structured_name(weights, names, weights_file, _read_optimizers(Path(opt_file)), opt_file)
+
+
+def _by_structured_name(
+    weights: Mapping[str, np.ndarray],
+    names: Mapping[str, str],
+    weights_file: str | os.PathLike[str],
+    states: Sequence[Mapping[str, Any]],
+    opt_file: str | os.PathLike[str],
+) -> dict[str, Any]:
     if not names:
         raise CheckpointMismatchError(
             f"{weights_file} has no table of parameter names ({NAME_TABLE}), so nothing tells which parameter each "
@@ -337,7 +418,7 @@ def optimizer_by_structured_name(
         )
     structured = _structured_names(names, weights, weights_file)
     result: dict[str, Any] = {"accumulators": {}, "master_weights": {}, "scheduler": None, "unmatched": []}
-    for state in _read_optimizers(Path(opt_file)):
+    for state in states:
         result["scheduler"] = result["scheduler"] or _dict(state.get("LR_Scheduler"))
         for name, value in (_dict(state.get("master_weights")) or {}).items():
             if name in structured:
@@ -383,246 +464,3 @@ def _owner(key: str, structured: Mapping[str, str]) -> str | None:
 def _accumulator_name(rest: str) -> str:
     rest = re.sub(r"^fp32_master_\d+_", "", rest)
     return re.sub(r"_\d+$", "", rest)
-
-
-# -- into a layer ----------------------------------------------------------------------------------------------------
-class Loadable(Protocol):
-    """What `load_weights` asks of a layer; every paddle.nn.Layer is one."""
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def set_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
-class Mismatch(NamedTuple):
-    """A weight that the model has in another shape, or in a type its values do not fit."""
-
-    name: str
-    saved_shape: tuple[int, ...]
-    model_shape: tuple[int, ...]
-    reason: str
-
-
-@dataclass(frozen=True)
-class WeightsReport:
-    """What `load_weights` did, by name; `str()` is the report for people."""
-
-    path: Path
-    layout: str
-    loaded: list[str]
-    missing: list[str]
-    unexpected: list[str]
-    mismatched: list[Mismatch]
-    notes: list[str]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every weight of the model was loaded and every weight of the file used."""
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def problems(self) -> list[str]:
-        """One line for each kind of problem, none when `complete`."""
-        lines = []
-        if self.missing:
-            lines.append(
-                f"in the model and not in the file ({len(self.missing)}): {self._named(self.missing, self.unexpected)}"
-            )
-        if self.unexpected:
-            lines.append(
-                f"in the file and not in the model ({len(self.unexpected)}): {self._named(self.unexpected, [])}"
-            )
-        if self.mismatched:
-            shown = [
-                f"{name} is {list(saved)} in the file and {list(model)} in the model{f' ({reason})' if reason else ''}"
-                for name, saved, model, reason in self.mismatched[:_SHOWN]
-            ]
-            lines.append(
-                f"of another shape or type ({len(self.mismatched)}): {'; '.join(shown)}{self._more(self.mismatched)}"
-            )
-        return lines
-
-    def __str__(self) -> str:
-        count = len(self.loaded) + len(self.missing) + len(self.mismatched)
-        head = f"{len(self.loaded)} of the model's {count} weights loaded from {self.path} ({self.layout})"
-        return "\n".join([head, *(f"  {line}" for line in [*self.problems(), *self.notes])])
-
-    @staticmethod
-    def _named(names: Sequence[str], others: Sequence[str]) -> str:
-        return ", ".join(f"{name}{did_you_mean(name, others)}" for name in names[:_SHOWN]) + WeightsReport._more(names)
-
-    @staticmethod
-    def _more(items: Sequence[Any]) -> str:
-        return f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-
-
-def load_weights(
-    layer: Loadable,
-    path: str | os.PathLike[str],
-    *,
-    strict: bool = True,
-    rename: Rename | None = None,
-    which: Which = "file",
-) -> WeightsReport:
-    """Load another program's weights (or ours) into `layer`, all that fit or, when `strict`, all or none.
-
-    `path` is a prefix, a file or a directory as in `load_foreign`. `rename` maps saved names to the model's: a dict of
-    prefixes (`{"module.": ""}`), or a function that returns the new name, or None to leave the weight out. `which` says
-    what to take where an averaged (EMA) set exists: what the `.pdparams` file itself holds, the "raw" weights or the
-    "ema". Values are cast to the model's type, and the report says so.
-
-        report = load_weights(model, "output/best_accuracy", strict=False)
-        print(report)
-
-    Raises:
-        CheckpointMismatchError: names or shapes do not fit and `strict` is true; the layer is unchanged.
-        CheckpointNotFoundError, CheckpointCorruptError, UnsafePickleError: as `load_foreign`.
-    """
-    if which not in ("file", "raw", "ema"):
-        raise ConfigurationError(f"which must be 'file', 'raw' or 'ema', got {which!r}")
-    source = _locate(path)
-    file, weights, bfloat16, notes = _weights_for(source, which)
-    weights, bfloat16 = _renamed(weights, bfloat16, rename)
-    model = dict(layer.state_dict())
-
-    fitting: dict[str, np.ndarray] = {}
-    mismatched: list[Mismatch] = []
-    casts: Counter[tuple[str, str]] = Counter()
-    for name in model:
-        if name not in weights:
-            continue
-        array, wanted = weights[name], dtype_name(model[name])
-        saved_shape, model_shape = tuple(array.shape), shape_of(model[name])
-        if saved_shape != model_shape:
-            mismatched.append(Mismatch(name, saved_shape, model_shape, ""))
-            continue
-        saved = _saved_dtype(array, name in bfloat16, wanted)
-        converted = _convert(array, saved, wanted)
-        if converted is None:
-            mismatched.append(Mismatch(name, saved_shape, model_shape, f"{saved} values that {wanted} cannot hold"))
-            continue
-        if saved != wanted:
-            casts[saved, wanted] += 1
-        fitting[name] = converted
-    notes += [f"{count} cast from {saved} to {wanted}" for (saved, wanted), count in casts.items()]
-    report = WeightsReport(
-        file,
-        "paddlelite" if source.kind == "paddlelite" else source.kind,
-        list(fitting),
-        [name for name in model if name not in weights],
-        [name for name in weights if name not in model],
-        mismatched,
-        notes,
-    )
-    hint = _prefix_hint(report)
-    if strict and not report.complete:
-        raise CheckpointMismatchError(
-            f"the weights in {file} do not fit the model, which is unchanged. "
-            + (hint or "strict=False loads those that fit."),
-            report.problems(),
-        )
-    if hint:
-        notes.append(hint)
-    _set(layer, fitting)
-    return report
-
-
-def _weights_for(source: _Source, which: Which) -> tuple[Path, dict[str, np.ndarray], set[str], list[str]]:
-    notes = list(source.notes)
-    if source.kind == "safetensors":
-        arrays, bfloat16 = read_safetensors(source.weights)
-        return source.weights, arrays, bfloat16, notes
-    if source.kind == "paddlelite":
-        saved = open_checkpoint(source.weights.parent)
-        name = {"raw": _OWN_WEIGHTS, "ema": _OWN_EMA, "file": source.weights.name}[which]
-        if name not in saved.files:
-            raise CheckpointNotFoundError(f"{source.weights.parent} holds no {name}")
-        return source.weights.with_name(name), saved.tensors(name), _bfloat16_in(saved, name), notes
-    if which == "ema" and source.raw is None:
-        raise CheckpointNotFoundError(f"no averaged weights beside {source.weights} (no {source.weights.stem}.pdema)")
-    file = source.raw if which == "raw" and source.raw is not None else source.weights
-    if source.raw is not None:
-        notes.append(f"these are the {'raw' if file == source.raw else 'averaged (EMA)'} weights")
-    return file, _read_weights(file)[0], set(), notes
-
-
-def _renamed(
-    weights: dict[str, np.ndarray], bfloat16: set[str], rename: Rename | None
-) -> tuple[dict[str, np.ndarray], set[str]]:
-    if rename is None:
-        return weights, bfloat16
-    result: dict[str, np.ndarray] = {}
-    origin: dict[str, str] = {}
-    for name, array in weights.items():
-        new = rename(name) if callable(rename) else _with_prefix_replaced(name, rename)
-        if new is None:
-            continue
-        if new in origin:
-            raise ConfigurationError(f"rename gives {origin[new]} and {name} one name, {new}")
-        result[new], origin[new] = array, name
-    return result, {new for new, old in origin.items() if old in bfloat16}
-
-
-def _with_prefix_replaced(name: str, prefixes: Mapping[str, str]) -> str:
-    longest = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
-    return name if longest is None else prefixes[longest] + name[len(longest) :]
-
-
-def _prefix_hint(report: WeightsReport) -> str:
-    """How one prefix would make most of the names that are left over meet, or nothing."""
-    if not report.missing or not report.unexpected:
-        return ""
-    missing, unexpected = set(report.missing), set(report.unexpected)
-    for longer, shorter, adding in ((missing, unexpected, True), (unexpected, missing, False)):
-        prefixes = Counter(
-            name[: -len(tail)] for name in longer for tail in _tails(name) if tail in shorter and len(tail) < len(name)
-        )
-        if prefixes:
-            prefix, count = prefixes.most_common(1)[0]
-            if 2 * count >= len(shorter):
-                pair = f"{{'': {prefix!r}}}" if adding else f"{{{prefix!r}: ''}}"
-                return f"With rename={pair} {count} more names meet."
-    return ""
-
-
-def _tails(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[i:]) for i in range(1, len(parts))]
-
-
-def _saved_dtype(array: np.ndarray, is_bfloat16: bool, wanted: str) -> str:
-    # Paddle's files do not tell bfloat16 from uint16; no layer has uint16 weights.
-    if is_bfloat16 or (array.dtype == np.uint16 and wanted in _FLOATS):
-        return "bfloat16"
-    return str(array.dtype.name)
-
-
-def _convert(array: np.ndarray, saved: str, wanted: str) -> np.ndarray | None:
-    """The values in the wanted type, bfloat16 as uint16 bits; None where whole numbers would change."""
-    if saved == wanted:
-        return array
-    if saved in _FLOATS and wanted in _FLOATS:
-        values = _widened(array) if saved == "bfloat16" else array
-        return _rounded_to_bfloat16(values) if wanted == "bfloat16" else values.astype(wanted)
-    if wanted == "bfloat16" or saved == "bfloat16":
-        return None
-    converted = array.astype(wanted)
-    return converted if np.array_equal(converted, array) else None
-
-
-def _widened(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def _rounded_to_bfloat16(values: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(values, np.float32).reshape(values.shape).view(np.uint32)
-    nearest_even = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), nearest_even)
-
-
-def _set(layer: Loadable, weights: dict[str, np.ndarray]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Paddle warns of every missing name; the report has them
-        outcome = layer.set_state_dict(weights)
-    refused = list(outcome[1]) if isinstance(outcome, tuple) and len(outcome) == 2 else []
-    if refused:
-        raise CheckpointMismatchError("the layer did not take weights of its own names", refused)

@@ -137,11 +137,12 @@ class CheckpointStore:
             info=dict(info or {}),
         )
 
-    def newest(self, *, prefer_healthy: bool = True) -> Entry | None:
+    def newest(self, *, prefer_healthy: bool = True, complete: bool = False) -> Entry | None:
         """The newest checkpoint every byte of which verifies; None when there are none at all.
 
         Damaged ones are moved to `checkpoints/.quarantine/`, with a warning that names them and the one used instead.
-        With `prefer_healthy` an older healthy one goes before an unhealthy newest, with a warning too.
+        With `prefer_healthy` an older healthy one goes before an unhealthy newest, with a warning too. With `complete`
+        those that hold weights only are passed over: one cannot go on from them.
 
         Raises:
             CheckpointCorruptError: there are checkpoints and none of them verifies; nothing is moved.
@@ -151,7 +152,7 @@ class CheckpointStore:
         for _ in range(FOLLOW_ATTEMPTS):
             if self.read_only:
                 self._load()
-            chosen, damaged, unhealthy = self._search(prefer_healthy)
+            chosen, damaged, unhealthy = self._search(prefer_healthy, complete)
             # A reader beside a writer may have looked at one that was being deleted; then there is a newer one.
             if all(self._fs.exists(self.directory / name) for name in damaged):
                 break
@@ -179,7 +180,9 @@ class CheckpointStore:
             warnings.warn(finding, stacklevel=2)
         return self._refreshed(chosen)
 
-    def _search(self, prefer_healthy: bool) -> tuple[Entry | None, dict[str, tuple[list[str], bool]], list[Entry]]:
+    def _search(
+        self, prefer_healthy: bool, complete: bool
+    ) -> tuple[Entry | None, dict[str, tuple[list[str], bool]], list[Entry]]:
         """The newest that will do, and what was passed over: the damaged with their problems, and the unhealthy."""
         damaged: dict[str, tuple[list[str], bool]] = {}
         unhealthy: list[Entry] = []
@@ -187,6 +190,8 @@ class CheckpointStore:
             saved, problems, content_is_wrong = inspect(self.directory / name, self._fs, self._pins.of(name))
             if saved is None:
                 damaged[name] = (problems, content_is_wrong)
+            elif complete and saved.entry.info.get("weights_only"):
+                continue
             elif prefer_healthy and not saved.entry.healthy:
                 unhealthy.append(saved.entry)
             else:

@@ -53,6 +53,7 @@ class FakeTrainer:
 
     enable_checkpointing, fast_dev_run, sanity_checking, should_stop, is_global_zero = True, False, False, False, True
     state, max_steps, num_val_batches, max_epochs = "fit", -1, [1], 10_000
+    imported_best = None
 
     def __init__(self, store: Store, step: int, metrics: dict[str, float]) -> None:
         self.checkpoints, self.global_step, self.current_epoch, self.callback_metrics = store, step, step, metrics

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from paddlelite_trainer.checkpoint import CheckpointStore
-from paddlelite_trainer.checkpoint.foreign import load_foreign, load_weights, optimizer_by_structured_name
+from paddlelite_trainer.checkpoint.foreign import load_foreign, optimizer_by_structured_name
 from paddlelite_trainer.checkpoint.safetensors_format import read_safetensors, write_safetensors
+from paddlelite_trainer.checkpoint.weights import load_weights
 from paddlelite_trainer.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,

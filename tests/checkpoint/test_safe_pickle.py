@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from paddlelite_trainer.checkpoint import CheckpointStore, open_checkpoint, safe_pickle
-from paddlelite_trainer.checkpoint.foreign import load_foreign, load_weights, optimizer_by_structured_name
+from paddlelite_trainer.checkpoint.foreign import load_foreign, optimizer_by_structured_name
 from paddlelite_trainer.checkpoint.safe_pickle import read_pickle
+from paddlelite_trainer.checkpoint.weights import load_weights
 from paddlelite_trainer.errors import CheckpointCorruptError, CheckpointError, UnsafePickleError
 
 PADDLE_FILES = sorted((Path(__file__).parent / "paddle_files").iterdir())
