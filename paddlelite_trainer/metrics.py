@@ -41,6 +41,7 @@ class Series:
         "metric",
         "name",
         "options",
+        "over_ranks",
         "pending",
         "reduced",
         "reduction",
@@ -60,6 +61,7 @@ class Series:
         self.metric: Any = None  # a paddle.metric.Metric that accumulates by itself
         self.awaited_metric: Mapping[str, Any] | None = None  # what one had counted that is not found in the module
         self.saved_result: float | None = None
+        self.over_ranks: float | None = None  # what a paddle metric gives from the counts of all ranks
         self.pending: list[Any] = []
         self.weights: list[float] = []
         self.versions: list[int] = []  # of pending tensors, to find those changed in place after they were logged
@@ -71,6 +73,7 @@ class Series:
             {"min": math.inf, "max": -math.inf}.get(self.reduction, 0.0) if isinstance(self.reduction, str) else 0.0
         )
         self.weight = 0.0
+        self.over_ranks = None
         self.values: list[float] = []
         self.forget_pending()
 
@@ -94,6 +97,8 @@ class Series:
         self.weight += weight
 
     def result(self) -> float | None:
+        if self.over_ranks is not None:
+            return self.over_ranks
         if self.metric is not None:
             return float(self.metric.accumulate())
         if self.reduction is None or self.awaited_metric is not None:
@@ -274,19 +279,37 @@ class MetricCollector:
         return values
 
     def reduce_over(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Replace every epoch reduction by that over all ranks, each once an epoch; every rank must call it."""
+        """Replace every epoch reduction by that over all ranks, each once an epoch; every rank must call it.
+
+        A rank that has not logged a name, for want of batches, takes what the others logged. Paddle's own metrics are
+        taken from the counts of all ranks; a class of the user's own stays each rank's.
+        """
         self.read()
         mine = {
-            name: series.state_dict()
+            name: {"options": (*series.options[:4], series.reduction), **series.state_dict()}
             for name, series in self._series.items()
-            if series.options[1] and series.metric is None and name not in self._reduced
+            if series.options[1] and name not in self._reduced
         }
-        self._reduced.update(mine)
+        for state in mine.values():
+            if callable(state["options"][4]):  # it may not travel to another process
+                state["options"] = None
         everyones = gather(mine)
-        for name in mine:  # a name that another rank alone has logged is that rank's
-            series = self._series[name]
+        names = dict.fromkeys(name for theirs in everyones for name in theirs if name not in self._reduced)
+        self._reduced.update(names)
+        for name in names:
+            states = [theirs[name] for theirs in everyones if name in theirs]
+            series = self._series.get(name)
+            if series is None:
+                options = states[0]["options"]
+                if options is None or states[0]["metric"] is not None:
+                    continue  # a function, or an object, that is not here
+                series = self._series[name] = Series(name, options, options[4])
+            if series.metric is not None:
+                if all(state["metric"] is not None for state in states):
+                    series.over_ranks = _over_all(series.metric, [state["metric"] for state in states])
+                continue
             series.clear()
-            for state in (theirs[name] for theirs in everyones if name in theirs):
+            for state in states:
                 series.weight += state["weight"]
                 series.values += state["values"]
                 if series.reduction in ("mean", "sum"):
@@ -398,6 +421,21 @@ def numbers_of(metric: Any) -> dict[str, Any]:
         for key, value in vars(metric).items()
         if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(item, plain) for item in value))
     }
+
+
+def _over_all(metric: Any, everyones: Iterable[Mapping[str, Any]]) -> float | None:
+    """What a metric of Paddle's own gives from the counts of all ranks, which add up; None for other classes."""
+    if type(metric).__module__.partition(".")[0] != "paddle":
+        return None
+    own = numbers_of(metric)
+    metric.reset()
+    for key, start in numbers_of(metric).items():
+        if not isinstance(start, bool):
+            total = np.asarray(start) + sum(np.asarray(theirs[key]) - np.asarray(start) for theirs in everyones)
+            setattr(metric, key, total.tolist() if isinstance(start, list) else total)
+    result = metric.accumulate()
+    set_numbers(metric, own)
+    return float(result[0] if isinstance(result, (list, tuple)) else result)
 
 
 def set_numbers(metric: Any, numbers: Mapping[str, Any]) -> None:

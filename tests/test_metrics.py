@@ -158,3 +158,51 @@ def test_callback_metrics_answer_item_as_in_lightning() -> None:
     trainer = quiet_trainer()
     trainer.fit(Classifier(), make_batches(2), make_batches(1))
     assert trainer.callback_metrics["val_loss"].item() == trainer.callback_metrics["val_loss"]  # type: ignore[attr-defined]
+
+
+# -- over ranks ------------------------------------------------------------------------------------------------------------
+def reduced_over_ranks(*collectors: MetricCollector) -> list[dict[str, float]]:
+    """What each rank's epoch values are when all have gathered."""
+    sent: list[Any] = []
+    for collector in collectors:
+        collector.copy().reduce_over(lambda mine: [sent.append(mine) or mine])
+    for collector in collectors:
+        collector.reduce_over(lambda mine: list(sent))
+    return [collector.epoch_values() for collector in collectors]
+
+
+def test_a_rank_without_batches_takes_what_the_others_logged() -> None:
+    busy, idle = MetricCollector(), MetricCollector()
+    for name, reduce_fx in (("loss", "mean"), ("count", "sum"), ("most", "max"), ("least", "min")):
+        for value in (1.0, 4.0):
+            log(busy, name, value, reduce_fx=reduce_fx, on_step=False)
+    expected = {"loss": 2.5, "count": 5.0, "most": 4.0, "least": 1.0}
+    assert reduced_over_ranks(busy, idle) == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    "make", [paddle.metric.Accuracy, paddle.metric.Precision, paddle.metric.Recall, paddle.metric.Auc]
+)
+def test_a_metric_of_paddle_is_taken_over_the_samples_of_all_ranks(make: Any) -> None:
+    numbers = np.random.RandomState(0)
+    predictions, labels = numbers.rand(90, 1).astype("float32"), numbers.randint(0, 2, [90, 1])
+
+    def counted(rows: slice) -> Any:
+        metric = make()
+        p, y = predictions[rows], labels[rows]
+        if make is paddle.metric.Accuracy:
+            both = paddle.to_tensor(np.concatenate([1 - p, p], 1))
+            metric.update(metric.compute(both, paddle.to_tensor(y)))
+        else:
+            metric.update(np.concatenate([1 - p, p], 1) if make is paddle.metric.Auc else p, y)
+        return metric
+
+    collectors = [MetricCollector(), MetricCollector()]
+    parts = [counted(slice(0, 23)), counted(slice(23, 90))]
+    for collector, part in zip(collectors, parts):
+        log(collector, "m", part, on_step=False)
+    alone = [part.accumulate() for part in parts]
+    whole = counted(slice(0, 90)).accumulate()
+    assert alone[0] != alone[1]
+    assert reduced_over_ranks(*collectors) == [{"m": whole}, {"m": whole}]
+    assert [part.accumulate() for part in parts] == alone  # each goes on with its own counts
