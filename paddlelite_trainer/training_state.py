@@ -47,6 +47,22 @@ def save(trainer: Trainer, pins: Mapping[str, Sequence[str]], *, weights_only: b
     ranks = trainer.ranks.gather_object(rank_tree(trainer))
     if not trainer.is_global_zero:
         return trainer.ranks.on_rank_zero(_never)
+    contents: dict[str, Any] | Exception
+    try:
+        contents = _contents(trainer, ranks, weights_only)  # here, for user's hooks belong to the thread they know
+    except Exception as error:  # the other ranks wait, and are told
+        contents = error
+
+    def write() -> Entry:
+        if isinstance(contents, Exception):
+            raise contents
+        return trainer.checkpoints.save(**contents, pins=pins, background=trainer.async_checkpoint)
+
+    return trainer.ranks.on_rank_zero(write)
+
+
+def _contents(trainer: Trainer, ranks: Sequence[Mapping[str, Any]], weights_only: bool) -> dict[str, Any]:
+    """What `CheckpointStore.save` is given, apart from pins."""
     weights = model_weights(trainer.model)
     if trainer._saving_mark is not None:
         weights = trainer._saving_mark.weights(weights)
@@ -68,20 +84,15 @@ def save(trainer: Trainer, pins: Mapping[str, Sequence[str]], *, weights_only: b
         states[TRAINER] = tree
         states.update({_rank_file(rank): state for rank, state in enumerate(ranks)})
     candidate = trainer._candidate()
-    info = {**environment(trainer), **({"weights_only": True} if weights_only else {})}
-    return trainer.ranks.on_rank_zero(
-        lambda: trainer.checkpoints.save(
-            step=candidate.step,
-            epoch=candidate.epoch,
-            files=files,
-            states=states,
-            metrics=candidate.metrics,
-            healthy=candidate.healthy,
-            info=info,
-            pins=pins,
-            background=trainer.async_checkpoint,
-        )
-    )
+    return {
+        "step": candidate.step,
+        "epoch": candidate.epoch,
+        "files": files,
+        "states": states,
+        "metrics": candidate.metrics,
+        "healthy": candidate.healthy,
+        "info": {**environment(trainer), **({"weights_only": True} if weights_only else {})},
+    }
 
 
 def _never() -> Entry:

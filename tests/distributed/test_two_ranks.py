@@ -55,14 +55,26 @@ def test_both_ranks_learn_the_same_from_different_samples_and_resume_exactly(tmp
     assert resumed[0]["history"] == whole[0]["history"]
 
 
-@pytest.mark.parametrize(("flag", "words"), [("fail-save", "no room left"), ("fail-rank-1", "rank 1 fails")])
+def test_a_plateau_schedule_by_steps_keeps_one_rate_on_all_ranks(tmp_path: Path) -> None:
+    done, ranks = launch(tmp_path / "run", tmp_path / "out", -1, "plateau")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert ranks[0]["learning_rate"] == ranks[1]["learning_rate"] < 0.01
+    assert ranks[0]["learned"] == ranks[1]["learned"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [("fail-save", "no room left"), ("fail-hook", "the hook fails"), ("fail-rank-1", "rank 1 fails")],
+)
 def test_the_failure_of_one_rank_ends_all_and_is_named(tmp_path: Path, flag: str, words: str) -> None:
     started = time.monotonic()
     done, ranks = launch(tmp_path / "run", tmp_path / "out", -1, flag)
     assert done.returncode != 0
     assert ranks == []
-    logs = "".join(path.read_text() for path in (tmp_path / "out/log").glob("workerlog.*"))
-    assert words in logs
+    logs = [(tmp_path / f"out/log/workerlog.{rank}").read_text() for rank in (0, 1)]
+    told = [rank for rank in (0, 1) if words in logs[rank]]
+    # A rank that waits for rank 0's save is told why it ends; one whose peer died in the middle of a batch is not.
+    assert told == ([1] if flag == "fail-rank-1" else [0, 1])
     assert time.monotonic() - started < 90
 
 

@@ -1,6 +1,6 @@
 """What each of two ranks runs: a fit with BatchNorm and dropout, and a record of how it ended.
 
-python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS [fail-save | fail-rank-1]
+python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS [fail-save | fail-hook | fail-rank-1 | plateau]
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class Net(Module):
         self.log("val_loss", paddle.nn.functional.cross_entropy(self.net(x), y))
 
     def configure_optimizers(self) -> Any:
+        if "plateau" in sys.argv:  # each rank's loss is another
+            schedule = paddle.optimizer.lr.ReduceOnPlateau(0.01, patience=1)
+            optimizer = paddle.optimizer.AdamW(schedule, parameters=self.parameters())
+            config = {"scheduler": schedule, "interval": "step", "monitor": "train_loss"}
+            return {"optimizer": optimizer, "lr_scheduler": config}
         return paddle.optimizer.AdamW(0.01, parameters=self.parameters())
 
 
@@ -62,6 +67,11 @@ class FailsToSave(Callback):
         raise OSError("no room left")
 
 
+class FailsInItsHook(Callback):
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: Any) -> None:
+        raise ValueError("the hook fails")
+
+
 def digest(*arrays: Any) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 
@@ -72,6 +82,8 @@ module = Net()
 callbacks: list[Callback] = [ModelCheckpoint(every_n_train_steps=1, monitor="val_loss")]
 if "fail-save" in sys.argv:
     callbacks.append(FailsToSave())
+if "fail-hook" in sys.argv:
+    callbacks.append(FailsInItsHook())
 trainer = Trainer(
     max_epochs=3,
     max_steps=max_steps,
@@ -94,6 +106,7 @@ moments = [tensor.numpy() for by_name in optimizer._accumulators.values() for te
             "history": trainer.history,
             "seen": module.seen,
             "step": trainer.global_step,
+            "learning_rate": float(optimizer.get_lr()),
         }
     )
 )
