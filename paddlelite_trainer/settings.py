@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
 
@@ -84,6 +86,49 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "max_steps": (int,),
     "default_root_dir": (str, Path),
 }
+
+
+# Arguments of Lightning's Trainer, of today and of before, that are not here, and what to do instead.
+_NOT_HERE = {
+    "strategy": "devices=2 is data parallel already",
+    "num_nodes": "start the job with python -m paddle.distributed.launch --nnodes",
+    "sync_batchnorm": "call paddle.nn.SyncBatchNorm.convert_sync_batchnorm(module) before fit",
+    "use_distributed_sampler": "a DistributedBatchSampler is used as it is, any other sampler's batches are divided over ranks",
+    "benchmark": "set FLAGS_cudnn_exhaustive_search with paddle.set_flags",
+    "plugins": "precision= and callbacks= are what can be exchanged",
+    "barebones": "pass logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False",
+    "enable_autolog_hparams": "what save_hyperparameters keeps is logged",
+    "gpus": "pass accelerator='gpu', devices=",
+    "resume_from_checkpoint": "pass ckpt_path= to fit",
+    "checkpoint_callback": "pass enable_checkpointing=",
+    "progress_bar_refresh_rate": "pass callbacks=[ProgressBar(refresh_seconds=...)]",
+    "auto_lr_find": "Tuner(trainer).lr_find(module, loader)",
+    "auto_scale_batch_size": "Tuner(trainer).scale_batch_size(module, loader)",
+    "weights_summary": "pass enable_model_summary=",
+    "amp_level": "pass precision=",
+}
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+
+def explains_unknown_arguments(init: _Init) -> _Init:
+    """Make `__init__` answer an argument that it does not have with the one that was meant, or with what to do instead."""
+    known = [name for name in inspect.signature(init).parameters if name != "self"]
+
+    @functools.wraps(init)
+    def checked(self: Any, *positional: Any, **arguments: Any) -> None:
+        for name in arguments:
+            if name not in known:
+                remedy = f" It is one of Lightning's; here {_NOT_HERE[name]}." if name in _NOT_HERE else ""
+                raise ConfigurationTypeError(
+                    f"{type(self).__name__} has no argument {name!r}.{remedy or did_you_mean(name, known)}"
+                )
+        if positional:
+            raise ConfigurationTypeError(
+                f"{type(self).__name__} takes arguments by name only, got {positional[0]!r} without one"
+            )
+        init(self, **arguments)
+
+    return checked  # type: ignore[return-value]
 
 
 def check_settings(given: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ from .progress import Progress
 from .readable import Readable
 from .rng import derive_seed, draw_seed, isolated_random_states, paddle_cpu_generator_can_be_saved, seed_everything
 from .run_directory import RunDirectory, locked, resolve_ckpt_path
-from .settings import check_settings, stage_limit, to_seconds
+from .settings import check_settings, explains_unknown_arguments, stage_limit, to_seconds
 from .signals import EXIT_PREEMPTED, SignalWatch, WaitingEnded, in_notebook
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Trainer(Readable):
     `inference_mode` is accepted for Lightning's sake and changes nothing: evaluation is always under paddle.no_grad().
     """
 
+    @explains_unknown_arguments
     def __init__(
         self,
         *,
@@ -1065,8 +1066,11 @@ class Trainer(Readable):
         self._train_source = next(iter(self._sources("train", train, "train_dataloader")), None)
         if self._train_source is None:
             raise ConfigurationError(
-                "fit needs training data: pass train_dataloaders=, a datamodule, or write train_dataloader in the module"
+                "limit_train_batches=0 leaves no training data"
+                if self.limits["train"] == 0
+                else "fit needs training data: pass train_dataloaders=, a datamodule, or write train_dataloader in the module"
             )
+        self._tell_what_has_no_effect(train)
         self._reload_train = self._reloader(train)
         self._val_sources = self._sources("validate", val, "val_dataloader")
         self._has_validation_step = is_written(self.model, "validation_step")
@@ -1115,6 +1119,24 @@ class Trainer(Readable):
         if self.profiler is not None:
             self.profiler.attach(self)
         return True
+
+    def _tell_what_has_no_effect(self, train: Any) -> None:
+        idle: dict[str, str] = {}
+        if self.reload_dataloaders_every_n_epochs and train is not None:
+            idle[f"reload_dataloaders_every_n_epochs={self.reload_dataloaders_every_n_epochs}"] = (
+                "a loader was passed to fit, and it is train_dataloader of the module or datamodule that is called again"
+            )
+        if not self.model.automatic_optimization:
+            if self.gradient_clip_val is not None:
+                idle[f"gradient_clip_val={self.gradient_clip_val}"] = (
+                    "with automatic_optimization = False call self.clip_gradients(optimizer, value) before optimizer.step()"
+                )
+            if self._accumulation != {0: 1}:
+                idle[f"accumulate_grad_batches={self._accumulation}"] = (
+                    "with automatic_optimization = False call optimizer.step() after as many batches as you want"
+                )
+        for setting, why in idle.items():
+            warnings.warn(f"Trainer({setting}) has no effect: {why}", stacklevel=2)
 
     def _configure_optimizers(self) -> None:
         model = self.model

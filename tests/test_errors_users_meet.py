@@ -307,3 +307,62 @@ def test_a_hook_with_too_few_parameters_is_told_before_training() -> None:
         module, make_batches(1), ConfigurationError, "Short.on_train_end", "(trainer, module)", callbacks=[Short()]
     )
     assert module.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"max_epoch": 3}, ["Trainer has no argument 'max_epoch'", "Did you mean 'max_epochs'?"]),
+        ({"strategy": "ddp"}, ["no argument 'strategy'", "one of Lightning's", "devices=2 is data parallel already"]),
+        ({"resume_from_checkpoint": "x"}, ["ckpt_path= to fit"]),
+        ({"wholly_unknown": 1}, ["Trainer has no argument 'wholly_unknown'."]),
+    ],
+)
+def test_an_unknown_argument_of_trainer(arguments: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigurationTypeError) as raised:
+        Trainer(**arguments)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_an_argument_of_trainer_without_its_name() -> None:
+    with pytest.raises(ConfigurationTypeError, match="takes arguments by name only, got 100"):
+        Trainer(100)  # type: ignore[misc]
+
+
+def test_a_limit_that_leaves_no_training_data() -> None:
+    fit_fails(Classifier(), make_batches(), ConfigurationError, "limit_train_batches=0", limit_train_batches=0)
+
+
+class Manual(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(self.loss(batch))
+        self.optimizers().step()
+        self.optimizers().clear_grad()
+
+
+@pytest.mark.parametrize(
+    ("settings", "module", "setting", "why"),
+    [
+        ({"gradient_clip_val": 0.5}, Manual, "gradient_clip_val=0.5", "self.clip_gradients"),
+        ({"accumulate_grad_batches": 4}, Manual, "accumulate_grad_batches={0: 4}", "call optimizer.step()"),
+        (
+            {"reload_dataloaders_every_n_epochs": 2},
+            Classifier,
+            "reload_dataloaders_every_n_epochs=2",
+            "a loader was passed",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_told_by_name(
+    settings: dict[str, Any], module: Any, setting: str, why: str
+) -> None:
+    with pytest.warns(UserWarning, match="has no effect") as told:
+        quiet_trainer(**settings).fit(module(), make_batches())
+    (message,) = [str(warning.message) for warning in told if "has no effect" in str(warning.message)]
+    assert message.startswith(f"Trainer({setting}) has no effect: ")
+    assert why in message
