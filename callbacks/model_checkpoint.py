@@ -120,7 +120,7 @@ class ModelCheckpoint(Callback):
         self.auto_insert_metric_name = auto_insert_metric_name
         self.filename = filename
         if filename is not None:
-            _check_filename(filename)
+            _check_filename(filename, auto_insert_metric_name)
         elif save_top_k == -1 or (monitor is None and save_top_k == 1 and not self.save_last):
             self.filename = "{epoch}-{step}"  # a name of its own is all that keeps such a checkpoint
         self.current_score: float | None = None
@@ -351,7 +351,7 @@ class ModelCheckpoint(Callback):
             name, spec = match[1], (match[2] or ":")[1:]
             known: dict[str, Any] = {"epoch": entry.epoch, "step": entry.step, **entry.metrics}
             if name not in known:
-                raise not_logged(f"ModelCheckpoint(filename={self.filename!r})", name, self._of_trainer())
+                raise not_logged(f"ModelCheckpoint(filename={self.filename!r})", name, self._of_trainer(), "names")
             text = format(known[name], spec)
             return f"{name}={text}" if self.auto_insert_metric_name else text
 
@@ -445,7 +445,9 @@ def _placeholders(filename: str) -> list[str]:
     return [match[1] for match in _PLACEHOLDER.finditer(filename)]
 
 
-def _check_filename(filename: str) -> None:
+def _check_filename(filename: str, auto_insert_metric_name: bool) -> None:
+    if "{" in _PLACEHOLDER.sub("", filename) or "}" in _PLACEHOLDER.sub("", filename):
+        raise ConfigurationError(f"ModelCheckpoint(filename={filename!r}): a brace is not closed, or holds no name")
     for match in _PLACEHOLDER.finditer(filename):
         example: Any = 0 if match[1] in ("epoch", "step") else 0.5
         try:
@@ -454,6 +456,11 @@ def _check_filename(filename: str) -> None:
             raise ConfigurationError(
                 f"ModelCheckpoint(filename={filename!r}): {match[0]} cannot show {example!r}: {error}"
             ) from error
+    only_numbers = not auto_insert_metric_name and not _PLACEHOLDER.sub("", filename).strip("0123456789")
+    if only_numbers and set(_placeholders(filename)) <= {"epoch", "step"}:
+        raise ConfigurationError(
+            f"ModelCheckpoint(filename={filename!r}) makes a bare number, which means a step; add something, for example 'at-{filename}'"
+        )
     name = _pin_name(filename)
     if not name or name in _RESERVED or name.startswith("best_"):
         raise ConfigurationError(
@@ -469,7 +476,7 @@ def _epoch_schedule(every_n_epochs: int | Mapping[int | float, int] | None) -> d
         return {0: number} if number else {}
     for start, interval in every_n_epochs.items():
         _whole("every_n_epochs", interval, at_least=1)
-        if isinstance(start, bool) or not isinstance(start, (int, float)) or start < 0:
+        if isinstance(start, bool) or not isinstance(start, (int, float)) or start < 0 or 1.0 <= start != int(start):
             raise ConfigurationError(
                 f"ModelCheckpoint(every_n_epochs={dict(every_n_epochs)}): a start is a number of epochs or a share of max_epochs "
                 f"between 0 and 1, got {start!r}"

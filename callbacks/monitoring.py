@@ -48,10 +48,10 @@ def is_better(score: float, than: float, mode: str, min_delta: float = 0.0) -> b
     return score < than - min_delta if mode == "min" else score > than + min_delta
 
 
-def not_logged(owner: str, monitor: str, trainer: Trainer) -> ConfigurationError:
+def not_logged(owner: str, monitor: str, trainer: Trainer, verb: str = "monitors") -> ConfigurationError:
     known = sorted(trainer.callback_metrics)
     return ConfigurationError(
-        f"{owner} monitors {monitor!r}, which was not logged.{did_you_mean(monitor, known)} "
+        f"{owner} {verb} {monitor!r}, which was not logged.{did_you_mean(monitor, known)} "
         f"Logged: {', '.join(known) or 'nothing'}. "
         f"Log it in validation_step or training_step: self.log({monitor!r}, value, on_epoch=True)."
     )

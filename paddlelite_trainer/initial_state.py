@@ -82,8 +82,23 @@ class InitFrom:
             )
 
 
-def start_from(trainer: Trainer, given: str | os.PathLike[str] | InitFrom) -> list[str]:
-    """Put what `given` names into a run that has not begun; every rank calls it. Returns sentences about what was taken.
+@dataclass(frozen=True)
+class Start:
+    """What a run was given to start from: sentences about it, and the best weights that are to become a checkpoint."""
+
+    notes: list[str]
+    best: _Best | None = None
+
+    def save_best(self, trainer: Trainer) -> list[str]:
+        """Make the best weights a checkpoint of the run, which has its directory now; every rank calls it. Returns the notes."""
+        best = self.best
+        if best is not None:
+            trainer.imported_best = trainer.ranks.on_rank_zero(lambda: best.save(trainer))
+        return self.notes
+
+
+def start_from(trainer: Trainer, given: str | os.PathLike[str] | InitFrom) -> Start:
+    """Put what `given` names into a run that has not begun; every rank calls it.
 
     Raises:
         CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError, UnsafePickleError: of the files.
@@ -91,7 +106,8 @@ def start_from(trainer: Trainer, given: str | os.PathLike[str] | InitFrom) -> li
     init = given if isinstance(given, InitFrom) else InitFrom(given)
     if not init.training_state:
         which = init.which or "file"
-        return [str(load_weights(trainer.model, init.path, strict=init.strict, rename=init.rename, which=which))]
+        report = load_weights(trainer.model, init.path, strict=init.strict, rename=init.rename, which=which)
+        return Start([str(report)])
     found = load_foreign(init.path)
     best = _find_best(trainer, init, found)
     report = load_weights(trainer.model, found, strict=init.strict, rename=init.rename, which=init.which or "raw")
@@ -100,7 +116,6 @@ def start_from(trainer: Trainer, given: str | os.PathLike[str] | InitFrom) -> li
     notes += _take_optimizer(trainer, init, state, report)
     notes += _take_schedules(trainer, (state or {}).get("scheduler") or {})
     if best is not None:
-        trainer.imported_best = trainer.ranks.on_rank_zero(lambda: best.save(trainer))
         scores = ", ".join(f"{name} {score:g}" for name, score in best.scores.items())
         notes.append(f"best: {scores}, with the weights of {best.path}, is what later checkpoints are ranked against")
     elif found.best:
@@ -108,7 +123,7 @@ def start_from(trainer: Trainer, given: str | os.PathLike[str] | InitFrom) -> li
             f"best: the file says {found.best}. To rank against it say which of your metrics it is: "
             f"InitFrom(..., best={{'val_acc': {next(iter(found.best))!r}}})"
         )
-    return notes
+    return Start(notes, best)
 
 
 # -- counters ------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .checkpoint.entry import Entry, entry_from_manifest
+from .checkpoint.entry import Entry, entry_from_manifest, parse_entry_name
 from .checkpoint.filesystem import REAL
 from .checkpoint.links import CHECKPOINTS
 from .checkpoint.saved import SavedCheckpoint, read_manifest, resolve_checkpoint
@@ -67,7 +67,7 @@ class RunDirectory:
         self._lock = _acquire(self.path)
         _held.add(self)
         try:
-            if fresh and CheckpointStore(self.path, read_only=True).entries():
+            if fresh and holds_checkpoints(self.path):
                 raise ConfigurationError(
                     f"{self.path} already holds a run with checkpoints. To go on with it pass ckpt_path='last'; "
                     "for a fresh run choose another run_name, or move that directory away."
@@ -314,6 +314,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         raise
 
 
+def holds_checkpoints(path: Path) -> bool:
+    """Whether a run has checkpoints, sound or not."""
+    try:
+        return any(parse_entry_name(name) for name in os.listdir(path / CHECKPOINTS))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 # -- which checkpoint is meant ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Resolution:
@@ -329,9 +337,13 @@ class Resolution:
     message: str
     opened: SavedCheckpoint | None = None
     """The checkpoint, open, where finding it has verified it already; it does not travel to other processes."""
+    findings: tuple[str, ...] = ()
+    """A sentence for each newer checkpoint that was passed over."""
+    damaged: tuple[str, ...] = ()
+    """Names of those of them that are damaged."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Resolution, (self.run_dir, self.entry, self.fresh, self.message)
+        return Resolution, (self.run_dir, self.entry, self.fresh, self.message, None, self.findings, self.damaged)
 
 
 def resolve_ckpt_path(
@@ -381,15 +393,23 @@ def resolve_ckpt_path(
 
 def _resolve_last(root: Path, named: Path | None, runs: Sequence[Path]) -> Resolution:
     for run in runs:
-        store = CheckpointStore(run, read_only=True)
-        entry = store.newest(complete=True) or store.newest()  # weights only, where there is nothing else: told as such
-        if entry is not None:
-            return _continue(run, entry, store.read(entry), store.findings)
+        found = _newest_of(run)
+        if found is not None:
+            return found
     message = f"no checkpoint in {named or root} yet: fresh run"
     others = sorted(path.name for path in _subdirectories(root) if (path / CHECKPOINTS).is_dir() and path not in runs)
     if others and named is None:
         message += f" (runs with names go on by run_name=: {', '.join(others)})"
     return Resolution(None, None, True, message)
+
+
+def _newest_of(run: Path) -> Resolution | None:
+    store = CheckpointStore(run, read_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the findings are told with the resolution
+        # Weights only, where there is nothing else: who wants to go on from them is told so.
+        entry = store.newest(complete=True) or store.newest()
+    return None if entry is None else _continue(run, entry, store.read(entry), store)
 
 
 def _resolve_best(root: Path, runs: Sequence[Path]) -> Resolution:
@@ -409,20 +429,19 @@ def _best_of(store: CheckpointStore) -> Entry:
             f"ckpt_path='best' could mean any of {', '.join(ranked)} in {store.run_dir}: "
             f"pass the one you mean, as ckpt_path={ranked[0]!r}"
         )
-    entries = store.by_pin(ranked[0]) if ranked else []
-    if not entries:
+    if not ranked:
         raise ConfigurationError(
             f"ckpt_path='best': nothing was monitored in {store.run_dir}, so no checkpoint is the best. "
             "Train with ModelCheckpoint(monitor=...), or pass ckpt_path='last'."
         )
-    return entries[0]
+    return store.first_of_pin(ranked[0])
 
 
 def _resolve_pin(pin: str, runs: Sequence[Path]) -> Resolution | None:
     for run in runs:
-        entries = CheckpointStore(run, read_only=True).by_pin(pin)
-        if entries:
-            return _continue(run, entries[0])
+        store = CheckpointStore(run, read_only=True)
+        if pin in store.pins():
+            return _continue(run, store.first_of_pin(pin))
     return None
 
 
@@ -432,11 +451,10 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
         directory = resolve_checkpoint(Path(text).expanduser())
     except CheckpointNotFoundError:
         if (path / CHECKPOINTS).is_dir():
-            store = CheckpointStore(path, read_only=True)
-            entry = store.newest(complete=True) or store.newest()
-            if entry is None:
+            found = _newest_of(path)
+            if found is None:
                 raise CheckpointNotFoundError(f"the run {path} has no checkpoint yet") from None
-            return _continue(path, entry, store.read(entry), store.findings)
+            return found
         if not path.exists():
             return None
         raise CheckpointNotFoundError(
@@ -450,13 +468,14 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
 
 
 def _continue(
-    run: Path, entry: Entry, opened: SavedCheckpoint | None = None, findings: Sequence[str] = ()
+    run: Path, entry: Entry, opened: SavedCheckpoint | None = None, searched: CheckpointStore | None = None
 ) -> Resolution:
+    findings = tuple(searched.findings) if searched is not None else ()
     info = read_run(run)
     told = info is not None and info.status not in ("running", "killed") and not findings
     state = f", {info}" if told else ""
     message = f"going on with {run} from {entry.name} (step {entry.step}, epoch {entry.epoch}{state})"
-    return Resolution(run, entry, False, " ".join([*findings, message]), opened)
+    return Resolution(run, entry, False, message, opened, findings, tuple(searched.damaged) if searched else ())
 
 
 def _not_found_message(text: str, root: Path, runs: Sequence[Path]) -> str:

@@ -229,7 +229,7 @@ class Trainer(Readable):
         self._mark: Mark | None = None
         self._saving_mark: Mark | None = None
         self._saved_at: tuple[Any, ...] | None = None
-        self._requested_pins: set[str] = set()
+        self._requested_pins: dict[str, bool] = {}  # tag: whether its weights are enough
         self._agreed_to_leave = self._stop_is_agreed = False
         self._known_candidate: Entry | None = None
         self._train_source: BatchSource | None = None
@@ -406,22 +406,42 @@ class Trainer(Readable):
             }
         )
 
-    def save_checkpoint(self, tag: str, weights_only: bool = False) -> Path | None:
+    def save_checkpoint(self, tag: str, weights_only: bool = False, *, replace: bool = False) -> Path | None:
         """Keep the present state under a name of your own, for good; resume from it with `ckpt_path=tag`.
 
-        During fit it is taken at the next save point, and None is returned; after fit at once, and its directory is returned.
+        During fit it is taken at the next save point, and None is returned; after fit at once, and its directory is
+        returned. A save point that writes everything anyway has it in full, with `weights_only` too. With `replace` the
+        tag moves here from a checkpoint that has it, which is deleted where nothing else keeps it.
+
+        Raises:
+            ConfigurationError: the tag cannot be a file's name, is one that the run uses itself, or is another step's.
+            CheckpointError: there is no run directory. CheckpointSaveError, after fit: writing failed.
         """
+        from .checkpoint.links import check_tag
+
         if self._run_path is None:
             raise CheckpointError(
                 "save_checkpoint needs a run directory: call it in or after fit, without fast_dev_run"
             )
-        self._requested_pins.add(tag)
+        check_tag(tag)
+        holders = [] if replace or self._store is None else self._store.by_pin(tag)
+        others = [
+            entry.name for entry in holders if entry.step != self.global_step
+        ]  # this step's: the same command again
+        if others:
+            raise ConfigurationError(
+                f"the tag {tag!r} is taken, by {', '.join(others)}. Choose another, or pass replace=True."
+            )
+        self._requested_pins[tag] = weights_only
         if self.state == "fit":
             return None
-        with locked(self._run_path) if self.is_global_zero else contextlib.nullcontext():
-            entry = self._take_checkpoint({}, weights_only=weights_only)
-            if self._store is not None:
-                self._store.wait()
+        try:
+            with locked(self._run_path) if self.is_global_zero else contextlib.nullcontext():
+                entry = self._take_checkpoint({})
+                if self._store is not None:
+                    self._store.wait()
+        finally:
+            self._requested_pins.clear()
         return None if entry is None else entry.path
 
     # -- the loop ----------------------------------------------------------------------------------------------------------------
@@ -959,6 +979,8 @@ class Trainer(Readable):
                 )
                 if resolution.entry is None:
                     raise CheckpointError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {resolution.message}")
+                for finding in resolution.findings:
+                    self.print(f"WARNING: {finding}")
                 training_state.load_weights_at(self.model, resolution.entry.path)
                 self.ckpt_path = resolution.entry.path
                 self.print(f"Weights of {resolution.entry.path}")
@@ -1080,16 +1102,22 @@ class Trainer(Readable):
         self._train_metrics.paddle_metrics = functools.partial(paddle_metrics_of, self.model)
         self._configure_optimizers()
         self._step = self._training_step()
+        start = None
+        if saved is None and init_from is not None:
+            from .initial_state import start_from
+
+            start = start_from(self, init_from)  # before there is a directory: what does not fit leaves none
         self._open_run(saved, resolution)
-        notes: list[str] = [resolution.message] if resolution is not None and resolution.message else []
+        notes: list[str] = []
+        if resolution is not None:
+            notes += [*(f"WARNING: {finding}" for finding in resolution.findings), resolution.message]
         if saved is not None:
             notes += training_state.restore(self, saved, override)
             self._saved_at = self.progress.position
-            self.ranks.on_rank_zero(functools.partial(self._set_aside_after, saved.entry))
-        elif init_from is not None:
-            from .initial_state import start_from
-
-            notes += start_from(self, init_from)
+            damaged = () if resolution is None else resolution.damaged
+            notes += self.ranks.on_rank_zero(lambda: self._set_aside_after(saved.entry, damaged))
+        elif start is not None:
+            notes += start.save_best(self)
         for logger in self.loggers if self.is_global_zero else ():
             logger.log_hyperparams(self.model.hparams)
         if saved is None and self._fitted_before:
@@ -1115,7 +1143,9 @@ class Trainer(Readable):
         if saved is not None:
             training_state.restore_random_states(self, saved)  # last, as hooks may have drawn some numbers again
         elif goes_on and self.enable_checkpointing and self._savers:
-            self._take_checkpoint({"latest": []})  # what was brought along can be gone on from by itself, as of now
+            self._take_checkpoint(
+                {"latest": []}, weights_only=False
+            )  # what was brought along can be gone on from by itself, as of now
         if self.profiler is not None:
             self.profiler.attach(self)
         return True
@@ -1201,10 +1231,23 @@ class Trainer(Readable):
 
         self._run_path = self.ranks.on_rank_zero(open_on_disk)
 
-    def _set_aside_after(self, entry: Entry) -> None:
-        """Only once the checkpoint has proved to fit: what an earlier process saved after it is no longer this run's."""
-        if self._store is not None:
-            self._store.set_aside_after(entry.step, entry.revision)
+    def _set_aside_after(self, entry: Entry, damaged: Sequence[str]) -> list[str]:
+        """Only once the checkpoint has proved to fit: what an earlier process saved after it is no longer this run's.
+
+        Returns sentences about what was moved.
+        """
+        if self._store is None:
+            return []
+        moved = self._store.quarantine(damaged)
+        notes = [f"moved to checkpoints/.quarantine/: {', '.join(moved)}"] if moved else []
+        newer = self._store.set_aside_after(entry.step, entry.revision)
+        if newer:
+            names = sorted({pin for other in newer for pin in other.pins} - set(self._store.pins()))
+            notes.append(
+                f"{len(newer)} checkpoint{'s' if len(newer) > 1 else ''} after step {entry.step} moved to checkpoints/.superseded/, since "
+                f"the run goes on from here{'; their names are free again: ' + ', '.join(names) if names else ''}"
+            )
+        return notes
 
     def _already_over(self) -> str | None:
         progress = self.progress
@@ -1300,7 +1343,16 @@ class Trainer(Readable):
         return error
 
     def _end(self, stage: Stage, outcome: str) -> None:
-        """Tear everything down, whatever happened; a teardown's own error is raised last."""
+        """Tear everything down, whatever happened; a teardown's own error is raised where no other is on its way."""
+        on_its_way = sys.exc_info()[1]
+        try:
+            self._tear_down(stage, outcome)
+        except Exception as error:
+            if on_its_way is None:
+                raise
+            warnings.warn(f"while ending after the {type(on_its_way).__name__} above: {error}", stacklevel=2)
+
+    def _tear_down(self, stage: Stage, outcome: str) -> None:
         with contextlib.ExitStack() as stack:
             stack.callback(setattr, self, "state", None)
             if stage == "fit":
@@ -1340,8 +1392,11 @@ class Trainer(Readable):
         self.interrupted = True
         progress = self.progress
         where = f"{received.name}: stopped at epoch {progress.current_epoch}, step {progress.global_step}"
+        newest = self._store.entries()[-1].name if self._store is not None and self._store.entries() else None
         if self._saved_at == progress.position:
             self.print(f"{where}, saved. Run the same command with ckpt_path='last' to go on.")
+        elif newest is not None:
+            self.print(f"{where}; this was not saved. ckpt_path='last' goes on from {newest}.")
         else:
             self.print(f"{where}; nothing was saved.")
         if not in_notebook():
@@ -1504,7 +1559,7 @@ class Trainer(Readable):
         if self.ranks.world_size > 1 and reason == "train_batch" and not self._ranks_agree_here():
             return
         pins: dict[str, Sequence[str]] = {}
-        weights_only = True
+        weights_only = True  # where nobody asks for more
         if self._store is not None:
             point = SavePoint(reason, self)
             for callback, ask in self._savers:
@@ -1522,7 +1577,7 @@ class Trainer(Readable):
             pins.setdefault("latest", [])  # filled in with this checkpoint
             weights_only = False
         if pins or self._requested_pins:
-            self._take_checkpoint(pins, weights_only=weights_only and bool(pins))
+            self._take_checkpoint(pins, weights_only=weights_only)
         if reason in ("train_batch", "validation"):
             self._remember(mark.BATCH)
 
@@ -1546,8 +1601,9 @@ class Trainer(Readable):
         every = [getattr(callback, "every_n_train_steps", None) for callback in self.callbacks]
         return step % self.log_every_n_steps == 0 or any(count and step % count == 0 for count in every)
 
-    def _take_checkpoint(self, pins: Pins, *, weights_only: bool = False) -> Entry | None:
-        """Write one checkpoint under these pins and those that users asked for; every rank calls it."""
+    def _take_checkpoint(self, pins: Pins, *, weights_only: bool = True) -> Entry | None:
+        """Write one checkpoint under these pins and those that users asked for, full if one of them is to be; every rank calls it."""
+        weights_only = weights_only and all(self._requested_pins.values())
         mine = [self._candidate().name] if self._store is not None else []
         all_pins = {**pins, **dict.fromkeys(self._requested_pins, mine)}
         if "latest" in all_pins:

@@ -384,11 +384,13 @@ def test_a_fresh_start_mentions_runs_with_names(tmp_path):
     assert "run_name=: mine" in resolve_ckpt_path("last", default_root_dir=tmp_path).message
 
 
-def test_last_falls_back_from_a_damaged_checkpoint_and_warns(tmp_path):
+def test_last_falls_back_from_a_damaged_checkpoint_and_says_so(tmp_path):
     save(tmp_path / "version_0", 1)
     damage(save(tmp_path / "version_0", 2))
-    with pytest.warns(UserWarning, match=r"step-000000002 is damaged; using step-000000001"):
-        assert resolve_ckpt_path("last", default_root_dir=tmp_path).entry.step == 1
+    found = resolve_ckpt_path("last", default_root_dir=tmp_path)
+    assert found.entry.step == 1
+    assert "step-000000002 is damaged; using step-000000001" in found.findings[0]
+    assert found.damaged == ("step-000000002",)
 
 
 def test_checkpoints_none_of_which_verifies_are_an_error_and_no_fresh_start(tmp_path):

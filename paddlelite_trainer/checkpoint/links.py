@@ -19,9 +19,13 @@ from .filesystem import FileSystem
 CHECKPOINTS = "checkpoints"
 # Suffix beside a pin's name -> the file of the checkpoint that it leads to.
 SUFFIXES = {".pdparams": "model.pdparams", ".pdopt": "optimizer.pdopt", ".pdema": "ema.pdparams"}
+_MANAGED = re.compile(
+    r"latest|last|best|best_.*|recent|recovered|imported-best|early-stopping-best|epoch_\d+|before-lr-drop-.*"
+)
 _TEMPORARY = re.compile(r"\.tmp-link-[0-9a-f]{8}")
 _NO_LINKS_HERE = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_RESERVED = {CHECKPOINTS, "run.json"}
+# What else lies in a run directory.
+_RESERVED = {CHECKPOINTS, "run.json", "metrics.csv", "hparams.json", "profile.txt", "paddle_profile"}
 _MAX_POINTER_BYTES = 4096
 
 
@@ -35,13 +39,32 @@ def check_pin_name(name: str) -> None:
         problem = 'must not contain any of <>:"/\\|?* or a control character'
     elif len(os.fsencode(name)) > 200:
         problem = "must be at most 200 bytes long"
-    elif name in _RESERVED or name.endswith(tuple(SUFFIXES)) or parse_entry_name(name):
+    elif name.isdecimal():
+        problem = "must not be a bare number, which means a step"
+    elif (
+        name in _RESERVED or name.endswith(tuple(SUFFIXES)) or name.startswith("events.out.") or parse_entry_name(name)
+    ):
         problem = (
-            f"must not be {' or '.join(sorted(_RESERVED))}, a checkpoint's own name, or end in {', '.join(SUFFIXES)}"
+            f"must not be {' or '.join(sorted(_RESERVED))}, begin with events.out., be a checkpoint's own name, "
+            f"or end in {', '.join(SUFFIXES)}"
         )
     else:
         return
     raise ConfigurationError(f"The name of a pin becomes a file name in the run directory: it {problem}, got {name!r}")
+
+
+def is_managed(name: str) -> bool:
+    """Whether this name means something by itself: a run gives it to checkpoints and takes it away again, or it is a ckpt_path."""
+    return bool(_MANAGED.fullmatch(name))
+
+
+def check_tag(name: str) -> None:
+    """Raise ConfigurationError unless `name` can be a tag of the user's own."""
+    check_pin_name(name)
+    if is_managed(name):
+        raise ConfigurationError(
+            f"{name!r} is one of the names that runs give to checkpoints by themselves: choose another for a tag of your own"
+        )
 
 
 def strip_suffix(path: Path) -> Path:

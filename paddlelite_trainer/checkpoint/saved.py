@@ -170,7 +170,9 @@ def inspect(
     for name, found in _hashes(data).items():
         if found != stored[name].sha256:
             written = stored[name].sha256
-            problems.append(f"{name} was altered: its SHA-256 is {found[:12]}..., it was written as {written[:12]}...")
+            problems.append(
+                f"{name} was altered: its SHA-256 begins with {found[:12]}, it was written with {written[:12]}"
+            )
             content_is_wrong = True
     if problems:
         return None, problems, content_is_wrong

@@ -64,6 +64,8 @@ class CheckpointStore:
     def __init__(self, run_dir: str | Path, *, file_system: FileSystem = REAL, read_only: bool = False) -> None:
         self.findings: list[str] = []
         """Why the last `newest` did not return the very newest: a sentence for each checkpoint passed over."""
+        self.damaged: list[str] = []
+        """Names of those that the last `newest` passed over because they are damaged."""
         self.run_dir = Path(os.path.abspath(run_dir))
         self.directory = self.run_dir / CHECKPOINTS
         self.read_only = read_only
@@ -77,6 +79,7 @@ class CheckpointStore:
         self._manifests: dict[tuple[str, int, int], dict[str, Any]] = {}  # by name, inode and time; a reader's cache
         self._entries: tuple[Entry, ...] = ()
         self._pins = Pins()
+        self._is_settled = False
         if read_only:
             self._load()
             return
@@ -98,6 +101,28 @@ class CheckpointStore:
         """The checkpoints that a pin holds, in its order (best first); none for a name that is no pin."""
         entries = {entry.name: entry for entry in self.entries()}
         return [entries[held] for held in self._pins.held.get(name, ()) if held in entries]
+
+    def first_of_pin(self, name: str) -> Entry:
+        """The checkpoint that a pin's links lead to: the first it holds, and never the second in its place.
+
+        Raises:
+            CheckpointNotFoundError: there is no such pin.
+            CheckpointCorruptError: that checkpoint is damaged or gone; the message lists the sound rest.
+        """
+        entries = self.by_pin(name)
+        held = self._pins.held.get(name)
+        if not held:
+            raise CheckpointNotFoundError(
+                f"There is no pin {name!r} in {self.run_dir}.{did_you_mean(name, self._pins.held)}"
+            )
+        if not entries or entries[0].name != held[0]:
+            problems = inspect(self.directory / held[0], self._fs)[1]
+            rest = ", ".join(entry.name for entry in entries)
+            raise CheckpointCorruptError(
+                f"{name!r} is {held[0]}, which cannot be used: {'; '.join(problems) or 'it is gone'}. "
+                + (f"It holds {rest} too: pass that one's path." if rest else "It holds no other.")
+            )
+        return entries[0]
 
     def pins(self) -> dict[str, tuple[str, ...]]:
         """Pin -> names of the checkpoints it holds."""
@@ -167,6 +192,7 @@ class CheckpointStore:
                     f"move them away to start afresh.{report}"
                 )
             return None
+        self.damaged = list(damaged)
         for name, (problems, content_is_wrong) in damaged.items():
             moved = content_is_wrong and not self.read_only and self._set_aside([name], QUARANTINE)
             where = f" It was moved to {CHECKPOINTS}/{QUARANTINE}/." if moved else ""
@@ -298,7 +324,7 @@ class CheckpointStore:
         after = after.at({known.name for known in (*self._entries, entry)}, record["sequence"])
         pins_reached = False
         try:
-            self._require_space(entry)
+            self._require_space(entry, plan)
             self._fs.mkdir(temporary)
             manifest = self._write_all(temporary, plan, record, staged_pins, after)
             self._fs.rename(temporary, entry.path)
@@ -306,14 +332,15 @@ class CheckpointStore:
             pins_reached = True
             self._fs.replace(staged_pins, self.directory / PINS_FILE)
         except BaseException as error:
+            free = self._free_space()  # before what was written makes room again
             self._undo(entry, [temporary, staged_pins], pins_reached)
             if isinstance(error, OSError) and not isinstance(error, CheckpointError):
-                raise self._save_error(entry.name, entry.nbytes, error) from error
+                raise self._save_error(entry.name, _space_for(plan), error, free) from error
             raise
-        self._pins = after
+        before, self._pins = self._pins, after
         committed = replace(entry, sha256=_sha256_of(manifest))
         self._entries = self._with_pins((*self._entries, committed))
-        self._settle()
+        self._settle(before)
         self.save_seconds = time.perf_counter() - started
 
     def _write_all(
@@ -363,29 +390,39 @@ class CheckpointStore:
             for name, layout in plan.items()
         }
 
-    def _require_space(self, entry: Entry) -> None:
-        free = self._fs.free_space(self.directory)
-        if free < entry.nbytes:
-            raise OSError(errno.ENOSPC, f"{_size(entry.nbytes)} are needed and {_size(free)} are free")
+    def _require_space(self, entry: Entry, plan: Mapping[str, Layout]) -> None:
+        free, needed = self._fs.free_space(self.directory), _space_for(plan)
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{_size(needed)} are needed and {_size(free)} are free")
 
-    def _save_error(self, name: str, nbytes: int, error: OSError) -> CheckpointSaveError:
+    def _free_space(self) -> int | None:
+        try:
+            return self._fs.free_space(self.directory)
+        except OSError:
+            return None
+
+    def _save_error(self, name: str, nbytes: int, error: OSError, free: int | None = None) -> CheckpointSaveError:
         why = error.strerror or str(error)
         if error.errno in _DISK_FULL and "are needed" not in why:
-            try:
-                free = _size(self._fs.free_space(self.directory))
-            except OSError:
-                free = "an unknown number of bytes"
-            why += f": {_size(nbytes)} are needed and {free} are free"
+            left = "an unknown number of bytes" if free is None else _size(free)
+            why += f": {_size(nbytes)} are needed and {left} were free"
         if error.errno in _DISK_FULL:
             why += "; delete something there, keep fewer checkpoints, or choose another directory"
-        older = (
-            f"The checkpoints before it are intact, the newest is {self._entries[-1].name}."
-            if self._entries
-            else "There is none before it."
-        )
+        if not self._entries:
+            older = "There is none before it."
+        elif self._is_gone(self._entries[-1].path):
+            older = f"The newest before it, {self._entries[-1].name}, is not where it was: somebody else removed it."
+        else:
+            older = f"The checkpoints before it are intact, the newest is {self._entries[-1].name}."
         failed = CheckpointSaveError(f"Checkpoint {name} was not saved in {self.directory}: {why}. {older}")
         failed.errno = error.errno
         return failed
+
+    def _is_gone(self, path: Path) -> bool:
+        try:
+            return not self._fs.exists(path)
+        except OSError:  # a disk that cannot tell
+            return False
 
     # ---- pins ----
 
@@ -421,7 +458,7 @@ class CheckpointStore:
         aside = self._set_aside_entries() if superseded else []
         if not dry_run:
             self._require_writer()
-            self._settle()
+            self._settle(self._pins)
             for entry in aside:
                 self._fs.remove_tree(entry.path)
         return [*aside, *victims]
@@ -435,6 +472,21 @@ class CheckpointStore:
         self._load()
         if self._entries or self._pins.removed or self._fs.exists(self.directory / PINS_FILE):
             self._record(self._pins)
+
+    def quarantine(self, names: Iterable[str]) -> list[str]:
+        """Move those of the named checkpoints that are damaged to `checkpoints/.quarantine/`; returns their names.
+
+        One that cannot be read at all (no permission, a failing disk) stays: that is no proof against it.
+        """
+        self._require_writer()
+        self._job.join()
+        wrong = [name for name in names if self._fs.exists(self.directory / name) and self._is_wrong(name)]
+        self._set_aside(wrong, QUARANTINE)
+        return wrong
+
+    def _is_wrong(self, name: str) -> bool:
+        saved, _, content_is_wrong = inspect(self.directory / name, self._fs)
+        return saved is None and content_is_wrong
 
     def set_aside_after(self, step: int, revision: int | None = None) -> list[Entry]:
         """Move all checkpoints newer than this one to `checkpoints/.superseded/`, and return them as they were.
@@ -474,9 +526,9 @@ class CheckpointStore:
         except OSError as error:
             self._attempt(partial(self._write_pins, self._pins))
             raise CheckpointSaveError(f"The pins of {self.run_dir} could not be changed: {error}") from error
-        self._pins = pins
+        before, self._pins = self._pins, pins
         self._entries = self._with_pins(self._entries)
-        self._settle()
+        self._settle(None if pins is before else before)
 
     def _write_pins(self, pins: Pins) -> None:
         temporary = self._temporary(".tmp", "pins")
@@ -489,10 +541,14 @@ class CheckpointStore:
 
     # ---- what follows from the pins: links and deletions; all of it can be done again later ----
 
-    def _settle(self) -> None:
+    def _settle(self, before: Pins | None = None) -> None:
+        """Links and deletions as the pins say; of pins that are as they were `before`, when all was settled, nothing is looked at."""
+        unsettled, self._is_settled = not self._is_settled, False
         try:
-            self._update_links()
+            self._update_links(None if unsettled else before)
             self._retire(self._unheld())
+            self._pins = replace(self._pins, removed=frozenset())  # their links are gone
+            self._is_settled = True
         except OSError as error:
             warnings.warn(
                 f"The checkpoints in {self.run_dir} are safe, but their links could not be brought up to date, or old "
@@ -500,11 +556,15 @@ class CheckpointStore:
                 stacklevel=2,
             )
 
-    def _update_links(self) -> None:
+    def _update_links(self, before: Pins | None) -> None:
         entries = {entry.name: entry for entry in self._entries}
-        for name in sorted(self._pins.removed | self._pins.without_links):
+        same_as_before = before.held if before is not None else {}
+        linked_no_more = self._pins.without_links - (before.without_links if before is not None else frozenset())
+        for name in sorted(self._pins.removed | linked_no_more):
             self._links.remove(name)
         for name, held in self._pins.held.items():
+            if same_as_before.get(name) == held and before is not None and name not in before.without_links:
+                continue
             if name not in self._pins.without_links and held[0] in entries:
                 self._links.point(name, held[0], self._fs.listdir(self.directory / held[0]))
         self._links.sync()  # before anything is deleted: no link may come back that leads to it
@@ -733,6 +793,13 @@ def _manifest_head(entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]
 
 def _sha256_of(manifest: bytes) -> str:
     return manifest[12:76].decode("ascii")
+
+
+def _space_for(plan: Mapping[str, Layout]) -> int:
+    """Bytes on the disk at most: whole blocks of each file, of the manifest (some 300 bytes a tensor) and of the directory."""
+    tensors = sum(len(layout.blocks or {}) for layout in plan.values())
+    sizes = [*(layout.size for layout in plan.values()), 4096 + 300 * tensors, 4096, 4096]
+    return sum(-(-size // 4096) * 4096 for size in sizes)
 
 
 def _size(nbytes: int) -> str:

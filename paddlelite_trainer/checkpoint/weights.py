@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import CheckpointMismatchError, ConfigurationError, did_you_mean
+from ..errors import CheckpointMismatchError, ConfigurationError, ConfigurationTypeError, did_you_mean
 from .foreign import ForeignCheckpoint, WeightSet, Which, read_weights
 from .tensors import dtype_name, shape_of
 
@@ -110,18 +110,31 @@ def load_weights(
         print(report)
 
     Raises:
-        CheckpointMismatchError: names or shapes do not fit and `strict` is true; the layer is unchanged.
+        CheckpointMismatchError: names or shapes do not fit and `strict` is true, or none fits; the layer is unchanged.
         CheckpointNotFoundError, CheckpointCorruptError, UnsafePickleError: as `load_foreign`.
     """
+    if not isinstance(source, (str, os.PathLike, ForeignCheckpoint)):
+        raise ConfigurationTypeError(f"load_weights takes a layer and then a path, got {source!r} for the path")
+    if not callable(getattr(layer, "set_state_dict", None)):
+        raise ConfigurationTypeError(
+            f"load_weights takes a layer first, got a {type(layer).__name__}; load_foreign(path).weights is a dict of arrays"
+        )
     if which not in ("file", "raw", "ema"):
         raise ConfigurationError(f"which must be 'file', 'raw' or 'ema', got {which!r}")
     found = source.weight_set(which) if isinstance(source, ForeignCheckpoint) else read_weights(source, which)
     fitting, report = fit_weights(layer, found, rename)
     hint = _prefix_hint(report)
-    if strict and not report.complete:
+    if not fitting or (strict and not report.complete):
         raise CheckpointMismatchError(
             f"the weights in {found.path} do not fit the model, which is unchanged. "
-            + (hint or "strict=False loads those that fit (in a fit: init_from=InitFrom(path, strict=False))."),
+            + (
+                hint
+                or (
+                    "strict=False loads those that fit (in a fit: init_from=InitFrom(path, strict=False))."
+                    if fitting
+                    else "None of them does."
+                )
+            ),
             report.problems(),
         )
     if hint:

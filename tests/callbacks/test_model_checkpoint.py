@@ -479,6 +479,9 @@ def test_a_monitor_of_a_validation_that_comes_later_is_waited_for(tmp_path: Path
         ({"train_time_interval": 0}, "must be longer than nothing"),
         ({"every_n_epochs": {0: 0}}, r"every_n_epochs=\.\.\.\) must be >= 1, got 0"),
         ({"every_n_epochs": {"a": 1}}, "a start is a number of epochs or a share"),
+        ({"every_n_epochs": {0: 5, 1.5: 2}}, r"between 0 and 1, got 1\.5"),
+        ({"filename": "at-{val_acc"}, "a brace is not closed"),
+        ({"filename": "{epoch}", "auto_insert_metric_name": False}, "a bare number, which means a step"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_at_construction(arguments: dict[str, Any], message: str) -> None:

@@ -100,7 +100,7 @@ def test_an_error_in_the_background_is_raised_once(memory_dir, surface):
     file_system.full = True
     save(store, 2, background=True)
     raising = {"next save": lambda: save(store, 3), "wait": store.wait, "close": store.close}[surface]
-    with pytest.raises(CheckpointSaveError, match=r"step-000000002 was not saved .* are needed and .* are free"):
+    with pytest.raises(CheckpointSaveError, match=r"step-000000002 was not saved .* are needed and .* were free"):
         raising()
     store.wait()
     assert [entry.step for entry in store.entries()] == [1] and leftovers(memory_dir) == []

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 from store_support import HookedFileSystem, assert_links_lead_somewhere, in_child, leftovers, links_of, save, step_in
 
-from paddlelite_trainer.checkpoint import CheckpointStore
+from paddlelite_trainer.checkpoint import CheckpointStore, FileSystem
 from paddlelite_trainer.errors import ConfigurationError
 
 
@@ -407,3 +407,41 @@ def test_prune_tells_in_a_dry_run_and_deletes_otherwise(tmp_path):
     assert (tmp_path / "checkpoints/step-000000001").exists() and record.read_bytes() == before
     assert [entry.step for entry in store.prune()] == [1]
     assert [entry.step for entry in store.entries()] == [2]
+
+
+def test_a_save_looks_at_no_links_but_those_that_change(memory_dir):
+    calls = []
+
+    class Counting(FileSystem):
+        def lstat(self, path):
+            calls.append(path)
+            return super().lstat(path)
+
+    store = CheckpointStore(memory_dir, file_system=Counting())
+
+    def cost_of_a_save(step):
+        calls.clear()
+        save(store, step, {f"kept-{step}": ["new"]})
+        return len(calls)
+
+    costs = [cost_of_a_save(step) for step in range(1, 41)]
+    assert costs[-1] == costs[4]
+
+
+def test_a_link_that_a_failed_save_left_behind_is_made_by_the_next(memory_dir):
+    class LinksFailOnce(FileSystem):
+        fails = False
+
+        def symlink(self, target, path):
+            if self.fails:
+                raise OSError(5, "Input/output error")
+            super().symlink(target, path)
+
+    file_system = LinksFailOnce()
+    store = CheckpointStore(memory_dir, file_system=file_system)
+    file_system.fails = True
+    with pytest.warns(UserWarning, match="links could not be brought up to date"):
+        save(store, 1, {"mine": ["new"]})
+    file_system.fails = False
+    save(store, 2)
+    assert (memory_dir / "mine.pdparams").exists()
