@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
+import math
 import os
+import re
 import shutil
 import socket
 import struct
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,15 +201,16 @@ class CSVLogger(Logger):
         if not self._row:
             return
         assert self._file is not None
-        new = [name for name in self._row if name not in self._columns]
-        if new:
+        row, known = self._row, set(self._columns)
+        if not row.keys() <= known:
             self._file.close()
-            self._columns += new
+            self._columns += [name for name in row if name not in known]
             header = _csv_line(self._columns)
             _replace_header(self.path, self._header_bytes, header)
             self._header_bytes = len(header)
             self._file = _AppendOnlyFile(self.path)
-        self._file.append(_csv_line([self._row.get(name, "") for name in self._columns]))
+        # Only names need csv's quotes, numbers never do.
+        self._file.append((",".join([row.get(name, "") for name in self._columns]) + "\n").encode())
         self._row = {}
 
 
@@ -215,7 +219,8 @@ class TensorBoardLogger(Logger):
 
     `experiment` is a tensorboardX `SummaryWriter` on the same file, for images, histograms and the like; what it writes
     is taken back on resume as exactly as the metrics are. Every process that works on a run adds one file; files of
-    other writers in the run directory are left alone.
+    other writers in the run directory are left alone. `pip install crc32c`, which tensorboardX uses where it is there,
+    makes large images cheap: without it checksums are computed in Python, 0.1 s a megabyte.
 
     `directory` is a folder inside the run directory.
     """
@@ -255,20 +260,19 @@ class TensorBoardLogger(Logger):
         return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.summary import scalar
-
-        values = [value for name, number in metrics.items() for value in scalar(name, _number(name, number)).value]
-        # One event for all: its checksum is computed in Python.
-        self._add(Summary(value=values), self._last_step if step is None else int(step))
+        values = [(name, _number(name, value)) for name, value in metrics.items()]
+        step = self._last_step if step is None else int(step)
+        self._append(_scalars_event(values, step, time.time()), step)
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import text
 
         content = _as_json(params)
         if content != self._hyperparams:  # a resumed run has the same ones, and they are in the file
             self._hyperparams = content
-            self._add(text("hparams", f"```json\n{content}\n```"), 0)
+            summary = text("hparams", f"```json\n{content}\n```")
+            self.write_event(Event(summary=summary, step=0, wall_time=time.time()))
 
     def save(self) -> None:
         if self._file is not None:
@@ -315,27 +319,30 @@ class TensorBoardLogger(Logger):
     def _own_files(self) -> list[Path]:
         return sorted((self.run_dir / self._directory).glob(f"events.out.tfevents.*{self.OWN_SUFFIX}"))
 
-    def _add(self, summary: Any, step: int) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self.write_event(Event(summary=summary, step=step, wall_time=time.time()))
-
     def write_event(self, event: Any) -> None:
         """Append one TensorBoard event."""
+        self._append(event.SerializeToString(), event.step)
+
+    def _append(self, event: bytes, step: int) -> None:
+        if self._file is None:
+            self._file = self._open_file()
+        self._last_step = max(self._last_step, step)
+        self._file.append(_record(event))
+
+    def _open_file(self) -> _AppendOnlyFile:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         if self._path is None:
             self._path = self._new_path()
-        if self._file is None:
-            self._file = _AppendOnlyFile(self._path)
-        if self._file.size == 0:
+        file = _AppendOnlyFile(self._path)
+        if file.size == 0:
             now = time.time()
-            self._file.append(_record(Event(wall_time=now, file_version="brain.Event:2")))
+            file.append(_record(Event(wall_time=now, file_version="brain.Event:2").SerializeToString()))
             if self._purge_from is not None:
                 start = SessionLog(status=SessionLog.START)
-                self._file.append(_record(Event(wall_time=now, step=self._purge_from, session_log=start)))
-        self._last_step = max(self._last_step, event.step)
-        self._file.append(_record(event))
+                event = Event(wall_time=now, step=self._purge_from, session_log=start)
+                file.append(_record(event.SerializeToString()))
+        return file
 
     def _new_path(self) -> Path:
         folder = self.run_dir / self._directory
@@ -445,16 +452,55 @@ def _drop_torn_line(path: Path) -> None:
 
 
 # -- TensorBoard -------------------------------------------------------------------------------------------------------
-def _record(event: Any) -> bytes:
+_NOT_IN_A_TAG = re.compile(r"[^-/\w.]")
+
+
+def _record(event: bytes) -> bytes:
     """One TFRecord: length, its checksum, the bytes, their checksum.
 
     By hand, because tensorboardX's own writer is a queue and a thread, and its flush does not wait for them.
     """
     from tensorboardX.record_writer import masked_crc32c
 
-    data = event.SerializeToString()
-    length = struct.pack("<Q", len(data))
-    return b"".join((length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))))
+    length = struct.pack("<Q", len(event))
+    return b"".join((length, struct.pack("<I", masked_crc32c(length)), event, struct.pack("<I", masked_crc32c(event))))
+
+
+def _scalars_event(values: Sequence[tuple[str, float]], step: int, wall_time: float) -> bytes:
+    """A TensorBoard event with a scalar for each name, in protobuf's wire format.
+
+    By hand, because tensorboardX makes four objects and three NumPy arrays for each number: 200 us in a training loop,
+    where nothing of it is in the processor's caches, against 40. Of event.proto: wall_time = 1, step = 2, summary = 5.
+    """
+    summary = b"".join([_scalar_up_to_its_number(name) + _float32(number) for name, number in values])
+    return b"".join(
+        (b"\x09", struct.pack("<d", wall_time), b"\x10", _varint(step), b"\x2a", _varint(len(summary)), summary)
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _scalar_up_to_its_number(name: str) -> bytes:
+    """Of summary.proto: value = 1, in it tag = 1 and, at its end, simple_value = 2. Characters are replaced as tensorboardX does."""
+    tag = _NOT_IN_A_TAG.sub("_", name).lstrip("/").encode()
+    inside = b"".join((b"\x0a", _varint(len(tag)), tag, b"\x15"))
+    return b"".join((b"\x0a", _varint(len(inside) + 4), inside))
+
+
+def _float32(number: float) -> bytes:
+    try:
+        return struct.pack("<f", number)
+    except OverflowError:
+        return struct.pack("<f", math.copysign(math.inf, number))
+
+
+def _varint(number: int) -> bytes:
+    number &= 0xFFFF_FFFF_FFFF_FFFF  # negative ones in two's complement
+    septets = bytearray()
+    while number > 0x7F:
+        septets.append(number & 0x7F | 0x80)
+        number >>= 7
+    septets.append(number)
+    return bytes(septets)
 
 
 def _summary_writer(logger: TensorBoardLogger) -> Any:

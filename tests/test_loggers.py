@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from paddlelite_trainer import loggers
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
 from paddlelite_trainer.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -169,6 +171,30 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
         logger.log_metrics({"loss": step / 2, "acc": 1.0}, step)
     logger.finalize("success")
     assert curves(tmp_path) == {"loss": [(0, 0.0), (1, 0.5), (2, 1.0)], "acc": [(0, 1.0), (1, 1.0), (2, 1.0)]}
+
+
+@pytest.mark.parametrize("step", [0, 1, 127, 128, 300, 2**31, 2**40, -1])
+def test_tensorboard_events_are_what_protobuf_and_tensorboardx_make_of_the_same_numbers(step: int) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.summary import scalar
+
+    values = [
+        *(("loss", 1 / 3), ("/val/acc top-1 (%)", -0.0), ("größe", 1e300), ("n" * 200, -1e300)),
+        *(("tiny", 1e-300), ("inf", -math.inf), ("big", 2.0**24 + 1)),
+    ]
+    ours = Event()
+    ours.ParseFromString(loggers._scalars_event(values, step, 1234.5))
+    expected = Summary(value=[value for name, number in values for value in scalar(name, number).value])
+    assert ours == Event(wall_time=1234.5, step=step, summary=expected)
+
+
+def test_tensorboard_draws_a_nan_as_one(tmp_path: Path) -> None:
+    logger = opened(TensorBoardLogger, tmp_path)
+    logger.log_metrics({"loss": math.nan}, 1)
+    logger.finalize("success")
+    ((step, value),) = curves(tmp_path)["loss"]
+    assert step == 1 and math.isnan(value)
 
 
 def test_tensorboard_resumed_from_an_earlier_checkpoint_has_no_gap_and_no_doubled_step(tmp_path: Path) -> None:
