@@ -61,11 +61,13 @@ class ProgressBar(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._batches = batch_idx + 1
         if time.monotonic() >= self._next_redraw:
-            self._redraw(trainer)
+            self._update(trainer)
+            self._redraw()
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         if self._bar is not None:
-            self._redraw(trainer)
+            self._update(trainer)
+            self._redraw_if_due()
         if self._bar is None or self.leave:
             metrics = trainer.progress_bar_metrics or trainer.callback_metrics
             seconds = time.monotonic() - self._epoch_started
@@ -82,11 +84,9 @@ class ProgressBar(Callback):
             self._bar.remove_task(self._train_task)
         total = _finite(trainer.num_training_batches)
         self._train_task = self._bar.add_task(_epoch_words(trainer), total=total, metrics="")
-        self._next_redraw = 0.0
 
-    def _redraw(self, trainer: Trainer) -> None:
+    def _update(self, trainer: Trainer) -> None:
         self._bar.update(self._train_task, completed=self._batches, metrics=metrics_text(trainer.progress_bar_metrics))
-        self._refresh()
 
     # -- validation, test, predict -----------------------------------------------------------------------------------------
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
@@ -100,7 +100,8 @@ class ProgressBar(Callback):
     ) -> None:
         self._other_done += 1
         if time.monotonic() >= self._next_redraw:
-            self._redraw_stage()
+            self._bar.update(self._other_task, completed=self._other_done)
+            self._redraw()
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         self._end_stage(trainer)
@@ -135,11 +136,7 @@ class ProgressBar(Callback):
             if self._train_task is not None:
                 self._bar.update(self._train_task, completed=self._batches)
             self._other_task = self._bar.add_task(words, total=_finite(sum(lengths)) or None, metrics="")
-            self._refresh()
-
-    def _redraw_stage(self) -> None:
-        self._bar.update(self._other_task, completed=self._other_done)
-        self._refresh()
+            self._redraw_if_due()
 
     def _end_stage(self, trainer: Trainer) -> None:
         in_fit = trainer.state == "fit"
@@ -152,10 +149,9 @@ class ProgressBar(Callback):
         elif in_fit:
             self._bar.remove_task(self._other_task)
             self._other_task = None
-            self._refresh()
+            self._redraw_if_due()
         else:
             self._bar.update(self._other_task, completed=self._other_done, total=self._other_done)
-            self._refresh()
             self._close()
 
     # -- the display -------------------------------------------------------------------------------------------------------
@@ -172,17 +168,24 @@ class ProgressBar(Callback):
                 self._bar.start()
                 self._next_redraw = 0.0
 
-    def _refresh(self) -> None:
-        self._bar.refresh()
+    def _redraw_if_due(self) -> None:
+        if time.monotonic() >= self._next_redraw:
+            self._redraw()
+
+    def _redraw(self) -> None:
+        self._bar.draw()
         self._next_redraw = time.monotonic() + self.refresh_seconds
 
     def _close(self) -> None:
         bar, self._bar = self._bar, None
+        if bar is not None:
+            if self._train_task is not None:
+                bar.update(self._train_task, completed=self._batches)
+            bar.live.transient = not bar.tasks  # else an empty line would stay
+            bar.draw()
+            bar.stop()
         self._train_task = self._other_task = None
         self._next_redraw = math.inf
-        if bar is not None:
-            bar.live.transient = not bar.tasks  # else an empty line would stay
-            bar.stop()
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:
@@ -199,7 +202,7 @@ def _finite(length: float) -> int | None:
 
 
 def _rich_bar() -> Any:
-    """A rich progress display that redraws only when told to, or None where nobody would see it."""
+    """A rich progress display with a `draw`, and drawn at no other time; or None where nobody would see it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.table import Column
@@ -229,8 +232,15 @@ def _rich_bar() -> Any:
         def render(self, task: Task) -> Text:
             return Text(task.fields["metrics"], no_wrap=True, overflow="ellipsis")
 
+    class Bar(Progress):
+        def refresh(self) -> None:
+            """rich calls it with every task that comes, and it takes a millisecond."""
+
+        def draw(self) -> None:
+            super().refresh()
+
     whole = Column(no_wrap=True)  # in a narrow terminal the metrics give way, and nothing else
-    return Progress(
+    return Bar(
         TextColumn("{task.description}", table_column=whole),
         BarColumn(bar_width=max(5, min(30, console.width // 8)), table_column=whole),
         Count(table_column=whole),

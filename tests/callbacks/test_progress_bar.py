@@ -15,7 +15,7 @@ import pytest
 from scripted import Scripted, batches, by_epoch, fit
 
 from paddlelite_trainer import Callback, Trainer
-from paddlelite_trainer.callbacks import LambdaCallback, ProgressBar
+from paddlelite_trainer.callbacks import LambdaCallback, ProgressBar, progress_bar
 from paddlelite_trainer.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ class FakeBar:
     def remove_task(self, task: int) -> None:
         self.tasks[task]["removed"] = True
 
-    def refresh(self) -> None:
+    def draw(self) -> None:
         self.redraws += 1
 
 
@@ -114,6 +114,35 @@ def test_between_redraws_no_metric_is_read(tmp_path: Path, monkeypatch: pytest.M
     assert 4 <= bar.redraws <= 7
     assert reads[0] <= bar.redraws
     assert bar.tasks[-1]["completed"] == 100
+
+
+def test_short_epochs_and_validations_are_not_drawn_more_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = FakeBar()
+    monkeypatch.setattr("paddlelite_trainer.callbacks.progress_bar._rich_bar", lambda: bar)
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    trainer = Trainer(max_epochs=8, default_root_dir=tmp_path, logger=False, enable_model_summary=False)
+    trainer.fit(Scripted({"val_loss": float}), batches(5), batches(5))
+    # The first, in time, and the last, whatever the clock says.
+    assert bar.redraws == 2
+    assert [task["completed"] for task in bar.tasks if task["description"].startswith("Epoch 8")] == [5]
+
+
+def test_rich_draws_only_when_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    bar = progress_bar._rich_bar()
+    bar.start()
+    started = len(screen.getvalue())
+    bar.update(bar.add_task("Epoch 1", total=4, metrics=""), completed=2)
+    assert len(screen.getvalue()) == started
+    bar.draw()
+    assert "2/4" in screen.getvalue()
+    bar.stop()
 
 
 def test_a_loader_without_length_shows_a_count_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
