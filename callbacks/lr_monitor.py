@@ -61,6 +61,8 @@ class LRMonitor(Callback):
             trainer.log_metrics(to_log)
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+        if True not in self._by_step:
+            return
         step = trainer.global_step + 1  # that this call is about to make
         if step % trainer.log_every_n_steps:
             return
