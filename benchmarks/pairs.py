@@ -21,10 +21,15 @@ Contender = Callable[[], float]
 
 
 def rounds(contenders: Mapping[str, Contender], count: int) -> dict[str, list[float]]:
-    """Run all contenders in turn, `count` times; the first round is a warm-up and not counted."""
+    """Run all contenders in turn, `count` times; the first round is a warm-up and not counted.
+
+    Each round begins with another one, so that none always follows the same neighbour.
+    """
     costs: dict[str, list[float]] = {name: [] for name in contenders}
+    turns = list(contenders.items())
     for number in range(count + 1):
-        for name, contender in contenders.items():
+        first = number % len(turns)
+        for name, contender in turns[first:] + turns[:first]:
             gc.collect()
             cost = contender()
             if number:
@@ -35,16 +40,18 @@ def rounds(contenders: Mapping[str, Contender], count: int) -> dict[str, list[fl
 def table(
     title: str, costs: Mapping[str, list[float]], against: str, goals: Mapping[str, str], unit: str
 ) -> dict[str, Any]:
-    """Medians, spread, and the difference and ratio to `against`, taken round by round."""
+    """Medians, spread, and the difference and ratio to `against`, taken round by round; of differences the middle half too."""
     rows = {}
     for name, own in costs.items():
         differences = [one - other for one, other in zip(own, costs[against])]
         ratios = [one / other for one, other in zip(own, costs[against])]
+        quartiles = statistics.quantiles(differences, n=4) if len(own) > 1 else [differences[0]] * 3
         rows[name] = {
             "median": statistics.median(own),
             "least": min(own),
             "most": max(own),
             "over": statistics.median(differences),
+            "middle_half": [quartiles[0], quartiles[2]],
             "ratio": statistics.median(ratios),
             "goal": goals.get(name, ""),
         }
@@ -68,15 +75,17 @@ def report(results: list[dict[str, Any]], *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=110)
+    console = Console(width=120)
     console.print(machine())
     for result in results:
         shown = Table(title=f"{result['title']} ({result['unit']}, medians of {result['rounds']} interleaved rounds)")
-        for column in ("", "median", "least", "most", f"over {result['against']}", "ratio", "goal"):
+        for column in ("", "median", "least", "most", f"over {result['against']}", "middle half", "ratio", "goal"):
             shown.add_column(column, justify="left" if column in ("", "goal") else "right")
         for name, row in result["rows"].items():
             numbers = [f"{row[key]:,.1f}" for key in ("median", "least", "most")]
-            shown.add_row(name, *numbers, f"{row['over']:+,.1f}", f"{row['ratio']:.3f}", row["goal"])
+            low, high = row["middle_half"]
+            over = [f"{row['over']:+,.1f}", f"{low:+,.0f} to {high:+,.0f}"]
+            shown.add_row(name, *numbers, *over, f"{row['ratio']:.3f}", row["goal"])
         console.print(shown)
 
 
