@@ -85,7 +85,7 @@ def report(results: list[dict[str, Any]], *, as_json: bool) -> None:
             numbers = [f"{row[key]:,.1f}" for key in ("median", "least", "most")]
             low, high = row["middle_half"]
             over = [f"{row['over']:+,.1f}", f"{low:+,.0f} to {high:+,.0f}"]
-            shown.add_row(name, *numbers, *over, f"{row['ratio']:.3f}", row["goal"])
+            shown.add_row(name, *numbers, *over, f"{row['ratio']:.3f}" if row["ratio"] < 100 else "", row["goal"])
         console.print(shown)
 
 

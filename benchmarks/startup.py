@@ -5,60 +5,85 @@ python benchmarks/startup.py [--rounds 7] [--json]
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from pairs import arguments, report, rounds, table
+from pairs import Contender, arguments, report, rounds, table
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = {
-    "import paddle": "import paddle",
-    "import paddle, paddlelite_trainer": "import paddle, paddlelite_trainer",
-    "... and Trainer, Module": "import paddle; from paddlelite_trainer import Trainer, Module",
+IMPORTS = {
+    "nothing more": "",
+    "import paddlelite_trainer": "import paddlelite_trainer",
+    "... and Trainer, Module": "from paddlelite_trainer import Trainer, Module",
+    "... and callbacks": "from paddlelite_trainer import Trainer, Module, callbacks",
 }
+IMPORTING = """
+import sys, time; sys.path.insert(0, {root!r})
+import paddle
+started = time.perf_counter()
+{statements}
+print("TOOK", time.perf_counter() - started)
+"""
 FIRST_STEP = """
-import sys, time; sys.path[:0] = [{here!r}, {root!r}]
+import sys, tempfile, time; sys.path[:0] = [{here!r}, {root!r}]
 import paddle
 from workload import *
+from paddlelite_trainer.callbacks import EarlyStopping, LRMonitor, ModelCheckpoint
 batches = make_batches(2)
 class First(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if batch_idx == 0: print("TOOK", time.perf_counter() - started)
-if {ours}:
+with tempfile.TemporaryDirectory() as root:
     started = time.perf_counter()
-    Trainer(**bare(max_epochs=1, callbacks=[First()])).fit(MLP(), batches)
-else:
-    started = time.perf_counter()
-    model = MLP(); optimizer = model.configure_optimizers()
-    loss = F.cross_entropy(model(batches[0][0]), batches[0][1]); loss.backward(); optimizer.step(); optimizer.clear_grad()
-    print("TOOK", time.perf_counter() - started)
+    {statements}
 """
+STATEMENTS = {
+    "by hand": (
+        "model = MLP(); optimizer = model.configure_optimizers(); loss = F.cross_entropy(model(batches[0][0]), batches[0][1]); "
+        "loss.backward(); optimizer.step(); optimizer.clear_grad(); print('TOOK', time.perf_counter() - started)"
+    ),
+    "Trainer, bare": "Trainer(**bare(max_epochs=1, callbacks=[First()])).fit(MLP(), batches)",
+    "Trainer, everything on": (
+        "Trainer(max_epochs=1, default_root_dir=root, callbacks=[First(), ModelCheckpoint(monitor='val_loss'), "
+        "EarlyStopping(monitor='val_loss'), LRMonitor()]).fit(MLP(1), batches, batches)"
+    ),
+}
 
 
-def run(code: str) -> float:
-    """Milliseconds that the code says it took, or that its statements took."""
-    timed = f"import sys, time; sys.path.insert(0, {str(HERE.parent)!r}); t = time.perf_counter()\n{code}\nprint('TOOK', time.perf_counter() - t)"
+def run(code: str, compiled: str) -> float:
+    """Milliseconds that the code says it took; modules are compiled in the warm-up round, as an installation does it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", timed if "TOOK" not in code else code],
+        [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
         text=True,
         check=True,
+        env={**environment, "PYTHONPYCACHEPREFIX": compiled},
     )
     return next(float(line.split()[1]) for line in out.stdout.splitlines() if line.startswith("TOOK")) * 1e3
 
 
+def contenders(template: str, statements: dict[str, str], compiled: str) -> dict[str, Contender]:
+    codes = {
+        name: template.format(here=str(HERE), root=str(HERE.parent), statements=own) for name, own in statements.items()
+    }
+    return {name: lambda code=code: run(code, compiled) for name, code in codes.items()}  # type: ignore[misc]
+
+
 def main() -> None:
     given = arguments(__doc__, rounds=7).parse_args()
-    costs = rounds({name: lambda code=code: run(code) for name, code in SCRIPTS.items()}, given.rounds)
-    goals = {"import paddle, paddlelite_trainer": "<= +100", "... and Trainer, Module": "<= +100"}
-    results = [table("importing", costs, "import paddle", goals, "ms")]
-    codes = {
-        name: FIRST_STEP.format(here=str(HERE), root=str(HERE.parent), ours=ours)
-        for name, ours in (("by hand", False), ("Trainer", True))
-    }
-    costs = rounds({name: lambda code=code: run(code) for name, code in codes.items()}, given.rounds)
-    results.append(table("to the end of the first step", costs, "by hand", {"Trainer": "<= +150"}, "ms"))
+    with tempfile.TemporaryDirectory() as compiled:
+        imports = rounds(contenders(IMPORTING, IMPORTS, compiled), given.rounds)
+        steps = rounds(contenders(FIRST_STEP, STATEMENTS, compiled), given.rounds)
+    results = [
+        table(
+            "importing, on top of paddle", imports, "nothing more", dict.fromkeys(list(IMPORTS)[1:], "<= +100"), "ms"
+        ),
+        table("to the end of the first step", steps, "by hand", dict.fromkeys(list(STATEMENTS)[1:], "<= +150"), "ms"),
+    ]
     report(results, as_json=given.json)
 
 
