@@ -1,4 +1,4 @@
-"""Resident memory over the hand-written loop, and whether it grows with steps.
+"""Resident memory over the hand-written loop, which does not import the package, and whether it grows with steps and epochs.
 
 python benchmarks/memory.py [--steps 50000] [--json]
 """
@@ -13,38 +13,44 @@ from pathlib import Path
 from pairs import arguments, machine
 
 HERE = Path(__file__).resolve().parent
-CODE = """
+LOOK = """
 import sys; sys.path[:0] = [{here!r}, {root!r}]
 import json, os, tempfile
 import paddle
-from workload import *
-from paddlelite_trainer.callbacks import EarlyStopping, LRMonitor, ModelCheckpoint
 page = os.sysconf("SC_PAGE_SIZE")
 def megabytes():
     return int(open("/proc/self/statm").read().split()[1]) * page / 1e6
-steps, batches, seen = {steps}, make_batches(500), []
+steps, seen = {steps}, []
 def look(step):
     if step % (steps // 10) == 0: seen.append(megabytes())
-if {ours}:
-    class Look(Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx): look(trainer.global_step)
-    with tempfile.TemporaryDirectory() as root:
-        trainer = Trainer(max_steps=steps, default_root_dir=root, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-                          callbacks=[Look(), ModelCheckpoint(monitor="val_loss"), EarlyStopping(monitor="val_loss", patience=10**6), LRMonitor()])
-        trainer.print = lambda *_, **__: None
-        trainer.fit(MLP(1), batches, batches[:2])
-else:
-    model = MLP(); optimizer = model.configure_optimizers()
-    for step in range(1, steps + 1):
-        x, y = batches[step % 500]
-        loss = F.cross_entropy(model(x), y); loss.backward(); optimizer.step(); optimizer.clear_grad()
-        look(step)
+"""
+BY_HAND = """
+F = paddle.nn.functional
+batches = [[paddle.randn([32, 64]), paddle.randint(0, 10, [32])] for _ in range(500)]
+model = paddle.nn.Sequential(paddle.nn.Linear(64, 128), paddle.nn.ReLU(), paddle.nn.Linear(128, 10))
+optimizer = paddle.optimizer.Adam(1e-3, parameters=model.parameters())
+for step in range(1, steps + 1):
+    x, y = batches[step % 500]
+    loss = F.cross_entropy(model(x), y); loss.backward(); optimizer.step(); optimizer.clear_grad()
+    look(step)
+print("SEEN", json.dumps(seen))
+"""
+OURS = """
+from workload import *
+from paddlelite_trainer.callbacks import EarlyStopping, LRMonitor, ModelCheckpoint
+batches = make_batches(500)
+class Look(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx): look(trainer.global_step)
+with tempfile.TemporaryDirectory() as root:
+    Trainer(max_steps=steps, default_root_dir=root, num_sanity_val_steps=0, callbacks=[
+        Look(), ModelCheckpoint(monitor="val_loss"), EarlyStopping(monitor="val_loss", patience=10**6), LRMonitor()
+    ]).fit(MLP(1), batches, batches[:2])
 print("SEEN", json.dumps(seen))
 """
 
 
-def seen(ours: bool, steps: int) -> list[float]:
-    code = CODE.format(here=str(HERE), root=str(HERE.parent), ours=ours, steps=steps)
+def seen(loop: str, steps: int) -> list[float]:
+    code = LOOK.format(here=str(HERE), root=str(HERE.parent), steps=steps) + loop
     out = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     ).stdout
@@ -53,7 +59,7 @@ def seen(ours: bool, steps: int) -> list[float]:
 
 def main() -> None:
     given = arguments(__doc__, steps=50_000).parse_args()
-    hand, ours = seen(False, given.steps), seen(True, given.steps)
+    hand, ours = seen(BY_HAND, given.steps), seen(OURS, given.steps)
     result = {
         "machine": machine(),
         "steps": given.steps,
