@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import statistics
 import subprocess
@@ -108,6 +109,41 @@ def test_only_the_stub_of_a_bare_checkout_names_callbacks_without_the_package() 
                 assert node.module != "callbacks", path
             if isinstance(node, ast.Import):
                 assert "callbacks" not in [alias.name for alias in node.names], path
+
+
+IMPORTS_MORE = """
+import json, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import paddle
+stages, before = {{}}, set(sys.modules)
+def stage(name):
+    stages[name] = sorted(set(sys.modules) - before)
+import paddlelite_trainer
+stage("the package")
+import conftest
+for owner in (paddlelite_trainer, paddlelite_trainer.callbacks):
+    for name in owner.__all__: getattr(owner, name)
+stage("every public name")
+import models
+models.quiet_trainer(max_epochs=1, seed=1).fit(models.Classifier(), models.make_batches(2), models.make_batches(1))
+stage("a fit without logger and bar")
+print("FOUND", json.dumps(stages))
+"""
+
+
+def test_nothing_is_imported_before_it_is_used() -> None:
+    """Loggers', plotting and remote libraries, rich: an import of the package pays for none, nor a fit that uses none."""
+    code = IMPORTS_MORE.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    (line,) = [line for line in found.stdout.splitlines() if line.startswith("FOUND ")]
+    stages = json.loads(line.removeprefix("FOUND "))
+    ours = {"paddlelite_trainer", "filelock", "numpy", "paddle", "conftest", "models", "cython_runtime"}
+    assert stages["the package"] == ["paddlelite_trainer"]
+    for stage, modules in stages.items():
+        tops = {name.split(".")[0] for name in modules}
+        foreign = {top for top in tops if top not in sys.stdlib_module_names and not top.startswith("_cython")}
+        assert foreign <= ours, f"{stage} imports {sorted(foreign - ours)}"
 
 
 # -- what is public ------------------------------------------------------------------------------------------------------------
