@@ -7,6 +7,7 @@ TrainerError
 |- TrainingError (RuntimeError)           training_step or the optimizer did something training cannot go on from
 |  |- NonFiniteError                      NaN or infinity where a guard forbids it
 |  `- DeviceOutOfMemoryError              the accelerator's memory is full; names the batch
+|- LogWriteError (OSError)                a log file could not be written; what was to be written waits
 `- CheckpointError (RuntimeError)
    |- CheckpointNotFoundError (FileNotFoundError)   nothing is there to load
    |- CheckpointCorruptError              it is there, and its bytes are not what was written
@@ -49,6 +50,10 @@ class NonFiniteError(TrainingError):
 
 class DeviceOutOfMemoryError(TrainingError):
     """The accelerator's memory is full; the message names the batch and what helps."""
+
+
+class LogWriteError(TrainerError, OSError):
+    """A logger's file could not be written; the message names it. What was to be written waits for the next time."""
 
 
 class CheckpointError(TrainerError, RuntimeError):

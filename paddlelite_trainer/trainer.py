@@ -31,6 +31,7 @@ from .errors import (
     ConfigurationTypeError,
     DataError,
     DeviceOutOfMemoryError,
+    LogWriteError,
     TrainingError,
 )
 from .evaluation import EvaluationAbandoned, evaluate
@@ -229,6 +230,7 @@ class Trainer(Readable):
         self._mark: Mark | None = None
         self._saving_mark: Mark | None = None
         self._saved_at: tuple[Any, ...] | None = None
+        self._told_failures: set[str] = set()
         self._requested_pins: dict[str, bool] = {}  # tag: whether its weights are enough
         self._agreed_to_leave = self._stop_is_agreed = False
         self._known_candidate: Entry | None = None
@@ -1366,7 +1368,7 @@ class Trainer(Readable):
                 if self.profiler is not None:
                     stack.callback(self.profiler.finish, self)
             for logger in self._open_loggers():
-                stack.callback(logger.finalize, outcome)
+                stack.callback(self._finalize, logger, outcome)
             if self.datamodule is not None:
                 stack.callback(self.datamodule.teardown, stage)
             stack.callback(self._call, "teardown", stage)
@@ -1495,12 +1497,32 @@ class Trainer(Readable):
         self._logged_metrics.update(values)
         loggers = self._open_loggers()
         if loggers and self._mark is not None:
-            self._mark.remember_logs(self)
+            try:
+                self._mark.remember_logs(self)
+            except LogWriteError as error:
+                self._mark = None  # without positions in the logs no checkpoint can be made of it
+                self._after_failed_log(error)
         for logger in loggers:
-            logger.log_metrics(
-                {**values, "epoch": float(self.progress.current_epoch)},
-                self.progress.global_step if step is None else step,
-            )
+            try:
+                logger.log_metrics(
+                    {**values, "epoch": float(self.progress.current_epoch)},
+                    self.progress.global_step if step is None else step,
+                )
+            except LogWriteError as error:
+                self._after_failed_log(error)
+
+    def _after_failed_log(self, error: LogWriteError) -> None:
+        if self.on_save_error == "raise":
+            raise error
+        if str(error) not in self._told_failures:
+            self._told_failures.add(str(error))
+            self.print(f"WARNING: {error}. Training goes on as on_save_error='warn' asks, and what is logged waits.")
+
+    def _finalize(self, logger: Any, outcome: str) -> None:
+        try:
+            logger.finalize(outcome)
+        except LogWriteError as error:
+            self._after_failed_log(error)
 
     def _open_loggers(self) -> list[Any]:
         """Those that have somewhere to write: none before a fit has begun, and on rank 0 only."""
@@ -1611,7 +1633,7 @@ class Trainer(Readable):
         self.progress.seconds = self._seconds()
         try:
             entry = training_state.save(self, all_pins, weights_only=weights_only)
-        except CheckpointSaveError as error:
+        except (CheckpointSaveError, LogWriteError) as error:  # it holds how far the logs had come
             self._after_failed_save(error)
             return None
         self._requested_pins.clear()
@@ -1627,7 +1649,7 @@ class Trainer(Readable):
         except CheckpointSaveError as error:
             self._after_failed_save(error)
 
-    def _after_failed_save(self, error: CheckpointSaveError) -> None:
+    def _after_failed_save(self, error: CheckpointSaveError | LogWriteError) -> None:
         if self.on_save_error == "raise":
             raise error
         self._known_candidate = self._saved_at = None

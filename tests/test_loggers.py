@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from paddlelite_trainer import loggers
-from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, LogWriteError
 from paddlelite_trainer.loggers import CSVLogger, Logger, TensorBoardLogger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,7 +175,7 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [0, 1, 127, 128, 300, 2**31, 2**40, -1])
-def test_tensorboard_events_are_what_protobuf_and_tensorboardx_make_of_the_same_numbers(step: int) -> None:
+def test_tensorboard_events_are_what_tensorboardx_makes_of_the_same_numbers(step: int) -> None:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.summary import scalar
@@ -183,8 +184,7 @@ def test_tensorboard_events_are_what_protobuf_and_tensorboardx_make_of_the_same_
         *(("loss", 1 / 3), ("/val/acc top-1 (%)", -0.0), ("größe", 1e300), ("n" * 200, -1e300)),
         *(("tiny", 1e-300), ("inf", -math.inf), ("big", 2.0**24 + 1)),
     ]
-    ours = Event()
-    ours.ParseFromString(loggers._scalars_event(values, step, 1234.5))
+    ours = loggers._scalars_event(values, step, 1234.5)
     expected = Summary(value=[value for name, number in values for value in scalar(name, number).value])
     assert ours == Event(wall_time=1234.5, step=step, summary=expected)
 
@@ -397,3 +397,85 @@ def test_a_logger_that_needs_no_directory_is_always_open() -> None:
             print(metrics)
 
     assert Printing().is_open
+
+
+# -- a full disk -----------------------------------------------------------------------------------------------------------
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_csv_header_that_a_full_disk_does_not_take_writes_into_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = opened(CSVLogger, tmp_path)
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.save()
+    with monkeypatch.context() as patched:
+        patched.setattr(loggers.os, "replace", full)
+        logger.log_metrics({"b": 2.0}, 1)
+        with pytest.raises(LogWriteError, match=r"metrics.csv could not be written: No space left"):
+            logger.save()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+    other = (tmp_path / "model.pdparams").open("wb")
+    logger.log_metrics({"a": 3.0}, 2)
+    logger.finalize("finished")
+    other.close()
+    assert (tmp_path / "model.pdparams").read_bytes() == b""
+    assert (tmp_path / "metrics.csv").read_text() == "step,a,b\n0,1\n1,,2\n2,3,\n"
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+def test_what_a_full_disk_took_a_part_of_goes_on_where_it_ended(
+    tmp_path: Path, kind: type[Logger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, taken = os.write, []
+
+    def takes_a_part(descriptor: int, data: memoryview) -> int:
+        if taken:
+            full()
+        taken.append(5)
+        return write(descriptor, data[:5])
+
+    def log(place: str, fills_up: bool) -> bytes:
+        (tmp_path / place).mkdir()
+        logger = opened(kind, tmp_path / place)
+        logger.log_metrics({"a": 1.0}, 0)
+        logger.save()
+        logger.log_metrics({"a": 2.0}, 1)
+        logger.log_metrics({"a": 3.0}, 2)
+        if fills_up:
+            with monkeypatch.context() as patched:
+                patched.setattr(loggers.os, "write", takes_a_part)
+                with pytest.raises(LogWriteError, match="No space left"):
+                    logger.save()
+        logger.finalize("finished")
+        (path,) = [path for path in (tmp_path / place).iterdir() if path.is_file()]
+        return path.read_bytes()
+
+    monkeypatch.setattr(loggers.time, "time", lambda: 1234.5)
+    assert log("undisturbed", False) == log("full for a while", True)
+
+
+def test_training_goes_on_with_a_full_disk_where_it_is_to_warn_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from models import Classifier, make_batches, quiet_trainer
+
+    class FillsUp(Classifier):
+        def on_train_start(self) -> None:
+            monkeypatch.setattr(loggers.os, "write", full)
+
+    def run(on_save_error: str) -> None:
+        trainer = quiet_trainer(
+            max_epochs=3, logger=True, log_every_n_steps=1, default_root_dir=tmp_path, on_save_error=on_save_error
+        )
+        trainer.fit(FillsUp(), make_batches(2), make_batches(1))
+        assert trainer.current_epoch == 3
+
+    monkeypatch.setattr(loggers, "FLUSH_SECONDS", 0.0)
+    run("warn")
+    told = capsys.readouterr().out
+    assert told.count("WARNING: the log") == 2  # one for each file, not for each row
+    assert "metrics.csv could not be written: No space left on device. Training goes on" in told
+    with pytest.raises(LogWriteError, match=r"could not be written: No space left"):
+        run("raise")
