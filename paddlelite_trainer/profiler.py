@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import paddle
 
 if TYPE_CHECKING:
+    from .data import BatchSource
     from .trainer import Trainer
 
 
@@ -41,7 +42,9 @@ class SimpleProfiler:
         self.seconds: dict[str, float] = {}
         self.calls: dict[str, int] = {}
         self._inner: list[float] = []
+        self._owners: dict[str, str] = {}  # of hooks, by their parts
         self._started = 0.0
+        self._first_step = 0
 
     def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
         """`work`, with its time charged to `part`."""
@@ -68,66 +71,100 @@ class SimpleProfiler:
         self.seconds.clear()
         self.calls.clear()
         self._inner.clear()
-        for attribute, part in (
-            ("_step", "training_step"),
-            ("_backward", "backward"),
-            ("_step_optimizer", "optimizer step"),
-            ("_validate_in_fit", "validation"),
-            ("_save_point", "save points: deciding"),
-            ("_take_checkpoint", "save points: writing"),
-            ("log_metrics", "logging"),
-        ):
+        self._owners.clear()
+        for method, part in _PARTS.items():
             # On the object, over the class's method: the loop looks names up there, and without a profiler pays nothing.
-            setattr(trainer, attribute, self.timed(part, getattr(trainer, attribute)))
+            setattr(trainer, method, self.timed(part, getattr(trainer, method)))
         for hook, calls in trainer._hooks.items():
-            trainer._hooks[hook] = [self.timed(f"{_owner(call)}.{hook}", call) for call in calls]
-        source = trainer._train_source
-        if source is not None:
-            epoch = source.epoch
-            source.epoch = lambda *position, **options: self._waiting(epoch(*position, **options))  # type: ignore[method-assign]
+            trainer._hooks[hook] = [self._timed_hook(hook, call) for call in calls]
+        for collector in (trainer._train_metrics, trainer._val_metrics):
+            collector.log = self.timed("self.log", collector.log)  # type: ignore[method-assign]
+        self._watch(trainer._train_source, "waiting for data")
+        for source in trainer._val_sources:
+            self._watch(source, "waiting for validation data")
+        # These give new ones in the course of a fit.
+        sources, preparation = trainer._sources, trainer._batch_preparation
+
+        def watched_sources(*which: Any) -> list[BatchSource]:
+            return [self._watch(source, "waiting for data") for source in sources(*which)]
+
+        def timed_preparation(dataloader_idx: int) -> Callable[[Any], Any] | None:
+            prepare = preparation(dataloader_idx)
+            return None if prepare is None else self.timed("batches to the device", prepare)
+
+        trainer.__dict__.update(_sources=watched_sources, _batch_preparation=timed_preparation)
+        self._first_step = trainer.global_step
         self._started = time.perf_counter()
 
-    def _waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _timed_hook(self, hook: str, call: Any) -> Callable[..., Any]:
+        method = getattr(call, "func", call)  # callbacks' hooks are partials with the trainer and the module
+        owner = type(getattr(method, "__self__", method)).__name__
+        part = f"{owner}.{hook}"
+        self._owners[part] = owner
+        return self.timed(part, call)
+
+    def _watch(self, source: Any, part: str) -> Any:
+        epoch, fetch = source.epoch, self.timed(part, next)
         end = object()
-        fetch = self.timed("waiting for data", functools.partial(next, batches, end))
-        while (batch := fetch()) is not end:
-            yield batch
+
+        def watched(*position: Any, **options: Any) -> Iterator[Any]:
+            batches = epoch(*position, **options)
+            while (batch := fetch(batches, end)) is not end:
+                yield batch
+            self.calls[part] -= 1  # calls are batches
+
+        source.epoch = watched
+        return source
 
     def finish(self, trainer: Trainer) -> None:
         if not self._started:
             return
         total = time.perf_counter() - self._started
-        for attribute in (
-            "_step",
-            "_backward",
-            "_step_optimizer",
-            "_validate_in_fit",
-            "_save_point",
-            "_take_checkpoint",
-            "log_metrics",
-        ):
-            trainer.__dict__.pop(attribute, None)
-        self.seconds["the loop itself"] = total - sum(self.seconds.values())
+        for method in (*_PARTS, "_sources", "_batch_preparation"):
+            trainer.__dict__.pop(method, None)
+        for collector in (trainer._train_metrics, trainer._val_metrics):
+            collector.__dict__.pop("log", None)
+        self.seconds["everything else"] = total - sum(self.seconds.values())
         self._started = 0.0
-        text = self.table(total)
+        heading = f"Where the {total:.3f} s of this fit went, steps {self._first_step} to {trainer.global_step}, without what came before the first batch:"
+        text = f"{heading}\n{self.table(total)}"
         trainer.print(text)
         if trainer.run_dir is not None and trainer.is_global_zero:
-            (trainer.run_dir / "profile.txt").write_text(text + "\n", encoding="utf-8")
+            with (trainer.run_dir / "profile.txt").open("a", encoding="utf-8") as file:  # each process adds its own
+                file.write(text + "\n\n")
 
     def table(self, total: float) -> str:
-        """Parts with the most time first."""
-        rows = sorted(self.seconds.items(), key=lambda row: -row[1])
-        width = max(len(part) for part, _ in rows)
+        """Parts with the most time first; a callback's hooks of less than a thousandth in one row."""
+        seconds, calls = dict(self.seconds), dict(self.calls)
+        for part, owner in self._owners.items():
+            if seconds[part] < total / 1000:
+                rest = f"{owner}, its other hooks"
+                seconds[rest] = seconds.get(rest, 0.0) + seconds.pop(part)
+                calls[rest] = calls.get(rest, 0) + calls.pop(part)
+        width = max(len(part) for part in seconds)
         lines = [f"{'part':<{width}}  {'seconds':>9}  {'share':>6}  {'calls':>9}  {'us a call':>10}"]
-        for part, seconds in rows:
-            calls = self.calls.get(part, 0)
-            if seconds == 0.0 and not calls:
-                continue
-            each = f"{seconds / calls * 1e6:>10,.1f}" if calls else " " * 10
-            lines.append(
-                f"{part:<{width}}  {seconds:>9.3f}  {seconds / total:>6.1%}  {calls or '':>9}  {each}".rstrip()
-            )
-        return "\n".join([*lines, f"{'all':<{width}}  {total:>9.3f}"])
+        for part, own in sorted(seconds.items(), key=lambda row: -row[1]):
+            count = calls.get(part, 0)
+            if not count and part in calls:
+                continue  # never came
+            each = f"{own / count * 1e6:>10,.1f}" if count else ""
+            lines.append(f"{part:<{width}}  {own:>9.3f}  {own / total:>6.1%}  {count or '':>9}  {each}".rstrip())
+        return "\n".join([*lines, f"{'all':<{width}}  {total:>9.3f}  {1:>6.1%}"])
+
+
+# Methods of the Trainer, and what the table calls the time in them.
+_PARTS = {
+    "_step": "training_step",
+    "_backward": "backward",
+    "_step_optimizer": "optimizer step",
+    "_schedule_step": "learning rate schedules",
+    "_validate_in_fit": "validation",
+    "_log_steps": "logging: reading values",
+    "log_metrics": "logging: writing",
+    "_save_point": "checkpoints: deciding",
+    "_take_checkpoint": "checkpoints: writing",
+    "_await_save": "checkpoints: waiting for one in the background",
+}
 
 
 class PaddleProfiler:
@@ -153,8 +190,3 @@ class PaddleProfiler:
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None
-
-
-def _owner(call: Any) -> str:
-    method = getattr(call, "func", call)  # callbacks' hooks are partials with the trainer and the module
-    return type(getattr(method, "__self__", method)).__name__
