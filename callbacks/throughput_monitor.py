@@ -37,6 +37,7 @@ class ThroughputMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._warm = False
+        self._next_log = self._step_after(trainer)
         self._forget()
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
@@ -55,16 +56,23 @@ class ThroughputMonitor(Callback):
             self._busy += now - self._batch_started
             self._batches += 1
             self._samples += self._batch_size(batch)
-        every = self.every_n_steps or trainer.log_every_n_steps
-        if trainer.global_step and trainer.global_step % every == 0:
+        if trainer.global_step >= self._next_log:  # where gradients accumulate, several batches see one step
+            self._next_log = self._step_after(trainer)
             self._log(trainer)
         self._batch_ended = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         self._batch_ended = time.perf_counter()
 
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        self._batch_ended = None  # the save takes its time before the next batch is asked for
+
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         self._log(trainer)
+
+    def _step_after(self, trainer: Trainer) -> int:
+        every = self.every_n_steps or trainer.log_every_n_steps
+        return (trainer.global_step // every + 1) * every
 
     def _log(self, trainer: Trainer) -> None:
         seconds = self._busy + self._waited
