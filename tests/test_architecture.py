@@ -360,13 +360,13 @@ def test_training_step_is_at_most_four_frames_deep(tmp_path: Path) -> None:
     assert max(module.frames) - below <= 4
 
 
-@pytest.mark.parametrize("data", [_batches, _loader], ids=["batches", "loader"])
-def test_a_batch_makes_at_most_forty_library_calls(tmp_path: Path, data: Any) -> None:
+@pytest.mark.parametrize(("data", "most"), [(_batches, 18), (_loader, 26)], ids=["batches", "loader"])
+def test_a_batch_makes_few_library_calls(tmp_path: Path, data: Any, most: int) -> None:
     module = Tiny()
     with module.counter:
         _trainer(tmp_path).fit(module, data(80), _batches(1))
     per_batch = [after - before for before, after in zip(module.calls_at, module.calls_at[1:])]
-    assert statistics.median(per_batch) <= 40, per_batch
+    assert statistics.median(per_batch) <= most, per_batch
     assert statistics.median(per_batch[-20:]) <= statistics.median(per_batch[:20]), "grows from batch to batch"
 
 

@@ -16,6 +16,7 @@ from models import Classifier, make_batches, quiet_trainer
 import paddlelite_trainer
 import paddlelite_trainer.callbacks
 from paddlelite_trainer.callbacks import EarlyStopping, LRMonitor, ModelCheckpoint
+from paddlelite_trainer.rng import paddle_cpu_generator_can_be_saved
 
 OURS = tuple(
     str(Path(module.__file__).resolve().parent) for module in (paddlelite_trainer, paddlelite_trainer.callbacks)
@@ -71,10 +72,12 @@ def everything(tmp_path: Path) -> dict[str, Any]:
     return {"callbacks": callbacks, **written}
 
 
-@pytest.mark.parametrize(("level", "most"), [("bare", 12), ("one self.log", 14), ("everything on", 20)])
+# As many as there are today: whoever adds a call to every batch says so here.
+@pytest.mark.parametrize(("level", "most"), [("bare", 10), ("one self.log", 12), ("everything on", 17)])
 def test_a_batch_makes_few_library_calls(tmp_path: Path, level: str, most: int) -> None:
     settings = everything(tmp_path) if level == "everything on" else {}
-    assert calls_a_batch(make_batches(20), level != "bare", **settings) <= most
+    seeding = 0 if paddle_cpu_generator_can_be_saved() else 2
+    assert calls_a_batch(make_batches(20), level != "bare", **settings) <= most + seeding
 
 
 def test_a_long_run_costs_a_batch_no_more_than_a_short_one(tmp_path: Path) -> None:

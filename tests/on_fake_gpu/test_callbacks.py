@@ -12,7 +12,15 @@ import paddle
 import pytest
 
 from paddlelite_trainer import Callback, Module, Trainer, seed_everything
-from paddlelite_trainer.callbacks import ExponentialMovingAverage, NonFiniteGuard
+from paddlelite_trainer.callbacks import (
+    EarlyStopping,
+    ExponentialMovingAverage,
+    LRMonitor,
+    ModelCheckpoint,
+    NonFiniteGuard,
+    ProgressBar,
+    ThroughputMonitor,
+)
 from paddlelite_trainer.checkpoint import open_checkpoint
 
 
@@ -134,20 +142,45 @@ def test_with_a_loss_scaler_the_guard_looks_at_losses_and_leaves_gradients_to_th
     assert all(bool(paddle.isfinite(value).all().item()) for value in module.parameters())
 
 
+class CopiesToTheHost(Callback):
+    """Counts them from each batch's start to the next one's."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self.counts.append(fake_gpu.device_to_host_copies())
+
+
+def copies_a_batch(root: Path, callbacks: list[Callback], module: Module, **settings: Any) -> list[int]:
+    counted = CopiesToTheHost()
+    bare = {"max_epochs": 1, "enable_checkpointing": False, "log_every_n_steps": 1000}
+    trainer(root, [*callbacks, counted], **{**bare, **settings}).fit(module, batches(16), batches(1))
+    return [after - before for before, after in pairwise(counted.counts)]
+
+
 def test_a_guarded_step_costs_one_copy_to_the_host(tmp_path: Path) -> None:
-    def copies(callbacks: list[Callback]) -> list[int]:
-        counts: list[int] = []
+    plain = copies_a_batch(tmp_path, [], net())
+    assert copies_a_batch(tmp_path, [NonFiniteGuard("skip")], net()) == [count + 1 for count in plain]
+    assert copies_a_batch(tmp_path, [ExponentialMovingAverage(0.9)], net()) == plain
 
-        class Counts(Callback):
-            def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-                counts.append(fake_gpu.device_to_host_copies())
 
-        run = trainer(
-            tmp_path, [*callbacks, Counts()], max_epochs=1, enable_checkpointing=False, log_every_n_steps=1000
-        )
-        run.fit(net(), batches(6))
-        return [after - before for before, after in pairwise(counts)]
+class Logs(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss, prog_bar=True)
+        self.log("twice", loss.detach() * 2, on_step=True, on_epoch=True)
+        self.log("square", loss * loss, on_step=False, on_epoch=True)
+        return loss
 
-    plain = copies([])
-    assert copies([NonFiniteGuard("skip")]) == [count + 1 for count in plain]
-    assert copies([ExponentialMovingAverage(0.9)]) == plain
+
+def test_a_logging_step_copies_once_to_the_host_and_the_steps_between_never(tmp_path: Path) -> None:
+    plain = copies_a_batch(tmp_path, [], net())  # 2.6 copies in its own cross_entropy
+    watching = [
+        *(ModelCheckpoint(monitor="val_loss", every_n_train_steps=100), EarlyStopping("val_loss"), LRMonitor()),
+        *(ThroughputMonitor(), ProgressBar()),
+    ]
+    seed_everything(3)
+    everything = {"enable_checkpointing": True, "logger": True, "log_every_n_steps": 5}
+    found = copies_a_batch(tmp_path, watching, Logs(), **everything)
+    assert [own - bare for own, bare in zip(found, plain)] == [0, 0, 0, 0, 1] * 3
