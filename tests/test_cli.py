@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,49 @@ def test_a_name_without_a_link_is_found_too(call, run):
         if path.is_symlink():
             path.unlink()
     assert json.loads(call("show", run / "best", "--json")[1])["step"] == 20
+
+
+@pytest.fixture
+def two_best(run):
+    """The run, whose pin `top` holds the steps 30 and 20, the better one first."""
+    CheckpointStore(run).set_pins({"top": ["step-000000030", "step-000000020"]})
+    return run
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "a torn manifest", "no directory"])
+@pytest.mark.parametrize("has_link", [True, False])
+def test_a_damaged_best_is_never_replaced_by_the_second_best_without_a_word(call, two_best, tmp_path, harm, has_link):
+    directory = two_best / "checkpoints" / "step-000000030"
+    if harm == "no directory":
+        shutil.rmtree(directory)
+    elif harm == "no manifest":
+        (directory / "manifest.json").unlink()
+    else:
+        (directory / "manifest.json").write_bytes(b"{")
+    if not has_link:
+        (two_best / "top").unlink()
+    commands = (["show"], ["export", tmp_path / "w.pdparams"], ["diff", two_best / "10"])
+    for name, *more in commands:
+        code, out, err = call(name, two_best / "top", *more)
+        assert (code, out) == (PROBLEMS, ""), name
+        assert "step-000000030" in err
+    assert call("verify", two_best / "top")[0] == PROBLEMS
+    assert not (tmp_path / "w.pdparams").exists()
+
+
+def test_the_error_about_a_damaged_best_names_the_sound_rest(call, two_best):
+    (two_best / "checkpoints" / "step-000000030" / "manifest.json").unlink()
+    _, _, err = call("show", two_best / "top")
+    assert err.startswith(f"paddlelite: {two_best / 'top'} means step-000000030, and it is damaged: ")
+    assert err.endswith("manifest.json is missing. Sound among the others that 'top' holds: step-000000020.\n")
+
+
+@pytest.mark.parametrize("name", ["30", "step-000000030"])
+def test_a_step_with_a_damaged_manifest_is_damaged_and_not_absent(call, run, name):
+    path = run / "checkpoints" / "step-000000030" / "manifest.json"
+    path.write_bytes(b"{")
+    code, _, err = call("show", run / name if name == "30" else run / "checkpoints" / name)
+    assert code == PROBLEMS and str(path) in err
 
 
 def test_show_tells_what_is_in_a_checkpoint(call, run):

@@ -126,10 +126,19 @@ def _one_checkpoint(path: Path) -> Path | None:
         return path  # one whose manifest is gone
     if not (path.parent / CHECKPOINTS).is_dir():
         return None
-    # RUN/STEP, and RUN/NAME where the name has no link.
-    store = CheckpointStore(path.parent, read_only=True)
-    entries = [entry for entry in store.entries() if str(entry.step) == path.name] or store.by_pin(path.name)[:1]
-    return entries[-1].path if entries else None
+    # RUN/STEP, and RUN/NAME where the name has no link or one to a checkpoint without a manifest.
+    revisions = [name for name in names_in(path.parent / CHECKPOINTS) if str(_step_of(name)) == path.name]
+    if revisions:
+        return path.parent / CHECKPOINTS / revisions[-1]
+    try:
+        return CheckpointStore(path.parent, read_only=True).first_of_pin(path.name).path
+    except CheckpointNotFoundError:
+        return None
+
+
+def _step_of(name: str) -> int | None:
+    order = parse_entry_name(name)
+    return order[0] if order else None
 
 
 def run_of(checkpoint: Path) -> Path:
