@@ -20,9 +20,22 @@ from .checkpoint.compare import compare
 from .checkpoint.entry import Entry, parse_entry_name
 from .checkpoint.filesystem import REAL
 from .checkpoint.links import CHECKPOINTS
-from .checkpoint.lookup import Found, Row, checkpoint_at, entry_at, find, listed, names_in, run_at, run_of, runs_at
+from .checkpoint.lookup import (
+    Found,
+    Row,
+    State,
+    checkpoint_at,
+    entry_at,
+    find,
+    listed,
+    names_in,
+    run_at,
+    run_of,
+    runs_at,
+    state_of,
+)
 from .checkpoint.safetensors_format import write_safetensors
-from .checkpoint.saved import inspect, open_checkpoint, read_manifest
+from .checkpoint.saved import open_checkpoint, read_manifest
 from .checkpoint.store import QUARANTINE, SUPERSEDED, CheckpointStore
 from .errors import (
     CheckpointCorruptError,
@@ -216,23 +229,32 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     rows = [row for path in arguments.path for run in find(path) for row in listed(run, verify=True)]
-    damaged = [row for row in rows if row.problems]
+    states = [row.state for row in rows]
     if arguments.json:
         _print_json([_row_json(row) for row in rows])
     else:
         for row in rows:
-            say(f"{'damaged' if row.problems else 'ok':8} {row.path}", style="red" if row.problems else None)
+            word = "ok" if row.state == "sound" else row.state
+            say(f"{word:10} {row.path}", style="red" if row.problems else None)
             for problem in row.problems:
-                say(f"         {problem}")
-        say(f"{count(len(rows), 'checkpoint')}, {len(damaged)} damaged")
-    return PROBLEMS if damaged else OK
+                say(f"           {problem}")
+        unreadable = states.count("unreadable")
+        say(
+            f"{count(len(rows), 'checkpoint')}, {states.count('damaged')} damaged"
+            + (f", {unreadable} unreadable" if unreadable else "")
+        )
+    return _code_of(*states)
+
+
+def _code_of(*states: State) -> int:
+    return PROBLEMS if "damaged" in states else FAILED if "unreadable" in states else OK
 
 
 def _show(arguments: argparse.Namespace) -> int:
     path = checkpoint_at(arguments.checkpoint)
     manifest = read_manifest(path, REAL)
     entry = entry_at(path, manifest)
-    problems = inspect(path, REAL)[1]
+    state, problems = state_of(path)
     files = {
         name: {"bytes": record["size"], "sha256": record["sha256"]}
         | ({"tensors": record["tensors"]} if "tensors" in record else {})
@@ -240,8 +262,8 @@ def _show(arguments: argparse.Namespace) -> int:
     }
     if arguments.json:
         record = _entry_json(entry) | {"info": entry.info, "versions": manifest.get("versions", {}), "files": files}
-        _print_json(record | {"verified": not problems, "problems": problems})
-        return PROBLEMS if problems else OK
+        _print_json(record | _state_json(state, problems))
+        return _code_of(state)
     facts = {
         "checkpoint": str(path),
         "step": entry.step,
@@ -249,7 +271,7 @@ def _show(arguments: argparse.Namespace) -> int:
         "metrics": _metrics(entry.metrics) or "none",
         "kept as": ", ".join(entry.pins) or "nothing",
         "healthy": "yes" if entry.healthy else "no: NaN or infinite values",
-        "verified": "damaged" if problems else "yes",
+        "verified": "yes" if state == "sound" else state,
         "created": f"{entry.created} ({age(seconds_since(entry.created))} ago)",
         "written by": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
     }
@@ -271,7 +293,7 @@ def _show(arguments: argparse.Namespace) -> int:
                     [tensor, dtype, str(shape), size(nbytes)] for tensor, dtype, shape, _, nbytes in record["tensors"]
                 ]
                 table([name, "type", "shape", "size"], rows, right=(3,))
-    return PROBLEMS if problems else OK
+    return _code_of(state)
 
 
 def _diff(arguments: argparse.Namespace) -> int:
@@ -319,6 +341,10 @@ def _tag(arguments: argparse.Namespace) -> int:
         return _done(arguments, words, run=run, removed=arguments.name, deleted=deleted)
     path = checkpoint_at(arguments.checkpoint)
     run = run_of(path)
+    state, problems = state_of(path)
+    if state != "sound":
+        error = CheckpointCorruptError if state == "damaged" else CheckpointError
+        raise error(f"{path} is {state} and was not tagged: {'; '.join(problems)}")
     with locked(run):
         store = CheckpointStore(run)
         held = store.by_pin(arguments.name)
@@ -390,7 +416,7 @@ def _repair(arguments: argparse.Namespace) -> int:
             store = CheckpointStore(run)
             store.repair()
             after = _links_and_leftovers(run)
-            damaged = [row.name for row in listed(Found(run, None), verify=True) if row.problems]
+            damaged = [row.name for row in listed(Found(run, None), verify=True) if row.state == "damaged"]
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         outcomes.append({"run": run, "changed": changed, "damaged": damaged})
     if arguments.json:
@@ -447,19 +473,24 @@ def _row_json(row: Row) -> dict[str, Any]:
     record = (
         _entry_json(row.entry)
         if row.entry
-        else {"name": row.name, "path": row.path, "step": step, "revision": revision}
+        else {"name": row.name, "path": row.path, "step": step, "revision": revision, "pins": row.pins}
     )
-    return {"run": row.run, **record, "verified": row.verified, "problems": row.problems}
+    return {"run": row.run, **record, **_state_json(row.state, row.problems)}
+
+
+def _state_json(state: State, problems: list[str]) -> dict[str, Any]:
+    verified = {"sound": True, "damaged": False}.get(state)
+    return {"verified": verified, "unreadable": state == "unreadable", "problems": problems}
 
 
 def _cells(row: Row, separator: str) -> list[str]:
-    verified = "-" if row.verified is None else "yes" if row.verified else "DAMAGED"
+    verified = {"sound": "yes", "damaged": "DAMAGED", "unreadable": "unreadable", "unknown": "-"}[row.state]
     step, revision = parse_entry_name(row.name) or (row.name, 0)
     label = f"{step}-r{revision}" if revision else str(step)
     if row.entry is None:
-        return [label, "?", "?", "?", "?", verified, "?"]
+        return [label, "?", "?", "?", separator.join(row.pins) or "?", verified, "?"]
     metrics = _metrics(row.entry.metrics) + ("" if row.entry.healthy else " (not finite)")
-    pins = separator.join(row.entry.pins)
+    pins = separator.join(row.pins)
     since = age(seconds_since(row.entry.created))
     return [label, str(row.entry.epoch), metrics, size(row.entry.nbytes), pins, verified, since]
 

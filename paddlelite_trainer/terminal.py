@@ -32,7 +32,9 @@ def table(
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", overflow="fold", no_wrap=index in whole)
     for row in rows:
-        table.add_row(*(Text(_printable(cell), style="red" if cell == "DAMAGED" else "") for cell in row))
+        table.add_row(
+            *(Text(_printable(cell), style="red" if cell in ("DAMAGED", "unreadable") else "") for cell in row)
+        )
     _print(table)
 
 

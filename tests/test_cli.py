@@ -1,5 +1,6 @@
 """`paddlelite ckpt`: what it prints, what it changes and the exit codes that a script goes by."""
 
+import errno
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 
 from paddlelite_trainer import __version__
 from paddlelite_trainer.checkpoint import CheckpointStore
+from paddlelite_trainer.checkpoint.filesystem import REAL
 from paddlelite_trainer.checkpoint.foreign import load_foreign
 from paddlelite_trainer.checkpoint.safetensors_format import read_safetensors
 from paddlelite_trainer.cli import FAILED, IN_USE, NOT_FOUND, OK, PROBLEMS, USAGE, main
@@ -138,6 +141,51 @@ def test_ls_names_weights_that_are_not_finite(call, run):
     assert "loss nan (not finite)" in call("ls", run)[1]
 
 
+@pytest.fixture
+def no_permission(monkeypatch):
+    """Make every reading of what is in the given path fail as it does for another user."""
+
+    def forbid(path):
+        inside = path.is_dir()
+
+        def call(name, real, where):
+            if path in where.parents if inside else where == path and name != "lstat":
+                raise PermissionError(errno.EACCES, "Permission denied", str(where))
+            return real(where)
+
+        for name in ("map", "read", "lstat", "listdir"):
+            monkeypatch.setattr(REAL, name, partial(call, name, getattr(REAL, name)))
+
+    return forbid
+
+
+@pytest.mark.parametrize("part", ["model.pdparams", "manifest.json", ""])
+def test_what_may_not_be_read_is_unreadable_and_not_damaged(call, run, tmp_path, no_permission, part):
+    directory = run / "checkpoints" / "step-000000020"
+    no_permission(directory / part)
+    code, out, _ = call("ls", run)
+    assert code == OK
+    assert [line.split()[0] for line in out.splitlines() if "unreadable" in line] == ["20"] and "DAMAGED" not in out
+    code, out, _ = call("verify", run)
+    assert code == FAILED and "Permission denied" in out
+    assert out.endswith("3 checkpoints, 0 damaged, 1 unreadable\n")
+    row = json.loads(call("verify", run / "20", "--json")[1])[0]
+    assert (row["verified"], row["unreadable"]) == (None, True)
+    for name, *more in (["show"], ["export", tmp_path / "w.pdparams"], ["diff", run / "10"], ["tag", "mine"]):
+        for spelling in (run / "20", directory, run / "best"):
+            code, out, err = call(name, spelling, *more)
+            assert code == FAILED and "Permission denied" in out + err, (name, spelling)
+    damage(CheckpointStore(run, read_only=True).entries()[0])
+    assert call("verify", run)[0] == PROBLEMS
+
+
+def test_a_damaged_checkpoint_is_not_tagged(call, run):
+    damage(CheckpointStore(run, read_only=True).entries()[0])
+    code, _, err = call("tag", run / "10", "mine")
+    assert code == PROBLEMS and "step-000000010 is damaged and was not tagged: model.pdparams was altered" in err
+    assert not (run / "mine").is_symlink()
+
+
 @pytest.mark.parametrize("command", ["ls", "verify"])
 def test_json_has_everything(call, run, command):
     save(run, 40, loss=float("nan"), gain=float("inf"))
@@ -213,13 +261,13 @@ def test_a_damaged_best_is_never_replaced_by_the_second_best_without_a_word(call
         (directory / "manifest.json").write_bytes(b"{")
     if not has_link:
         (two_best / "top").unlink()
-    commands = (["show"], ["export", tmp_path / "w.pdparams"], ["diff", two_best / "10"])
+    commands = (["show"], ["export", tmp_path / "w.pdparams"], ["diff", two_best / "10"], ["tag", "mine"])
     for name, *more in commands:
         code, out, err = call(name, two_best / "top", *more)
         assert (code, out) == (PROBLEMS, ""), name
         assert "step-000000030" in err
     assert call("verify", two_best / "top")[0] == PROBLEMS
-    assert not (tmp_path / "w.pdparams").exists()
+    assert not (tmp_path / "w.pdparams").exists() and not (two_best / "mine").is_symlink()
 
 
 def test_the_error_about_a_damaged_best_names_the_sound_rest(call, two_best):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import CheckpointCorruptError, CheckpointNotFoundError, ConfigurationError, did_you_mean
 from .entry import Entry, entry_from_manifest, parse_entry_name
 from .filesystem import REAL
 from .links import CHECKPOINTS
-from .saved import read_manifest, resolve_checkpoint
+from .saved import inspect, read_manifest, resolve_checkpoint
 from .store import CheckpointStore
 
 
@@ -27,39 +27,67 @@ class Found:
         return self.checkpoint is None
 
 
+State = Literal["sound", "damaged", "unreadable", "unknown"]
+
+
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint as `ls` and `verify` tell of it; `entry` is None where its manifest is damaged."""
+    """One checkpoint as `ls` and `verify` tell of it; `entry` is None where its manifest cannot be used."""
 
     run: Path
     path: Path
     entry: Entry | None
+    pins: tuple[str, ...]
+    state: State
+    """`unreadable`: no permission or a failing disk, which proves nothing against it; `unknown`: not looked at."""
     problems: list[str]
-    verified: bool | None
 
     @property
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def verified(self) -> bool | None:
+        """Whether every byte is what was written; None where that is not known."""
+        return {"sound": True, "damaged": False}.get(self.state)
+
 
 def listed(found: Found, *, verify: bool) -> Iterator[Row]:
     """The checkpoints found, oldest first, those with a damaged manifest too; with `verify` every byte is checked."""
     store = CheckpointStore(found.path, read_only=True)
-    entries = {entry.name: entry for entry in store.entries()}
-    names = names_in(found.path / CHECKPOINTS)
-    for path in [found.path / CHECKPOINTS / name for name in names] if found.checkpoint is None else [found.checkpoint]:
-        entry = entries.get(path.name) if path.parent == found.path / CHECKPOINTS else _entry_or_none(path)
-        problems = store.verify(entry or path.name) if verify and (entry or found.is_run) else []
-        if entry is None and not problems:
-            problems = ["its manifest is missing or damaged"]
-        yield Row(found.path, path, entry, problems, not problems if verify or problems else None)
+    held = store.pins()
+    if found.checkpoint is None:
+        paths = [found.path / CHECKPOINTS / name for name in names_in(found.path / CHECKPOINTS)]
+    else:
+        paths = [found.checkpoint]
+    for path in paths:
+        in_run = path.parent == found.path / CHECKPOINTS
+        pins = tuple(name for name, names in held.items() if in_run and path.name in names)
+        entry, state, problems = _look_at(path, pins)
+        if verify:
+            state, problems = state_of(path)
+        if problems and found.is_run and not path.exists():
+            continue  # deleted meanwhile by the process that trains
+        yield Row(found.path, path, entry, pins, state, problems)
 
 
-def _entry_or_none(path: Path) -> Entry | None:
+def _look_at(path: Path, pins: tuple[str, ...]) -> tuple[Entry | None, State, list[str]]:
+    """What the manifest alone says."""
     try:
-        return entry_at(path, read_manifest(path, REAL))
-    except CheckpointCorruptError:
-        return None
+        entry = entry_from_manifest(path, read_manifest(path, REAL), pins)
+    except CheckpointCorruptError as error:
+        return None, "damaged", [str(error)]
+    except OSError as error:
+        return None, "unreadable", [f"{path} cannot be read: {error}"]
+    if parse_entry_name(path.name) and entry.name != path.name:
+        return None, "damaged", [f"the directory is named {path.name}, its manifest is that of {entry.name}"]
+    return entry, "unknown", []
+
+
+def state_of(path: Path) -> tuple[State, list[str]]:
+    """Read every byte of a checkpoint: whether it is sound, and what is wrong."""
+    saved, problems, content_is_wrong = inspect(path, REAL)
+    return "sound" if saved else "damaged" if content_is_wrong else "unreadable", problems
 
 
 def entry_at(path: Path, manifest: dict[str, Any]) -> Entry:
@@ -122,6 +150,10 @@ def _one_checkpoint(path: Path) -> Path | None:
         return resolve_checkpoint(path)
     except CheckpointNotFoundError:
         pass
+    except PermissionError:
+        if parse_entry_name(path.resolve().name):
+            return path.resolve()  # one whose directory may not be looked into
+        raise
     if parse_entry_name(path.name) and path.is_dir():
         return path  # one whose manifest is gone
     if not (path.parent / CHECKPOINTS).is_dir():

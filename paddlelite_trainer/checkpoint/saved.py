@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointCorruptError, CheckpointNotFoundError
+from ..errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
 from .entry import Entry, entry_from_manifest, parse_entry_name
 from .filesystem import REAL, FileSystem
 from .format import array_at
@@ -80,6 +80,7 @@ def open_checkpoint(path: str | Path, *, file_system: FileSystem = REAL) -> Save
     Raises:
         CheckpointNotFoundError: there is no checkpoint at `path`.
         CheckpointCorruptError: there is one, and its bytes are not what was written; the message lists the problems.
+        CheckpointError: there is one, and its bytes cannot be read (no permission, a failing disk).
     """
     for _ in range(FOLLOW_ATTEMPTS):
         try:
@@ -88,11 +89,13 @@ def open_checkpoint(path: str | Path, *, file_system: FileSystem = REAL) -> Save
         except FileNotFoundError as error:
             not_found = error
             continue
-        saved, problems, _ = inspect(directory, file_system)
+        saved, problems, content_is_wrong = inspect(directory, file_system)
         if saved is not None:
             return saved
         if _identity_or_none(directory, file_system) == manifest:
-            raise CheckpointCorruptError(_report(directory, problems))
+            if not content_is_wrong:
+                raise CheckpointError(_report(f"The checkpoint {directory} cannot be read", problems))
+            raise CheckpointCorruptError(_report(f"The checkpoint {directory} is damaged and was not loaded", problems))
         # Deleted, or replaced by another of the same name, while it was being read: follow the path anew.
         not_found = FileNotFoundError(directory)
     if isinstance(not_found, CheckpointNotFoundError):
@@ -201,10 +204,8 @@ def _hashes(data: Mapping[str, mmap.mmap | bytes]) -> dict[str, str]:
         return dict(zip(data, pool.map(sha256, data.values())))
 
 
-def _report(directory: Path, problems: list[str]) -> str:
-    return f"The checkpoint {directory} is damaged and was not loaded:" + "".join(
-        f"\n  - {problem}" for problem in problems
-    )
+def _report(what: str, problems: list[str]) -> str:
+    return f"{what}:" + "".join(f"\n  - {problem}" for problem in problems)
 
 
 def _identity(directory: Path, file_system: FileSystem) -> tuple[int, int]:
