@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -35,7 +36,7 @@ from .checkpoint.lookup import (
     state_of,
 )
 from .checkpoint.safetensors_format import write_safetensors
-from .checkpoint.saved import open_checkpoint, read_manifest
+from .checkpoint.saved import open_checkpoint, read_manifest, resolve_checkpoint
 from .checkpoint.store import QUARANTINE, SUPERSEDED, CheckpointStore
 from .errors import (
     CheckpointCorruptError,
@@ -69,6 +70,8 @@ examples:
 
 A checkpoint is named by its directory, by a link such as RUN/best or RUN/latest.pdparams, or as RUN/STEP.
 """
+# The names that a training moves by itself; see ModelCheckpoint.
+MANAGED = re.compile(r"latest|best|best_.+|recent|epoch_\d+|imported-best|before-lr-drop-.+")
 FILES = {"model": "model.pdparams", "ema": "ema.pdparams", "optimizer": "optimizer.pdopt"}
 
 
@@ -101,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, code: int) -> int:
-    print(f"paddlelite: {error}", file=sys.stderr)
+    what, *problems = str(error).split("\n  - ")
+    print(f"paddlelite: {what}" + (f" {'; '.join(problems)}" if problems else ""), file=sys.stderr)
     return code
 
 
@@ -173,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     choice.add_argument(
         "--remove", action="store_true", help="take the name away; a checkpoint that no other holds is deleted"
     )
+    tag.add_argument("--force", action="store_true", help="also a name that the run manages itself, such as best")
     with_json(tag)
 
     prune = subparser(commands, "prune", "delete the checkpoints that no name holds", _prune)
@@ -330,15 +335,19 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _tag(arguments: argparse.Namespace) -> int:
+    name: str = arguments.name
     if arguments.remove:
         run = run_at(arguments.checkpoint)
         with locked(run):
             store = CheckpointStore(run)
-            before = {entry.name for entry in store.entries()}
-            store.untag(arguments.name)
-            deleted = sorted(before - {entry.name for entry in store.entries()})
-        words = f"{arguments.name} is no longer a name in {run}" + "".join(f"; {name} was deleted" for name in deleted)
-        return _done(arguments, words, run=run, removed=arguments.name, deleted=deleted)
+            if name in store.pins():
+                _refuse_managed(arguments)
+            before = store.entries()
+            store.untag(name)
+            deleted = _gone(before, store)
+        return _done(
+            arguments, f"{name} is no longer a name in {run}{_told(deleted)}", run=run, removed=name, deleted=deleted
+        )
     path = checkpoint_at(arguments.checkpoint)
     run = run_of(path)
     state, problems = state_of(path)
@@ -347,14 +356,41 @@ def _tag(arguments: argparse.Namespace) -> int:
         raise error(f"{path} is {state} and was not tagged: {'; '.join(problems)}")
     with locked(run):
         store = CheckpointStore(run)
-        held = store.by_pin(arguments.name)
-        if held and not arguments.move and [entry.name for entry in held] != [path.name]:
-            raise ConfigurationError(
-                f"{arguments.name!r} already names {', '.join(entry.name for entry in held)}; --move takes it from there"
-            )
-        store.tag(path.name, arguments.name)
-    words = f"{path.name} is kept as {arguments.name}: {run / arguments.name}"
-    return _done(arguments, words, run=run, checkpoint=path.name, tag=arguments.name)
+        held = store.pins().get(name, ())
+        if held != (path.name,):
+            _refuse_managed(arguments)
+            if held and not arguments.move:
+                raise ConfigurationError(f"{name!r} already names {', '.join(held)}; --move takes it from there")
+        before = store.entries()
+        store.tag(path.name, name)
+        deleted = _gone(before, store)
+    link = run / name if _leads_to(run / name, path) else None
+    words = f"{path.name} is kept as {name}" + (f": {link}" if link else ", and no link leads to it")
+    return _done(arguments, words + _told(deleted), run=run, checkpoint=path.name, tag=name, link=link, deleted=deleted)
+
+
+def _refuse_managed(arguments: argparse.Namespace) -> None:
+    if MANAGED.fullmatch(arguments.name) and not arguments.force:
+        raise ConfigurationError(
+            f"the run manages the name {arguments.name!r} itself, and what only it holds would be lost; choose a name "
+            "of your own, or pass --force"
+        )
+
+
+def _gone(before: Sequence[Entry], store: CheckpointStore) -> list[str]:
+    left = {entry.name for entry in store.entries()}
+    return [entry.name for entry in before if entry.name not in left]
+
+
+def _told(deleted: Sequence[str]) -> str:
+    return "".join(f"; {name}, which no other name held, was deleted" for name in deleted)
+
+
+def _leads_to(link: Path, checkpoint: Path) -> bool:
+    try:
+        return resolve_checkpoint(link) == checkpoint.resolve()
+    except CheckpointNotFoundError:
+        return False
 
 
 def _prune(arguments: argparse.Namespace) -> int:

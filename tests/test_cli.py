@@ -372,10 +372,54 @@ def test_a_tag_keeps_a_checkpoint_and_is_a_link_any_paddle_tool_follows(call, ru
 
 
 def test_a_tag_in_use_is_moved_only_when_asked(call, run):
-    code, _, err = call("tag", run / "10", "best")
-    assert (code, err) == (USAGE, "paddlelite: 'best' already names step-000000020; --move takes it from there\n")
-    assert call("tag", run / "10", "best", "--move")[0] == OK
-    assert json.loads(call("show", run / "best", "--json")[1])["step"] == 10
+    CheckpointStore(run).tag("step-000000020", "mine")
+    code, _, err = call("tag", run / "10", "mine")
+    assert (code, err) == (USAGE, "paddlelite: 'mine' already names step-000000020; --move takes it from there\n")
+    assert call("tag", run / "10", "mine", "--move")[0] == OK
+    assert json.loads(call("show", run / "mine", "--json")[1])["step"] == 10
+
+
+def test_moving_a_tag_tells_what_is_deleted(call, run):
+    store = CheckpointStore(run)
+    store.set_pins({"mine": ["step-000000010"], "keep_10": []})
+    code, out, _ = call("tag", run / "20", "mine", "--move")
+    told = "step-000000010, which no other name held, was deleted"
+    assert (code, out) == (OK, f"step-000000020 is kept as mine: {run / 'mine'}; {told}\n")
+    assert not (run / "checkpoints" / "step-000000010").exists()
+    CheckpointStore(run).set_pins({"mine": ["step-000000020"], "keep_20": [], "best": []})
+    code, out, _ = call("tag", run / "30", "mine", "--move", "--json")
+    assert (code, json.loads(out)["deleted"]) == (OK, ["step-000000020"])
+
+
+@pytest.mark.parametrize(
+    "name", ["latest", "best", "best_val_loss", "recent", "epoch_3", "imported-best", "before-lr-drop-epoch_3"]
+)
+def test_a_name_that_the_run_manages_is_moved_and_removed_only_with_force(call, run, name):
+    CheckpointStore(run).set_pins({name: ["step-000000020"]})
+    for arguments in ([run / "10", name, "--move"], [run, name, "--remove"]):
+        code, _, err = call("tag", *arguments)
+        assert code == USAGE and err.startswith(f"paddlelite: the run manages the name {name!r} itself")
+        assert err.endswith("or pass --force\n")
+    assert call("tag", run / "20", name)[0] == OK  # which it has already
+    assert CheckpointStore(run, read_only=True).pins()[name] == ("step-000000020",)
+    assert call("tag", run / "10", name, "--move", "--force")[0] == OK
+    assert CheckpointStore(run, read_only=True).pins()[name] == ("step-000000010",)
+    assert call("tag", run, name, "--remove", "--force")[0] == OK
+
+
+def test_a_name_that_the_run_would_manage_is_not_given_either(call, run):
+    code, _, err = call("tag", run / "10", "epoch_1")
+    assert code == USAGE and "choose a name of your own" in err
+    assert call("tag", run / "10", "epochs_are_over")[0] == OK
+
+
+def test_a_tag_beside_a_foreign_file_of_its_name_says_that_no_link_was_made(call, run):
+    (run / "notes").write_text("mine")
+    code, out, err = call("tag", run / "10", "notes")
+    assert (code, out) == (OK, "step-000000010 is kept as notes, and no link leads to it\n")
+    assert f"{run / 'notes'} is not ours and was left as it is" in err
+    assert json.loads(call("tag", run / "10", "notes", "--json")[1])["link"] is None
+    assert json.loads(call("show", run / "notes", "--json")[1])["step"] == 10
 
 
 def test_a_tag_that_cannot_be_a_file_name_is_refused(call, run):
@@ -423,7 +467,7 @@ def test_repair_tells_of_what_it_cannot_repair(call, run):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["tag", "10", "x"], ["tag", "", "best", "--remove"], ["prune", ""], ["repair", ""]]
+    "arguments", [["tag", "10", "x"], ["tag", "", "keep_10", "--remove"], ["prune", ""], ["repair", ""]]
 )
 def test_a_run_in_use_is_left_alone(call, run, arguments):
     in_use = RunDirectory.resume(run)
@@ -487,7 +531,8 @@ def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(call, run, tmp_p
 
 def test_a_damaged_checkpoint_is_not_exported(call, run, tmp_path):
     damage(CheckpointStore(run, read_only=True).entries()[0])
-    assert call("export", run / "10", tmp_path / "w.pdparams")[0] == PROBLEMS
+    code, _, err = call("export", run / "10", tmp_path / "w.pdparams")
+    assert code == PROBLEMS and err.count("\n") == 1
     assert not (tmp_path / "w.pdparams").exists()
 
 

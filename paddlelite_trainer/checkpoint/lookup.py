@@ -102,7 +102,7 @@ def entry_at(path: Path, manifest: dict[str, Any]) -> Entry:
 def find(text: str) -> list[Found]:
     """The run, the runs below the directory, or the one checkpoint that a path means."""
     path = Path(text).expanduser().absolute()
-    if (path / CHECKPOINTS).is_dir():
+    if _is_run(path):
         return [Found(path, None)]
     checkpoint = _one_checkpoint(path)
     if checkpoint is not None:
@@ -113,6 +113,13 @@ def find(text: str) -> list[Found]:
             return [Found(run.parent, None) for run in sorted(runs, key=_natural)]
         raise CheckpointNotFoundError(f"no run and no checkpoint in {path}")
     raise CheckpointNotFoundError(_not_found_message(path))
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / CHECKPOINTS).is_dir()
+    except PermissionError:
+        return False  # perhaps a checkpoint whose directory may not be looked into
 
 
 def runs_at(text: str) -> list[Path]:
