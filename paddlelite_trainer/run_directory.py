@@ -250,7 +250,9 @@ class RunInfo:
     def __str__(self) -> str:
         if self.status == "running":
             return f"running (process {self.pid} on {self.host} since {self.started})"
-        return f"{self.status}: {self.reason}" if self.reason else self.status
+        # One line: it stands in headings and notes. What an exception said in full is in run.json.
+        reason = next(iter(str(self.reason or "").strip().splitlines()), "")
+        return f"{self.status}: {reason}" if reason else self.status
 
 
 def read_run(path: str | os.PathLike[str]) -> RunInfo | None:

@@ -152,7 +152,7 @@ def test_a_running_run_says_who_where_and_how(tmp_path):
     [
         ("finished", "finished"),
         ("stopped: val_acc did not improve: 5 epochs", "stopped: val_acc did not improve: 5 epochs"),
-        ("failed: ValueError: no key\nsecond line", "failed: ValueError: no key\nsecond line"),
+        ("failed: ValueError: no key\nsecond line", "failed: ValueError: no key"),
         ("interrupted by SIGTERM", "interrupted: by SIGTERM"),
     ],
 )
@@ -162,6 +162,16 @@ def test_an_ended_run_says_how_it_ended(tmp_path, outcome, said):
     run.close("finished")
     assert str(read_run(run.path)) == said
     assert read_run(run.path).ended is not None
+
+
+def test_an_ended_run_says_the_first_line_of_its_reason(tmp_path):
+    path = tmp_path / "version_0"
+    save(path, 1)
+    RunDirectory.resume(path).close("failed: ValueError: 2 problems\n  - this\n  - that")
+    info = read_run(path)
+    assert str(info) == "failed: ValueError: 2 problems"
+    assert info.reason == "ValueError: 2 problems\n  - this\n  - that"
+    assert "\n" not in resolve_ckpt_path("last", default_root_dir=tmp_path).message
 
 
 def test_an_unknown_outcome_is_refused(tmp_path):
