@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -189,11 +190,15 @@ def _parser() -> argparse.ArgumentParser:
     with_json(prune)
 
     export = subparser(
-        commands, "export", "write one checkpoint's weights as .safetensors or as a bare .pdparams", _export
+        commands, "export", "write one checkpoint's tensors as .safetensors, or as a bare .pdparams or .pdopt", _export
     )
     export.add_argument("checkpoint", help="a checkpoint; a run means its newest")
     export.add_argument("output", help="the file to write, its suffix says the format")
-    export.add_argument("--what", choices=tuple(FILES), default="model", help="which tensors (default: model)")
+    export.add_argument(
+        "--what",
+        choices=tuple(FILES),
+        help="which tensors (default: those that the output's suffix means; the model's for .safetensors)",
+    )
     export.add_argument("--force", action="store_true", help="replace an existing file")
     with_json(export)
 
@@ -419,12 +424,13 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output).expanduser()
-    if output.suffix not in (".safetensors", ".pdparams", ".pdopt"):
-        raise ConfigurationError(f"the output's suffix says the format, .safetensors or .pdparams, got {output.name!r}")
+    what = _what_to_export(output, arguments.what)
     if output.exists() and not arguments.force:
         raise ConfigurationError(f"{output} exists; --force replaces it")
+    if not output.parent.is_dir():
+        raise CheckpointError(f"{output} cannot be written: there is no directory {output.parent}")
     saved = open_checkpoint(checkpoint_at(arguments.checkpoint))
-    file = FILES[arguments.what]
+    file = FILES[what]
     if file not in saved.files:
         raise CheckpointNotFoundError(f"{saved.entry.path} has no {file}; it has {', '.join(saved.files)}")
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
@@ -437,11 +443,34 @@ def _export(arguments: argparse.Namespace) -> int:
         os.replace(temporary, output)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            needed, free = saved.manifest["files"][file]["size"], shutil.disk_usage(output.parent).free
+            why += f": about {size(needed)} are needed; {size(free)} were free when it failed"
+        raise CheckpointError(f"{output} cannot be written: {why}") from error
     finally:
         temporary.unlink(missing_ok=True)
     nbytes = output.stat().st_size
     words = f"{file} of {saved.entry.path} written to {output}, {size(nbytes)}"
     return _done(arguments, words, checkpoint=saved.entry.path, output=output, bytes=nbytes)
+
+
+def _what_to_export(output: Path, asked: str | None) -> str:
+    """Which of FILES; a suffix says what a file holds, so weights are not written as .pdopt nor an optimizer as .pdparams."""
+    suffixes = {"model": (".safetensors", ".pdparams"), "ema": (".safetensors", ".pdparams", ".pdema")}
+    suffixes["optimizer"] = (".safetensors", ".pdopt")
+    if output.suffix not in {suffix for those in suffixes.values() for suffix in those}:
+        raise ConfigurationError(
+            "the output's suffix says the format: .safetensors, .pdparams for weights, .pdopt for the optimizer; "
+            f"got {output.name!r}"
+        )
+    what = asked or {".pdopt": "optimizer", ".pdema": "ema"}.get(output.suffix, "model")
+    if output.suffix not in suffixes[what]:
+        raise ConfigurationError(
+            f"--what {what} is written to a file that ends in {' or '.join(suffixes[what])}, got {output.name!r}"
+        )
+    return what
 
 
 def _repair(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from paddlelite_trainer import __version__
 from paddlelite_trainer.checkpoint import CheckpointStore
 from paddlelite_trainer.checkpoint.filesystem import REAL
 from paddlelite_trainer.checkpoint.foreign import load_foreign
+from paddlelite_trainer.checkpoint.safe_pickle import read_pickle
 from paddlelite_trainer.checkpoint.safetensors_format import read_safetensors
 from paddlelite_trainer.cli import FAILED, IN_USE, NOT_FOUND, OK, PROBLEMS, USAGE, main
 from paddlelite_trainer.run_directory import RunDirectory
@@ -501,9 +502,29 @@ def test_export_writes_safetensors_with_bfloat16(call, tmp_path):
 
 
 def test_export_writes_a_bare_paddle_file(call, run, tmp_path):
-    assert call("export", run / "best", tmp_path / "w.pdparams", "--what", "optimizer")[0] == OK
+    assert call("export", run / "best", tmp_path / "w.pdparams")[0] == OK
     found = load_foreign(tmp_path / "w.pdparams")
-    assert (found.layout, found.weights["w.moment1"][0, 0]) == ("paddle.save", 20)
+    assert (found.layout, found.weights["w"][0, 0]) == ("paddle.save", 20)
+
+
+def test_the_suffix_says_what_is_exported(call, run, tmp_path):
+    code, out, _ = call("export", run / "best", tmp_path / "w.pdopt")
+    assert code == OK and out.startswith("optimizer.pdopt of ")
+    assert next(iter(read_pickle(tmp_path / "w.pdopt"))) == "w.moment1"
+    assert call("export", run / "best", tmp_path / "o.safetensors", "--what", "optimizer")[0] == OK
+    assert list(read_safetensors(tmp_path / "o.safetensors")[0]) == ["w.moment1"]
+
+
+def test_a_full_disk_is_told_with_the_wanted_file_and_the_sizes(call, run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("paddlelite_trainer.cli.write_safetensors", full)
+    monkeypatch.setattr("shutil.copyfile", full)
+    for name in ("w.safetensors", "w.pdparams"):
+        code, _, err = call("export", run, tmp_path / name)
+        said = rf"{tmp_path / name} cannot be written: No space left on device: about \d+ B are needed; [\d.]+ \wB were free"
+        assert code == FAILED and re.search(said, err)
 
 
 def test_export_replaces_a_file_only_when_asked(call, run, tmp_path):
@@ -518,9 +539,16 @@ def test_export_replaces_a_file_only_when_asked(call, run, tmp_path):
 @pytest.mark.parametrize(
     ("output", "more", "code", "message"),
     [
-        ("w.pt", [], USAGE, "suffix says the format, .safetensors or .pdparams, got 'w.pt'"),
+        ("w.pt", [], USAGE, ".pdparams for weights, .pdopt for the optimizer; got 'w.pt'"),
+        (
+            "w.pdopt",
+            ["--what", "model"],
+            USAGE,
+            "--what model is written to a file that ends in .safetensors or .pdparams",
+        ),
+        ("w.pdparams", ["--what", "optimizer"], USAGE, "ends in .safetensors or .pdopt, got 'w.pdparams'"),
         ("w.pdparams", ["--what", "ema"], NOT_FOUND, "has no ema.pdparams; it has model.pdparams"),
-        ("absent/w.pdparams", [], FAILED, "No such file or directory"),
+        ("absent/w.pdparams", [], FAILED, "absent/w.pdparams cannot be written: there is no directory "),
     ],
 )
 def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(call, run, tmp_path, output, more, code, message):
