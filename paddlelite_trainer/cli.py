@@ -29,6 +29,7 @@ from .checkpoint.lookup import (
     checkpoint_at,
     entry_at,
     find,
+    has_weights_only,
     listed,
     names_in,
     run_at,
@@ -47,7 +48,7 @@ from .errors import (
     RunLockedError,
 )
 from .run_directory import locked, read_run
-from .terminal import age, console, count, say, seconds_since, size, table
+from .terminal import Cell, age, count, say, seconds_since, size, table
 
 OK, PROBLEMS, USAGE, NOT_FOUND, IN_USE, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
@@ -112,8 +113,12 @@ def _fail(error: object, code: int) -> int:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
+    told = set()
+
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"paddlelite: warning: {message}", file=sys.stderr)
+        if str(message) not in told:  # a command looks at a run more than once
+            told.add(str(message))
+            print(f"paddlelite: warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -216,15 +221,16 @@ def _ls(arguments: argparse.Namespace) -> int:
     rows = [row for run in found for row in listed(run, verify=not arguments.no_verify)]
     if arguments.json:
         return _print_json([_row_json(row) for row in rows])
-    for run in found:
+    for index, run in enumerate(found):
+        if index:
+            say("")
         info = read_run(run.path) if run.is_run else None
         say(f"{run.path}" + (f"  {info}" if info else ""), style="bold")
         mine = [row for row in rows if row.run == run.path]
         if mine:
             table(
                 ["step", "epoch", "metrics", "size", "kept as", "verified", "age"],
-                # In a narrow window one name to a line, so that none is broken.
-                [_cells(row, ", " if console().width >= 100 else ",\n") for row in mine],
+                [_cells(row) for row in mine],
                 right=(0, 1, 3, 6),
                 whole=(4,),
             )
@@ -271,22 +277,32 @@ def _show(arguments: argparse.Namespace) -> int:
         for name, record in manifest["files"].items()
     }
     if arguments.json:
-        record = _entry_json(entry) | {"info": entry.info, "versions": manifest.get("versions", {}), "files": files}
+        record = _entry_json(entry) | {
+            "weights_only": has_weights_only(manifest),
+            "info": entry.info,
+            "versions": manifest.get("versions", {}),
+            "files": files,
+        }
         _print_json(record | _state_json(state, problems))
         return _code_of(state)
-    facts = {
+    facts: dict[str, Any] = {
         "checkpoint": str(path),
         "step": entry.step,
         "epoch": entry.epoch,
         "metrics": _metrics(entry.metrics) or "none",
-        "kept as": ", ".join(entry.pins) or "nothing",
+        "kept as": list(entry.pins) or "nothing",
+        "holds": "weights only" if has_weights_only(manifest) else "weights and the state to go on from",
         "healthy": "yes" if entry.healthy else "no: NaN or infinite values",
         "verified": "yes" if state == "sound" else state,
         "created": f"{entry.created} ({age(seconds_since(entry.created))} ago)",
-        "written by": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
+        "written by": [f"{name} {version}" for name, version in _versions(manifest, entry).items()],
     }
-    facts |= {f"info.{name}": value for name, value in entry.info.items()}
-    table(["", ""], [[name, _short(value)] for name, value in facts.items()], heading=False)
+    cells: list[list[Cell]] = [
+        [name, value if isinstance(value, list) else _short(value)] for name, value in facts.items()
+    ]
+    told_already = {*_versions(manifest, entry), "weights_only"}
+    cells += [[f"info.{name}", _short(value)] for name, value in entry.info.items() if name not in told_already]
+    table(["", ""], cells, whole=(0,), heading=False)
     for problem in problems:
         say(f"  {problem}", style="red")
     say("")
@@ -302,8 +318,14 @@ def _show(arguments: argparse.Namespace) -> int:
                 rows = [
                     [tensor, dtype, str(shape), size(nbytes)] for tensor, dtype, shape, _, nbytes in record["tensors"]
                 ]
-                table([name, "type", "shape", "size"], rows, right=(3,))
+                table([name, "type", "shape", "size"], rows, right=(3,), whole=(1, 2))
     return _code_of(state)
+
+
+def _versions(manifest: dict[str, Any], entry: Entry) -> dict[str, str]:
+    """Of all that wrote the checkpoint; the store knows of no Paddle, a Trainer adds its version."""
+    recorded = {name: str(version) for name, version in manifest.get("versions", {}).items()}
+    return recorded | {name: str(entry.info[name]) for name in (*recorded, "paddle") if name in entry.info}
 
 
 def _diff(arguments: argparse.Namespace) -> int:
@@ -540,7 +562,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         if row.entry
         else {"name": row.name, "path": row.path, "step": step, "revision": revision, "pins": row.pins}
     )
-    return {"run": row.run, **record, **_state_json(row.state, row.problems)}
+    return {"run": row.run, **record, "weights_only": row.weights_only, **_state_json(row.state, row.problems)}
 
 
 def _state_json(state: State, problems: list[str]) -> dict[str, Any]:
@@ -548,16 +570,24 @@ def _state_json(state: State, problems: list[str]) -> dict[str, Any]:
     return {"verified": verified, "unreadable": state == "unreadable", "problems": problems}
 
 
-def _cells(row: Row, separator: str) -> list[str]:
+def _cells(row: Row) -> list[Cell]:
     verified = {"sound": "yes", "damaged": "DAMAGED", "unreadable": "unreadable", "unknown": "-"}[row.state]
     step, revision = parse_entry_name(row.name) or (row.name, 0)
     label = f"{step}-r{revision}" if revision else str(step)
     if row.entry is None:
-        return [label, "?", "?", "?", separator.join(row.pins) or "?", verified, "?"]
-    metrics = _metrics(row.entry.metrics) + ("" if row.entry.healthy else " (not finite)")
-    pins = separator.join(row.pins)
+        return [label, "?", "?", "?", row.pins or "?", verified, "?"]
+    notes = [] if row.entry.healthy else ["(not finite)"]
+    notes += ["(weights only)"] if row.weights_only else []
     since = age(seconds_since(row.entry.created))
-    return [label, str(row.entry.epoch), metrics, size(row.entry.nbytes), pins, verified, since]
+    return [
+        label,
+        str(row.entry.epoch),
+        [*_metrics(row.entry.metrics), *notes],
+        size(row.entry.nbytes),
+        row.pins,
+        verified,
+        since,
+    ]
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
@@ -575,8 +605,8 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _metrics(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+def _metrics(metrics: dict[str, float]) -> list[str]:
+    return [f"{name} {value:.4g}" for name, value in metrics.items()]
 
 
 def _short(value: Any) -> str:

@@ -122,6 +122,29 @@ def test_ls_without_verifying_reads_no_files(call, run):
     assert "DAMAGED" not in out and "yes" not in out
 
 
+def test_ls_leaves_a_blank_line_between_runs(call, run):
+    save(run.parent / "version_1", 5)
+    lines = call("ls", run.parent)[1].splitlines()
+    assert [index for index, line in enumerate(lines) if not line] == [5] and len(lines) == 9
+
+
+@pytest.mark.parametrize("info", [{"weights_only": True}, {}])
+def test_checkpoints_of_weights_only_are_shown_as_such(call, run, info):
+    store = CheckpointStore(run)
+    weights, pins = {"model.pdparams": {"w": np.zeros(1)}}, {"light": [store.candidate(40, 4).name]}
+    store.save(step=40, epoch=4, metrics={"val_acc": 0.4}, files=weights, states={}, pins=pins, info=info)
+    lines = call("ls", run)[1].splitlines()
+    assert [line.split()[0] for line in lines if "(weights only)" in line] == ["40"]
+    assert "val_acc 0.4 (weights only)" in lines[-1]
+    assert [row["weights_only"] for row in json.loads(call("ls", run, "--json")[1])] == [False, False, False, True]
+    assert re.search(r"holds +weights only\n", call("show", run / "40")[1])
+
+
+def test_a_warning_is_told_once(call, run):
+    (run / "checkpoints" / "pins.json").write_bytes(b"{")
+    assert call("ls", run)[2].count("The record of pins was rebuilt") == 1
+
+
 def test_ls_mentions_what_was_set_aside(call, run):
     damage(CheckpointStore(run, read_only=True).entries()[2])
     with pytest.warns(UserWarning):
@@ -295,6 +318,22 @@ def test_show_tells_what_is_in_a_checkpoint(call, run):
     assert facts["info.config"].strip() == "{'batch_size': 20}"
     assert re.search(r"model\.pdparams +\d+ B +2 +10", out)
     assert re.search(r"w +float32 +\[2, 3\] +24 B", out)
+
+
+def test_show_tells_every_version_once(call, run):
+    store = CheckpointStore(run)
+    info = {
+        "paddlelite_trainer": __version__,
+        "paddle": "3.3.1",
+        "numpy": np.__version__,
+        "python": "3.11",
+        "device": "cpu",
+    }
+    store.save(step=40, epoch=4, files={}, states={}, pins={"latest": [store.candidate(40, 4).name]}, info=info)
+    out = call("show", run / "40")[1]
+    versions = f"paddlelite_trainer {__version__}, numpy {np.__version__}, python 3.11, paddle 3.3.1"
+    assert re.search(rf"written by +{re.escape(versions)}\n", out)
+    assert re.findall(r"info\.\S+", out) == ["info.device"]
 
 
 def test_show_of_a_damaged_checkpoint_tells_what_its_manifest_says_and_what_is_wrong(call, run):
@@ -575,6 +614,27 @@ def test_what_is_not_there_is_named_with_what_is_near(call, run):
     assert code == NOT_FOUND and "no run and no checkpoint in" in err
 
 
+@pytest.mark.parametrize("name", ["evil1.pdparams", "w.safetensors"])
+def test_a_file_of_bare_weights_is_named_as_such_with_what_opens_it(call, tmp_path, name):
+    for each in (name, "evil6.pdparams"):
+        (tmp_path / each).write_bytes(b"x")
+    code, _, err = call("show", tmp_path / name)
+    what = f"paddlelite: {tmp_path / name} is a file of bare weights and no checkpoint of a run. "
+    assert (code, err) == (NOT_FOUND, f"{what}load_weights(layer, path) and fit(init_from=path) open it\n")
+
+
+def test_what_is_there_and_is_something_else_brings_no_suggestion(call, tmp_path):
+    for name in ("passwd", "passwd-"):
+        (tmp_path / name).write_text("x")
+    code, _, err = call("show", tmp_path / "passwd")
+    assert (code, err) == (NOT_FOUND, f"paddlelite: {tmp_path / 'passwd'} is no run and no checkpoint\n")
+
+
+def test_an_empty_path_is_told_as_such(call):
+    code, _, err = call("show", "")
+    assert code == USAGE and err.startswith("paddlelite: the path of a run or a checkpoint is empty")
+
+
 def test_one_checkpoint_is_asked_for_where_there_are_several_runs(call, run):
     save(run.parent / "version_1", 1)
     code, _, err = call("show", run.parent)
@@ -595,6 +655,8 @@ def test_help_has_examples_and_exit_codes(capsys):
     assert caught.value.code == 0
     for word in ("examples:", "exit codes:", "ls", "show", "verify", "diff", "tag", "prune", "export", "repair"):
         assert word in out
+    examples = re.findall(r"^  paddlelite ckpt .*\S(?=  )  +", out, re.MULTILINE)
+    assert len(examples) == 3 and len({len(example) for example in examples}) == 1
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"paddlelite {__version__}\n"
@@ -640,12 +702,11 @@ def test_a_row_is_one_line_in_a_pipe_however_long(call, run):
     assert len(lines) == 6 and lines[5].count("a_rather_long_metric") == 20
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_a_table_fits_the_terminal_and_breaks_no_name(run, width):
-    CheckpointStore(run).tag("step-000000010", "epoch=01-val_accuracy=0.100")
+def on_terminal(width, *arguments):
+    """What a terminal of this width is sent, without colours."""
     ours, theirs = pty.openpty()
     process = command(
-        "ls", run, stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": str(width), "TERM": "xterm"}
+        *arguments, stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": str(width), "TERM": "xterm"}
     )
     os.close(theirs)
     received = io.BytesIO()
@@ -655,11 +716,36 @@ def test_a_table_fits_the_terminal_and_breaks_no_name(run, width):
     except OSError:  # the other end is closed
         pass
     os.close(ours)
-    assert process.wait() == OK
-    text = re.sub(r"\x1b\[[\d;]*m", "", received.getvalue().decode())
-    lines = text.replace("\r\n", "\n").splitlines()[1:]
+    assert process.wait() in (OK, PROBLEMS)
+    return re.sub(r"\x1b\[[\d;]*m", "", received.getvalue().decode()).replace("\r\n", "\n").splitlines()
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 120])
+def test_a_table_fits_the_terminal_and_breaks_no_name(run, width):
+    CheckpointStore(run).tag("step-000000010", "epoch=01-val_accuracy=0.100")
+    save(run, 40, val_loss_of_the_epoch=0.125, val_acc=0.5)
+    lines = on_terminal(width, "ls", run)[1:]
     assert max(map(len, lines)) <= width
-    assert any("epoch=01-val_accuracy=0.100" in line for line in lines)
+    for whole in ("epoch=01-val_accuracy=0.100", "val_loss_of_the_epoch 0.125", "val_acc 0.5", "verified", "kept as"):
+        assert any(whole in line for line in lines), whole
+
+
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_long_names_break_after_a_slash_a_dot_or_an_underscore_only(run, width):
+    name = "optimizer_0/backbone.layer1.0.conv_block.weight/moment1_and_more"
+    for step in (40, 50):
+        store = CheckpointStore(run)
+        pins = {"latest": [store.candidate(step, 4).name], f"keep_{step}": [store.candidate(step, 4).name]}
+        store.save(step=step, epoch=4, files={"optimizer.pdopt": {name: np.full(2, step)}}, states={}, pins=pins)
+    directory = str(run / "checkpoints" / "step-000000040")
+    for arguments in (["show", run / "40", "--tensors"], ["diff", run / "40", run / "50"]):
+        lines = on_terminal(width, *arguments)
+        for part in re.findall(r"[^/._ ]+[/._]?", f"{name} {directory}" if arguments[0] == "show" else name):
+            assert any(part in line for line in lines), part
+        if arguments[0] == "show":
+            assert max(map(len, lines)) <= width
+        for heading in ("optimizer.pdopt", "shape" if arguments[0] == "show" else "largest difference"):
+            assert any(re.search(rf"(^| ){heading}( |$)", line) for line in lines), heading
 
 
 def test_a_name_cannot_steer_the_terminal(call, run):

@@ -27,6 +27,8 @@ class Found:
         return self.checkpoint is None
 
 
+# What load_weights opens by itself.
+WEIGHT_FILES = (".pdparams", ".safetensors")
 State = Literal["sound", "damaged", "unreadable", "unknown"]
 
 
@@ -41,6 +43,7 @@ class Row:
     state: State
     """`unreadable`: no permission or a failing disk, which proves nothing against it; `unknown`: not looked at."""
     problems: list[str]
+    weights_only: bool = False
 
     @property
     def name(self) -> str:
@@ -63,25 +66,33 @@ def listed(found: Found, *, verify: bool) -> Iterator[Row]:
     for path in paths:
         in_run = path.parent == found.path / CHECKPOINTS
         pins = tuple(name for name, names in held.items() if in_run and path.name in names)
-        entry, state, problems = _look_at(path, pins)
+        row = _look_at(found.path, path, pins)
         if verify:
             state, problems = state_of(path)
-        if problems and found.is_run and not path.exists():
+            row = replace(row, state=state, problems=problems)
+        if row.problems and found.is_run and not path.exists():
             continue  # deleted meanwhile by the process that trains
-        yield Row(found.path, path, entry, pins, state, problems)
+        yield row
 
 
-def _look_at(path: Path, pins: tuple[str, ...]) -> tuple[Entry | None, State, list[str]]:
+def _look_at(run: Path, path: Path, pins: tuple[str, ...]) -> Row:
     """What the manifest alone says."""
     try:
-        entry = entry_from_manifest(path, read_manifest(path, REAL), pins)
+        manifest = read_manifest(path, REAL)
+        entry = entry_from_manifest(path, manifest, pins)
     except CheckpointCorruptError as error:
-        return None, "damaged", [str(error)]
+        return Row(run, path, None, pins, "damaged", [str(error)])
     except OSError as error:
-        return None, "unreadable", [f"{path} cannot be read: {error}"]
+        return Row(run, path, None, pins, "unreadable", [f"{path} cannot be read: {error}"])
     if parse_entry_name(path.name) and entry.name != path.name:
-        return None, "damaged", [f"the directory is named {path.name}, its manifest is that of {entry.name}"]
-    return entry, "unknown", []
+        problem = f"the directory is named {path.name}, its manifest is that of {entry.name}"
+        return Row(run, path, None, pins, "damaged", [problem])
+    return Row(run, path, entry, pins, "unknown", [], weights_only=has_weights_only(manifest))
+
+
+def has_weights_only(manifest: dict[str, Any]) -> bool:
+    """Whether a training cannot go on from the checkpoint; older ones do not say so and have no optimizer."""
+    return bool(manifest["info"].get("weights_only")) or "optimizer.pdopt" not in manifest["files"]
 
 
 def state_of(path: Path) -> tuple[State, list[str]]:
@@ -101,6 +112,8 @@ def entry_at(path: Path, manifest: dict[str, Any]) -> Entry:
 
 def find(text: str) -> list[Found]:
     """The run, the runs below the directory, or the one checkpoint that a path means."""
+    if not text:
+        raise ConfigurationError("the path of a run or a checkpoint is empty; for the present directory pass .")
     path = Path(text).expanduser().absolute()
     if _is_run(path):
         return [Found(path, None)]
@@ -207,10 +220,18 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 
 
 def _not_found_message(path: Path) -> str:
+    if path.suffix in WEIGHT_FILES and path.is_file():
+        return (
+            f"{path} is a file of bare weights and no checkpoint of a run. load_weights(layer, path) and "
+            "fit(init_from=path) open it"
+        )
+    if path.exists():
+        return f"{path} is no run and no checkpoint"
     parent = path.parent
     if (parent / CHECKPOINTS).is_dir():
         store = CheckpointStore(parent, read_only=True)
-        near = [*map(str, dict.fromkeys(entry.step for entry in store.entries())), *store.pins()]
+        steps = dict.fromkeys(map(_step_of, names_in(parent / CHECKPOINTS)))
+        near = [*map(str, steps), *store.pins()]
     else:
         near = sorted(entry.name for entry in parent.iterdir() if entry.name[0] != ".") if parent.is_dir() else []
     listing = f" {parent} holds {', '.join(near[:12])}{' ...' if len(near) > 12 else ''}." if near else ""
