@@ -79,6 +79,7 @@ class CheckpointStore:
         self._manifests: dict[tuple[str, int, int], dict[str, Any]] = {}  # by name, inode and time; a reader's cache
         self._entries: tuple[Entry, ...] = ()
         self._pins = Pins()
+        self._recorded_last = Pins()  # a reader's, with the checkpoints that are gone
         self._is_settled = False
         if read_only:
             self._load()
@@ -103,26 +104,38 @@ class CheckpointStore:
         return [entries[held] for held in self._pins.held.get(name, ()) if held in entries]
 
     def first_of_pin(self, name: str) -> Entry:
-        """The checkpoint that a pin's links lead to: the first it holds, and never the second in its place.
+        """The checkpoint that a pin holds first, its best; never another in its place.
 
         Raises:
             CheckpointNotFoundError: there is no such pin.
-            CheckpointCorruptError: that checkpoint is damaged or gone; the message lists the sound rest.
+            CheckpointCorruptError: its first checkpoint is damaged or gone; the message names it and the sound rest.
+            OSError: whether it is there cannot be read.
         """
-        entries = self.by_pin(name)
-        held = self._pins.held.get(name)
+        before: tuple[str, ...] = ()
+        for _ in range(FOLLOW_ATTEMPTS):
+            entries = {entry.name: entry for entry in self.entries()}
+            held = (self._recorded_last if self.read_only else self._pins).held.get(name, ())
+            if held and held[0] in entries:
+                return entries[held[0]]
+            if held == before:  # else it was looked at while its writer moved it on
+                break
+            before = held
         if not held:
             raise CheckpointNotFoundError(
                 f"There is no pin {name!r} in {self.run_dir}.{did_you_mean(name, self._pins.held)}"
             )
-        if not entries or entries[0].name != held[0]:
-            problems = inspect(self.directory / held[0], self._fs)[1]
-            rest = ", ".join(entry.name for entry in entries)
-            raise CheckpointCorruptError(
-                f"{name!r} is {held[0]}, which cannot be used: {'; '.join(problems) or 'it is gone'}. "
-                + (f"It holds {rest} too: pass that one's path." if rest else "It holds no other.")
-            )
-        return entries[0]
+        path, problem = self.directory / held[0], "it is gone"
+        if self._fs.exists(path):
+            try:
+                entry_from_manifest(path, read_manifest(path, self._fs))
+                problem = f"its manifest is that of another: {path / MANIFEST}"
+            except CheckpointCorruptError as error:
+                problem = f"it is damaged: {error}"
+        rest = ", ".join(other for other in held[1:] if not self.verify(other))
+        raise CheckpointCorruptError(
+            f"{self.run_dir / name} means {held[0]}, and {problem}. "
+            + (f"Sound among the others that {name!r} holds: {rest}." if rest else f"{name!r} holds no other.")
+        )
 
     def pins(self) -> dict[str, tuple[str, ...]]:
         """Pin -> names of the checkpoints it holds."""
@@ -673,6 +686,7 @@ class CheckpointStore:
         ]
         if lost:
             pins = pins.with_pins({RECOVERED: [*pins.held.get(RECOVERED, ()), *lost]})
+        self._recorded_last = pins
         gone = pins.all_held() - existing
         newest_left = max(manifests, key=lambda name: parse_entry_name(name) or (0, 0), default=None)
         return pins.without_entries(gone, newest_left).at(existing, pins.sequence)
