@@ -12,7 +12,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--superseded", action="store_true", help="also those set aside when a run went on from an older one"
     )
+    prune.add_argument("--quarantine", action="store_true", help="also those set aside as damaged")
     with_json(prune)
 
     export = subparser(
@@ -208,7 +209,10 @@ def _parser() -> argparse.ArgumentParser:
     with_json(export)
 
     repair = subparser(
-        commands, "repair", "rebuild a run's links and its record of names, and delete leftovers", _repair
+        commands,
+        "repair",
+        "rebuild a run's links and its record of names, move damaged checkpoints to quarantine, and delete leftovers",
+        _repair,
     )
     repair.add_argument("path", help="a run, or a directory of runs")
     with_json(repair)
@@ -421,27 +425,33 @@ def _leads_to(link: Path, checkpoint: Path) -> bool:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    deleted: list[Entry] = []
+    deleted: dict[Path, int] = {}
     for run in runs_at(arguments.path):
         # What is opened for writing puts itself in order, so the list is made before.
-        if arguments.dry_run:
-            deleted += CheckpointStore(run, read_only=True).prune(dry_run=True, superseded=arguments.superseded)
-            continue
-        with locked(run):
-            deleted += CheckpointStore(run, read_only=True).prune(dry_run=True, superseded=arguments.superseded)
-            CheckpointStore(run).prune(superseded=arguments.superseded)
-    freed = sum(entry.nbytes for entry in deleted)
-    lines = [
-        f"{'would delete' if arguments.dry_run else 'deleted'} {entry.path}  {size(entry.nbytes)}" for entry in deleted
-    ]
+        with nullcontext() if arguments.dry_run else locked(run):
+            reader = CheckpointStore(run, read_only=True)
+            victims = reader.prune(dry_run=True, superseded=arguments.superseded)
+            deleted |= {entry.path: entry.nbytes for entry in victims}
+            if arguments.quarantine:
+                deleted |= {path: _bytes_in(path) for path in reader.empty_quarantine(dry_run=True)}
+            if not arguments.dry_run:
+                store = CheckpointStore(run)
+                store.prune(superseded=arguments.superseded)
+                if arguments.quarantine:
+                    store.empty_quarantine()
+    freed = sum(deleted.values())
+    verb = "would delete" if arguments.dry_run else "deleted"
+    lines = [f"{verb} {path}  {size(nbytes)}" for path, nbytes in deleted.items()]
     lines.append(
         f"{count(len(deleted), 'checkpoint')}, {size(freed)}"
         if deleted
         else "nothing to delete: every checkpoint is held by a name"
     )
-    return _done(
-        arguments, "\n".join(lines), dry_run=arguments.dry_run, deleted=[entry.path for entry in deleted], bytes=freed
-    )
+    return _done(arguments, "\n".join(lines), dry_run=arguments.dry_run, deleted=list(deleted), bytes=freed)
+
+
+def _bytes_in(path: Path) -> int:
+    return sum(found.lstat().st_size for found in [path, *path.rglob("*")] if not found.is_dir())
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -501,21 +511,36 @@ def _repair(arguments: argparse.Namespace) -> int:
         with locked(run):
             before = _links_and_leftovers(run)
             store = CheckpointStore(run)
-            store.repair()
+            names: dict[State, list[str]] = {"sound": [], "damaged": [], "unreadable": []}
+            for row in listed(Found(run, None), verify=True):
+                names[row.state].append(row.name)
+            # A run without any checkpoint would be started afresh by the next fit.
+            moved = names["damaged"] if names["sound"] else []
+            if moved:
+                store.quarantine(moved)
+                store.repair()
             after = _links_and_leftovers(run)
-            damaged = [row.name for row in listed(Found(run, None), verify=True) if row.state == "damaged"]
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        outcomes.append({"run": run, "changed": changed, "damaged": damaged})
+        found = {"damaged": names["damaged"], "moved": moved, "unreadable": names["unreadable"]}
+        outcomes.append({"run": run, "changed": changed, **found})
     if arguments.json:
         _print_json(outcomes)
     else:
         for outcome in outcomes:
-            say(
-                f"{outcome['run']}: {'put in order: ' + ', '.join(outcome['changed']) if outcome['changed'] else 'in order'}"
-            )
-            if outcome["damaged"]:
-                say(f"  damaged, and beyond repair: {', '.join(outcome['damaged'])}", style="red")
-    return PROBLEMS if any(outcome["damaged"] for outcome in outcomes) else OK
+            _tell_repaired(**outcome)
+    damaged, unreadable = (any(outcome[what] for outcome in outcomes) for what in ("damaged", "unreadable"))
+    return PROBLEMS if damaged else FAILED if unreadable else OK
+
+
+def _tell_repaired(run: Path, changed: list[str], damaged: list[str], moved: list[str], unreadable: list[str]) -> None:
+    say(f"{run}: {'put in order: ' + ', '.join(changed) if changed else 'in order'}")
+    if moved:
+        say(f"  damaged, moved to {CHECKPOINTS}/{QUARANTINE}: {', '.join(moved)}", style="red")
+    elif damaged:
+        say(f"  damaged, and left where they are, for none is sound: {', '.join(damaged)}", style="red")
+    if unreadable:
+        as_they_are = "as it is" if len(unreadable) == 1 else "as they are"
+        say(f"  cannot be read, left {as_they_are}: {', '.join(unreadable)}", style="red")
 
 
 def _links_and_leftovers(run: Path) -> dict[str, str]:

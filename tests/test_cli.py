@@ -500,10 +500,57 @@ def test_repair_rebuilds_links_and_deletes_leftovers(call, run):
     assert call("repair", run)[1] == f"{run}: in order\n"
 
 
-def test_repair_tells_of_what_it_cannot_repair(call, run):
-    damage(CheckpointStore(run, read_only=True).entries()[0])
+@pytest.mark.parametrize("file", ["model.pdparams", "manifest.json"])
+def test_repair_moves_damaged_checkpoints_to_quarantine_and_the_links_go_on_without_them(call, run, file):
+    CheckpointStore(run).set_pins({"top": ["step-000000030", "step-000000020"]})
+    damaged = run / "checkpoints" / "step-000000030"
+    damage(CheckpointStore(run, read_only=True).entries()[2], file)
+    content = (damaged / file).read_bytes()
     code, out, _ = call("repair", run)
-    assert code == PROBLEMS and "damaged, and beyond repair: step-000000010" in out
+    assert code == PROBLEMS and "damaged, moved to checkpoints/.quarantine: step-000000030\n" in out
+    assert (run / "checkpoints" / ".quarantine" / "step-000000030" / file).read_bytes() == content
+    assert {(run / name).resolve().name for name in ("top", "latest", "best")} == {"step-000000020"}
+    assert not (run / "keep_30").is_symlink()
+    assert call("repair", run)[:2] == (OK, f"{run}: in order\n")
+    assert call("verify", run)[0] == OK
+
+
+def test_repair_of_a_run_without_a_sound_checkpoint_moves_nothing(call, run):
+    for entry in CheckpointStore(run, read_only=True).entries():
+        damage(entry)
+    before = sorted(run.rglob("*"))
+    code, out, _ = call("repair", run)
+    assert code == PROBLEMS and "damaged, and left where they are, for none is sound: step-000000010, step-" in out
+    assert sorted(path for path in run.rglob("*") if path.name != ".lock") == before
+    assert json.loads(call("repair", run, "--json")[1])[0]["moved"] == []
+
+
+def test_repair_leaves_what_it_may_not_read(call, run, no_permission):
+    no_permission(run / "checkpoints" / "step-000000010" / "model.pdparams")
+    code, out, _ = call("repair", run)
+    assert code == FAILED and "cannot be read, left as it is: step-000000010\n" in out
+    assert (run / "checkpoints" / "step-000000010").exists()
+
+
+def test_prune_deletes_what_was_set_aside_as_damaged_only_when_asked(call, run):
+    entries = CheckpointStore(run, read_only=True).entries()
+    damage(entries[0])
+    damage(entries[1], "manifest.json")
+    call("repair", run)
+    folder = run / "checkpoints" / ".quarantine"
+    (folder / "step-000000020").rename(folder / "step-000000010.1")
+    (folder / "notes.txt").write_text("mine")
+    assert call("prune", run)[1] == "nothing to delete: every checkpoint is held by a name\n"
+    code, out, _ = call("prune", run, "--quarantine", "--dry-run")
+    first, second = folder / "step-000000010", folder / "step-000000010.1"
+    assert code == OK and re.search(
+        rf"would delete {first}  [\d.]+ k?B\nwould delete {second}  .*\n2 checkpoints, ", out
+    )
+    assert first.exists()
+    code, out, _ = call("prune", run, "--quarantine", "--json")
+    record = json.loads(out)
+    assert code == OK and record["deleted"] == [str(first), str(second)] and record["bytes"] > 1000
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize(

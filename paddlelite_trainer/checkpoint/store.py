@@ -476,6 +476,18 @@ class CheckpointStore:
                 self._fs.remove_tree(entry.path)
         return [*aside, *victims]
 
+    def empty_quarantine(self, dry_run: bool = False) -> list[Path]:
+        """Delete the checkpoints that were set aside as damaged, and return where they were; a dry run only tells."""
+        folder = self.directory / QUARANTINE
+        names = self._fs.listdir(folder) if self._fs.exists(folder) else []
+        # The second of one name that was set aside is called step-000000001.1.
+        paths = [folder / name for name in sorted(names) if parse_entry_name(name.split(".")[0])]
+        if not dry_run:
+            self._require_writer()
+            for path in paths:
+                self._fs.remove_tree(path)
+        return paths
+
     def repair(self) -> None:
         """Put in order what is not a checkpoint: the record of pins where it is missing or torn, links, leftovers."""
         self._require_writer()
