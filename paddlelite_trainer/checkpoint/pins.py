@@ -38,11 +38,13 @@ class Pins:
         return self._of(held, without_links)
 
     def without_entries(self, gone: Collection[str], newest_left: str | None) -> Pins:
-        """No pin holds what is gone. `latest` then falls back to the newest left; other emptied pins go."""
+        """No pin holds what is gone, nor is it known: put back by hand it counts as lost and found. `latest` then falls
+        back to the newest left; other emptied pins go.
+        """
         held = {name: tuple(entry for entry in entries if entry not in gone) for name, entries in self.held.items()}
         if not held.get(LATEST, (newest_left,)) and newest_left:
             held[LATEST] = (newest_left,)
-        return self._of(held, self.without_links)
+        return replace(self._of(held, self.without_links), known=self.known.difference(gone))
 
     def at(self, known: Iterable[str], sequence: int) -> Pins:
         return replace(self, known=frozenset(known), sequence=sequence)

@@ -445,3 +445,25 @@ def test_a_link_that_a_failed_save_left_behind_is_made_by_the_next(memory_dir):
     file_system.fails = False
     save(store, 2)
     assert (memory_dir / "mine.pdparams").exists()
+
+
+@pytest.mark.parametrize("how", ["as damaged", "for going on from an older one"])
+def test_a_checkpoint_put_back_by_hand_after_it_was_set_aside_is_kept(memory_dir, how):
+    store = CheckpointStore(memory_dir)
+    save(store, 1)
+    kept = save(store, 2, {"mine": ["new"]})
+    file = kept.path / "model.pdparams"
+    content = file.read_bytes()
+    if how == "as damaged":
+        file.write_bytes(content[:-1])
+        assert store.quarantine([kept.name]) == [kept.name]
+        aside = store.directory / ".quarantine" / kept.name
+        (aside / "model.pdparams").write_bytes(content)
+    else:
+        store.set_aside_after(1)
+        aside = store.directory / ".superseded" / kept.name
+    aside.rename(kept.path)
+    again = CheckpointStore(memory_dir)
+    assert again.first_of_pin("recovered").name == kept.name
+    save(again, 3)
+    assert kept.name in [entry.name for entry in again.entries()]
