@@ -236,7 +236,6 @@ def _ls(arguments: argparse.Namespace) -> int:
                 ["step", "epoch", "metrics", "size", "kept as", "verified", "age"],
                 [_cells(row) for row in mine],
                 right=(0, 1, 3, 6),
-                whole=(4,),
             )
         else:
             say("  no checkpoints")
@@ -306,7 +305,7 @@ def _show(arguments: argparse.Namespace) -> int:
     ]
     told_already = {*_versions(manifest, entry), "weights_only"}
     cells += [[f"info.{name}", _short(value)] for name, value in entry.info.items() if name not in told_already]
-    table(["", ""], cells, whole=(0,), heading=False)
+    table(["", ""], cells, heading=False)
     for problem in problems:
         say(f"  {problem}", style="red")
     say("")
@@ -322,7 +321,7 @@ def _show(arguments: argparse.Namespace) -> int:
                 rows = [
                     [tensor, dtype, str(shape), size(nbytes)] for tensor, dtype, shape, _, nbytes in record["tensors"]
                 ]
-                table([name, "type", "shape", "size"], rows, right=(3,), whole=(1, 2))
+                table([name, "type", "shape", "size"], rows, right=(3,))
     return _code_of(state)
 
 

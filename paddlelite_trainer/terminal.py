@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ def say(text: str, style: str | None = None) -> None:
     _print(Text(_printable(text), style=style or ""), soft_wrap=True)
 
 
+_ENDLESS = 10_000
 Cell = str | Sequence[str]
 """One text, or a list of which each item gets a line of its own where the table is too wide for the terminal."""
 
@@ -26,94 +27,58 @@ def table(
     rows: Iterable[Sequence[Cell]],
     *,
     right: Sequence[int] = (),
-    whole: Sequence[int] = (),
     heading: bool = True,
 ) -> None:
-    """Print rows below `columns`; those whose index is in `right` are aligned right, they and those in `whole` not broken.
+    """Print rows below `columns`; those whose index is in `right` are aligned right.
 
-    In a narrow terminal texts break between words, and names only after `/`, `.` and `_`; where that does not do, each
-    row is printed as a block of lines. Into a pipe a row is one line.
+    Where it is too wide for the terminal, the items of lists get a line each; where it still is, each row becomes a block of
+    lines, in which long names break only after `/`, `.` and `_`. Into a pipe a row is one line.
     """
-    rows = list(rows)
-    width = console().width if sys.stdout.isatty() else None
-    lines = _lines(columns, rows, right, {*right, *whole}, heading, width)
-    if lines is None:
-        lines = _lines(columns, rows, right, {*right, *whole}, heading, width, narrow=True)
-    if lines is None:
-        return _blocks(columns, rows)
-    for line in lines:
-        _print(line, soft_wrap=True)
-    return None
-
-
-def _lines(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
-    right: Sequence[int],
-    unbroken: Collection[int],
-    heading: bool,
-    width: int | None,
-    narrow: bool = False,
-) -> list[Any] | None:
-    """The table's lines, or None where they do not fit; with `narrow` what may be broken is broken as far as needed."""
-    from rich.cells import cell_len
-    from rich.text import Text
-
-    texts = [[_printable(cell if isinstance(cell, str) else _joined(cell, narrow)) for cell in row] for row in rows]
-    widths, least = [], []
-    for index, column in enumerate(columns):
-        header = [column] * heading
-        # An item of a list stays whole beside other columns: there are blocks for where it is too long for that.
-        parts = [
-            part
-            for row, mine in zip(rows, texts)
-            for line in mine[index].split("\n")
-            for part in (
-                [line] if index in unbroken or (heading and not isinstance(row[index], str)) else _pieces(line)
-            )
-        ]
-        widths.append(
-            max(cell_len(line) for line in [*header, *(line for mine in texts for line in mine[index].split("\n"))])
-        )
-        least.append(max(cell_len(part.rstrip()) for part in [*header, *parts]))
-    room = None if width is None else width - 1 - 2 * (len(columns) - 1)
-    while room is not None and sum(widths) > room:
-        widest = max(range(len(widths)), key=lambda index: (widths[index] > least[index], widths[index]))
-        if narrow and widths[widest] > least[widest]:
-            widths[widest] -= 1
-        elif narrow and not heading:
-            break  # the terminal breaks what has no place to break
-        else:
-            return None
-    found = []
-    if heading:
-        titles = "  ".join(_aligned(column, widths[index], index in right) for index, column in enumerate(columns))
-        found.append(Text(f" {titles}".rstrip(), style="dim"))
-    for row in texts:
-        cells = [_wrapped(text, widths[index]) for index, text in enumerate(row)]
-        for number in range(max(map(len, cells))):
-            line = Text()
-            for index, cell in enumerate(cells):
-                part = cell[number] if number < len(cell) else ""
-                style = "red" if row[index] in _ALARMING else ""
-                line.append("  " if index else " ").append(_aligned(part, widths[index], index in right), style=style)
-            line.rstrip()
-            found.append(line)
-    return found
-
-
-def _joined(items: Sequence[str], narrow: bool) -> str:
-    """Items with a comma between them, but not before a remark in brackets."""
-    space = "\n" if narrow else " "
-    return f",{space}".join(items).replace(f",{space}(", f"{space}(")
-
-
-def _blocks(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    rows, screen = list(rows), console()
+    for separator in (", ", ",\n"):
+        whole = _rich_table(columns, rows, right, heading, separator)
+        if screen.measure(whole, options=screen.options.update(max_width=_ENDLESS)).maximum <= screen.width:
+            return _print(whole)
+    if not heading:
+        return _print(whole)
     for index, row in enumerate(rows):
         if index:
             say("")
         facts = [[column, cell] for column, cell in zip(columns, row) if cell]
-        table(["", ""], facts, whole=(0,), heading=False)
+        table(["", ""], facts, heading=False)
+    return None
+
+
+def _rich_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Cell]], right: Sequence[int], heading: bool, separator: str
+) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=heading, pad_edge=True, header_style="dim")
+    for index, column in enumerate(columns):
+        # Of facts without a heading the first column is their names.
+        table.add_column(column, justify="right" if index in right else "left", no_wrap=heading or index == 0)
+    for row in rows:
+        table.add_row(*(_text(cell if isinstance(cell, str) else _joined(cell, separator)) for cell in row))
+    return table
+
+
+def _joined(items: Sequence[str], separator: str) -> str:
+    """Items with a comma between them, but not before a remark in brackets."""
+    return separator.join(items).replace(f"{separator}(", f"{separator[1:]}(")
+
+
+def _text(content: str) -> Any:
+    from rich.text import Text
+
+    class Names(Text):
+        """Text whose words rich may break after a slash, a dot or an underscore, though not in a number."""
+
+        def wrap(self, console: Any, width: int, **options: Any) -> Any:
+            pieces = Text("\n").join(Text(_broken(line, width), style=self.style) for line in self.plain.split("\n"))
+            return pieces.wrap(console, width, **options)
+
+    return Names(_printable(content), style="red" if content in _ALARMING else "")
 
 
 _ALARMING = ("DAMAGED", "unreadable")
@@ -121,30 +86,16 @@ _ALARMING = ("DAMAGED", "unreadable")
 _BREAK = re.compile(r"(?<= )(?!(?<=\d, )\d)|(?<=[/_])|(?<=\D\.)|(?<=\.)(?=\D)")
 
 
-def _pieces(line: str) -> list[str]:
-    return _BREAK.split(line)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
+def _broken(line: str, width: int) -> str:
+    """The line with line breaks where it may have some and needs them."""
     from rich.cells import cell_len
 
-    lines = []
-    for line in text.split("\n"):
-        taken = ""
-        for piece in _pieces(line):
-            if taken and cell_len((taken + piece).rstrip()) > width:
-                lines.append(taken.rstrip())
-                taken = ""
-            taken += piece
-        lines.append(taken.rstrip())
-    return lines
-
-
-def _aligned(text: str, width: int, right: bool) -> str:
-    from rich.cells import cell_len
-
-    space = " " * (width - cell_len(text))
-    return space + text if right else text + space
+    lines = [""]
+    for piece in _BREAK.split(line):
+        if lines[-1] and cell_len((lines[-1] + piece).rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def _print(what: Any, **options: Any) -> None:
@@ -165,7 +116,7 @@ def console() -> Any:
     from rich.console import Console
 
     # Into a pipe or a file a row is one line, however long.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLESS)
 
 
 def count(number: int, noun: str) -> str:
