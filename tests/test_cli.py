@@ -525,6 +525,14 @@ def test_repair_of_a_run_without_a_sound_checkpoint_moves_nothing(call, run):
     assert json.loads(call("repair", run, "--json")[1])[0]["moved"] == []
 
 
+def test_a_run_none_of_which_may_be_read_is_unreadable_and_not_damaged(call, run, tmp_path, no_permission):
+    for directory in sorted((run / "checkpoints").glob("step-*")):
+        no_permission(directory / "model.pdparams")
+    code, _, told = call("export", run, tmp_path / "w.safetensors")
+    assert code == FAILED
+    assert "none of them can be read" in told and "Permission denied" in told
+
+
 def test_repair_leaves_what_it_may_not_read(call, run, no_permission):
     no_permission(run / "checkpoints" / "step-000000010" / "model.pdparams")
     code, out, _ = call("repair", run)

@@ -184,6 +184,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointCorruptError: there are checkpoints and none of them verifies; nothing is moved.
+            CheckpointError: none of them can be read (no permission, a failing disk).
         """
         self.findings = []
         self._job.join()
@@ -200,6 +201,10 @@ class CheckpointStore:
         if chosen is None:
             if damaged:
                 report = "".join(f"\n  - {name}: {'; '.join(problems)}" for name, (problems, _) in damaged.items())
+                if not any(content_is_wrong for _, content_is_wrong in damaged.values()):
+                    raise CheckpointError(
+                        f"There are checkpoints in {self.directory} and none of them can be read.{report}"
+                    )
                 raise CheckpointCorruptError(
                     f"There are checkpoints in {self.directory} and none of them can be used; "
                     f"move them away to start afresh.{report}"
