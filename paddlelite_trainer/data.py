@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import numbers
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import paddle
@@ -17,6 +18,9 @@ from .hyperparameters import HyperParameters, arguments_of_init
 from .order import Share
 from .rng import derive_seed
 from .streams import IterableLoaderStream, IterableStream, ListStream, MapStream, Replay, ReplayReport, Stream
+
+if TYPE_CHECKING:
+    from .prefetch import Prefetch
 
 Stage = Literal["train", "validate", "test", "predict"]
 
@@ -92,6 +96,9 @@ class BatchSource:
     once, and ranks may differ by one batch. A DistributedBatchSampler is used as it is. What an IterableDataset or
     another iterable yields is not divided: it must yield this rank's share by itself.
 
+    With a `prefetch` that is on, and a loader whose next batch can be had without running anybody's code earlier than
+    without it, batches come on the device; everything else stays the same.
+
     Only the iterator of `epoch` writes `batches_done` and `is_last`; both are valid while a batch is being handled.
     """
 
@@ -105,14 +112,21 @@ class BatchSource:
         world_size: int = 1,
         limit: int | float | None = None,
         name: str = "train_dataloader",
+        prefetch: Prefetch | None = None,
     ) -> None:
         _check_limit(limit, name)
         share = Share(rank, world_size, wraps=stage == "train")
         if stage != "train":
             seed = derive_seed(seed, name)  # or validation would draw the numbers of the first training epoch
         self._stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name)
+        self._stream.prefetch = prefetch if self._stream.can_look_ahead else None
         self.loader = loader
         self.name = name
+
+    @property
+    def prefetch(self) -> Prefetch | None:
+        """What copies batches ahead, where this loader's can be."""
+        return self._stream.prefetch
 
     @property
     def length(self) -> int | None:
@@ -150,7 +164,7 @@ class BatchSource:
         self._stream.load_state_dict(state)
 
     def close(self) -> None:
-        """End worker processes; safe at any time and more than once."""
+        """End worker processes and threads; safe at any time and more than once."""
         self._stream.close()
 
     def _report_replay(self) -> Replay:
@@ -166,6 +180,11 @@ def move_to_device(batch: Any, place: Any) -> Any:
     if _is_there(batch, place):
         return batch
     return _moved(batch, place)
+
+
+def needs_only_copies(batch: Any, place: Any) -> bool:
+    """Whether some Tensor of the batch is not on place, and moving it runs no code but Paddle's."""
+    return _is_plain(batch) and not _is_there(batch, place)
 
 
 def batch_size_of(batch: Any) -> int:
@@ -227,6 +246,15 @@ def _is_there(batch: Any, place: Any) -> bool:
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return all(_is_there(getattr(batch, field.name), place) for field in dataclasses.fields(batch))
     return not callable(getattr(batch, "to", None))
+
+
+def _is_plain(batch: Any) -> bool:
+    kind = type(batch)
+    if kind is list or kind is tuple:
+        return all(_is_plain(item) for item in batch)
+    if kind is dict:
+        return all(_is_plain(item) for item in batch.values())
+    return batch is None or isinstance(batch, (paddle.Tensor, np.ndarray, str, bytes, numbers.Number))
 
 
 def _moved(batch: Any, place: Any) -> Any:

@@ -59,7 +59,7 @@ def evaluate(
             for index, source in enumerate(sources):
                 more = (index,) if len(sources) > 1 else ()
                 trainer._dataloader_suffix = f"/dataloader_idx_{index}" if more else ""
-                prepare_batch = trainer._batch_preparation(index)
+                prepare_batch = trainer._batch_preparation(source, index)
                 outputs_kept: list[Any] = []
                 with contextlib.closing(_limited(source, limit)) as batches:
                     for batch_idx, batch in enumerate(batches):

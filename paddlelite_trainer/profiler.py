@@ -128,6 +128,9 @@ class SimpleProfiler:
         self._started = 0.0
         heading = f"Where the {total:.3f} s of this fit went, steps {self._first_step} to {trainer.global_step}, without what came before the first batch:"
         text = f"{heading}\n{self.table(total)}"
+        source = trainer._train_source
+        if source is not None and source.prefetch is not None:
+            text += f"\n{source.prefetch.describe()}"
         trainer.print(text)
         if trainer.run_dir is not None and trainer.is_global_zero:
             with (trainer.run_dir / "profile.txt").open("a", encoding="utf-8") as file:  # each process adds its own

@@ -74,6 +74,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "profiler": (lambda v: v in (None, "simple", "paddle"), "'simple', 'paddle' or None"),
     "cpu_threads": (lambda v: v == "auto" or (_is_int(v) and v >= 1), "'auto' or an int >= 1"),
     "async_checkpoint": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
+    "prefetch_to_device": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
     "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
     "detect_anomaly": (lambda v: isinstance(v, bool), "True or False"),
     "inference_mode": (lambda v: isinstance(v, bool), "True or False"),

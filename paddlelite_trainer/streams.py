@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle.io import DataLoader
 
@@ -18,11 +18,20 @@ from .order import Order, Share, has_state
 from .rng import IsolatedSeed, derive_seed, drop_cached_gaussian
 from .worker_pool import WorkerPool
 
+if TYPE_CHECKING:
+    from .prefetch import NextBatch, Prefetch
+
 Replay = Callable[[int, int], None]
 
 
 class Stream:
-    """What every kind of loader shares: the position and its checks. Only the iterator of `epoch` writes the position."""
+    """What every kind of loader shares: the position and its checks. Only the iterator of `epoch` writes the position.
+
+    With a `prefetch` the iterator looks one batch ahead before it writes the position of the batch that it yields. It
+    keeps no reference to a batch that is on the device.
+    """
+
+    prefetch: Prefetch | None = None
 
     def __init__(self, *, share: Share, seed: int, limit: int | float | None, name: str) -> None:
         self.share = share
@@ -37,6 +46,11 @@ class Stream:
     def length(self) -> int | None:
         raise NotImplementedError
 
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether the next batch can be had before the present one is handled, and no code of the user's runs earlier."""
+        raise NotImplementedError
+
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         raise NotImplementedError
 
@@ -49,7 +63,16 @@ class Stream:
         self.is_last = state["is_last"]
 
     def close(self) -> None:
-        """Nothing to close."""
+        if self.prefetch is not None:
+            self.prefetch.close()
+
+    @contextmanager
+    def _prefetching(self) -> Iterator[Prefetch | None]:
+        """Its thread lives no longer than an iteration."""
+        try:
+            yield self.prefetch
+        finally:
+            Stream.close(self)
 
     def _begin(self, epoch: int, start_batch: int) -> None:
         self.current_epoch = epoch
@@ -103,15 +126,26 @@ class ListStream(Stream):
     def length(self) -> int:
         return self._limited(self.share.count(len(self.batches)))
 
+    @property
+    def can_look_ahead(self) -> bool:
+        return type(self.batches) in (list, tuple)  # another sequence may make its batches when it is asked
+
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         count = self.length
         self._check_start(start_batch, count)
         self._begin(epoch, start_batch)
         batches = self.share.of(self.batches)
-        for number in range(start_batch, count):
-            self.batches_done = number + 1
-            self.is_last = number + 1 == count
-            yield batches[number]
+        upcoming: NextBatch | None = None
+        with self._prefetching() as prefetch:
+            for number in range(start_batch, count):
+                present, upcoming = upcoming, None
+                if present is not None:
+                    present.wait()
+                if prefetch is not None and prefetch.is_on and number + 1 < count:
+                    upcoming = prefetch.start(batches[number + 1])
+                self.batches_done = number + 1
+                self.is_last = number + 1 == count
+                yield batches[number] if present is None else present.take()
 
 
 class MapStream(Stream):
@@ -130,6 +164,10 @@ class MapStream(Stream):
     def length(self) -> int | None:
         count = self._order.length
         return None if count is None else self._limited(count)
+
+    @property
+    def can_look_ahead(self) -> bool:
+        return bool(self.loader.num_workers)  # a dataset in this process may look at what the step changes
 
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         items = self._items(epoch, start_batch)
@@ -182,11 +220,12 @@ class MapStream(Stream):
             yield batch
 
     def _fetched_by_workers(self, epoch: int, number: int, items: Iterator[Any]) -> Iterator[Any]:
-        with self._workers.of_epoch(epoch) as pool:
+        with self._workers.of_epoch(epoch) as pool, self._prefetching() as prefetch:
             generation = pool.generation
             capacity = pool.num_workers * pool.depth
             submitted = number
             has_more = True
+            upcoming: NextBatch | None = None
             while True:
                 while has_more and submitted - number < capacity:
                     indices = next(items, END)
@@ -197,16 +236,26 @@ class MapStream(Stream):
                     submitted += 1
                 if submitted == number:
                     return
+                present, upcoming = upcoming, None
                 try:
-                    batch = pool.receive(number % pool.num_workers)
+                    if present is None:
+                        batch = pool.receive(number % pool.num_workers)
+                    else:
+                        batch = None
+                        present.wait()
                 except Exception as error:
                     self._add_position(error, epoch, number)
                     raise
+                if prefetch is not None and prefetch.is_on and number + 1 < submitted:
+                    # Never waited for: while workers are behind, the run waits for them in any case.
+                    worker = (number + 1) % pool.num_workers
+                    if pool.has_answered(worker):
+                        upcoming = prefetch.fetch_and_start(pool.receive, worker)
                 drop_cached_gaussian()
                 number += 1
                 self.batches_done = number
                 self.is_last = submitted == number
-                yield batch
+                yield batch if present is None else present.take()
                 pool.check(generation)
 
     def state_dict(self) -> dict[str, Any]:
@@ -217,6 +266,7 @@ class MapStream(Stream):
         self._order.load_state_dict(state.get("order", {}))
 
     def close(self) -> None:
+        super().close()
         self._workers.close()
 
 
@@ -239,6 +289,10 @@ class IterableStream(Stream):
         count = _length_of(self.loader)
         return None if count is None else self._limited(count)
 
+    @property
+    def can_look_ahead(self) -> bool:
+        return True  # it is done in any case, to know the last batch
+
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         limit = self.length if isinstance(self.limit, float) else self.limit
         goes_on = self._restore(epoch, start_batch)
@@ -252,19 +306,26 @@ class IterableStream(Stream):
         batch = next(reader, END)
         if batch is END and start_batch == 0:
             raise DataError(self._why_nothing(epoch))
-        while batch is not END:
-            self._has_yielded = True
-            number += 1
-            # Captured before looking ahead; a loader at its end may already have gone back to its start. What looking
-            # ahead raises must find the state that belongs to the position.
-            own = self._captured()
-            upcoming = END if limit is not None and number >= limit else next(reader, END)
-            self._own_state = self._captured() if upcoming is END else own
-            self.batches_done = number
-            self.is_last = upcoming is END
-            drop_cached_gaussian()  # here too, as looking ahead drops it before one batch or the next
-            yield batch
-            batch = upcoming
+        present: NextBatch | None = None
+        with self._prefetching() as prefetch:
+            while batch is not END:
+                if present is not None:
+                    present.wait()  # before anything is read, so that no thread runs beside the loader's code
+                self._has_yielded = True
+                number += 1
+                # Captured before looking ahead; a loader at its end may already have gone back to its start. What looking
+                # ahead raises must find the state that belongs to the position.
+                own = self._captured()
+                upcoming = END if limit is not None and number >= limit else next(reader, END)
+                copy: NextBatch | None = None
+                if prefetch is not None and prefetch.is_on and upcoming is not END:
+                    copy = prefetch.start(upcoming)
+                self._own_state = self._captured() if upcoming is END else own
+                self.batches_done = number
+                self.is_last = upcoming is END
+                drop_cached_gaussian()  # here too, as looking ahead drops it before one batch or the next
+                yield batch if present is None else present.take()
+                batch, present = upcoming, copy
 
     def _read(self, epoch: int, start_batch: int, skip: int, on_replay: Replay) -> Iterator[Any]:
         """Batches from start_batch on, each under its own seed, after passing over `skip` batches before it."""
@@ -418,6 +479,7 @@ class IterableLoaderStream(IterableStream):
         self._check_replayed(number, start_batch, epoch)
 
     def close(self) -> None:
+        super().close()
         self._workers.close()
 
 

@@ -51,6 +51,7 @@ from .optimizers import (
     will_drop,
 )
 from .precision import Precision, clip_gradients_by_norm, is_out_of_memory
+from .prefetch import Prefetch
 from .profiler import make_profiler
 from .progress import Progress
 from .readable import Readable
@@ -80,7 +81,8 @@ class Trainer(Readable):
     Arguments have Lightning's names and meanings. One of `max_epochs`, `max_steps`, `max_time` must say when `fit` ends.
     Beyond Lightning: `precision_options` (`custom_white_list`, `custom_black_list`, `scaler_options` of `Precision`), `run_name` (the run's directory under `default_root_dir` instead of `version_<N>`), `seed` (of data order, augmentation
     and, where given, of everything else), `async_checkpoint` ("auto", True, False: write checkpoints beside the training), `on_save_error` ("raise", or "warn" and train on),
-    `cpu_threads` (of one operator on the CPU; see `device.use_cpu_threads`), `profiler` ("simple", "paddle").
+    `cpu_threads` (of one operator on the CPU; see `device.use_cpu_threads`), `prefetch_to_device` (on an accelerator, copy the next batch beside the step: "auto" times the first batches
+    and does it where it pays; True; False), `profiler` ("simple", "paddle").
     `inference_mode` is accepted for Lightning's sake and changes nothing: evaluation is always under paddle.no_grad().
     """
 
@@ -124,6 +126,7 @@ class Trainer(Readable):
         seed: int | None = None,
         profiler: Literal["simple", "paddle"] | None = None,
         cpu_threads: int | Literal["auto"] = "auto",
+        prefetch_to_device: bool | Literal["auto"] = "auto",
         async_checkpoint: bool | Literal["auto"] = "auto",
         on_save_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -167,6 +170,7 @@ class Trainer(Readable):
         self.on_save_error = on_save_error
         self.profiler = make_profiler(profiler)
         self.cpu_threads = cpu_threads
+        self.prefetch_to_device = prefetch_to_device
 
         launch_if_several(accelerator, devices, self.default_root_dir / "launch_logs")
         self.ranks = Ranks()
@@ -376,7 +380,7 @@ class Trainer(Readable):
         """One more pass over the training data of this epoch, on the device; the run's position stays where it is."""
         assert self._train_source is not None, "there is training data only while fit runs"
         (source,) = self._sources("train", self._train_source.loader, "train_dataloader")
-        prepare_batch = self._batch_preparation(0)
+        prepare_batch = self._batch_preparation(source)
         try:
             for batch in source.epoch(self.progress.current_epoch):
                 yield batch if prepare_batch is None else prepare_batch(batch)
@@ -454,7 +458,6 @@ class Trainer(Readable):
         automatic = self.model.automatic_optimization
         optimizer = self.optimizers[0] if automatic else None
         training_step = self._step
-        prepare_batch = self._batch_preparation(0)
         autocast = self.precision.autocast
         reseed = None if paddle_cpu_generator_can_be_saved() else self._reseed_for_batch
         batch_start, before_backward, after_backward, batch_end = (
@@ -468,6 +471,7 @@ class Trainer(Readable):
                 return
             source = self._train_source
             assert source is not None
+            prepare_batch = self._batch_preparation(source)
             validate_every = self._validation_period()
             skip_rest = False
             for batch in source.epoch(0 if self.overfit_batches else progress.current_epoch, progress.batches_in_epoch):
@@ -805,25 +809,16 @@ class Trainer(Readable):
             assert self.seed is not None
             paddle.seed(derive_seed(self.seed, where, number))
 
-    def _batch_preparation(self, dataloader_idx: int) -> Callable[[Any], Any] | None:
+    def _batch_preparation(self, source: BatchSource, dataloader_idx: int = 0) -> Callable[[Any], Any] | None:
         """The way of a batch to the device, or None where there is nothing to do."""
-        owner = self.model
-        if self.datamodule is not None and any(
-            getattr(type(self.datamodule), name, None) is not getattr(DataModule, name, None)
-            for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-        ):
-            owner = self.datamodule
-        elif not any(
-            is_written(owner, name)
-            for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-        ):
+        owner = self._transfers_batches()
+        if owner is None:
             convert = self.precision.convert_input
-            place = self.device.place
             if not self.device.is_accelerator:
                 return convert
-            if convert is None:
-                return lambda batch: move_to_device(batch, place)
-            return lambda batch: convert(move_to_device(batch, place))
+            place, prefetch = self.device.place, source.prefetch
+            move = prefetch.move if prefetch is not None else lambda batch: move_to_device(batch, place)
+            return move if convert is None else lambda batch: convert(move(batch))
 
         def prepare(batch: Any) -> Any:
             batch = owner.on_before_batch_transfer(batch, dataloader_idx)
@@ -833,6 +828,35 @@ class Trainer(Readable):
             return owner.on_after_batch_transfer(batch, dataloader_idx)
 
         return prepare
+
+    def _transfers_batches(self) -> Any:
+        """The datamodule or module that has a hook of a batch's transfer overridden, or None."""
+        hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        if self.datamodule is not None and any(
+            getattr(type(self.datamodule), name, None) is not getattr(DataModule, name, None) for name in hooks
+        ):
+            return self.datamodule
+        return self.model if any(is_written(self.model, name) for name in hooks) else None
+
+    @property
+    def prefetches_to_device(self) -> bool | None:
+        """Whether the next training batch is copied to the device while the step runs; None while that is being measured."""
+        prefetch = self._train_source.prefetch if self._train_source is not None else None
+        return False if prefetch is None else prefetch.is_on
+
+    def _new_prefetch(self) -> Prefetch | None:
+        wanted = self.prefetch_to_device
+        if wanted is False or not self.device.is_accelerator or self._transfers_batches() is not None:
+            return None
+        return Prefetch(wanted, self.device)
+
+    def _why_no_prefetch(self) -> str:
+        owner = self._transfers_batches()
+        if not self.device.is_accelerator:
+            return "on the CPU there is nothing to copy"
+        if owner is not None:
+            return f"{type(owner).__name__} moves its batches by hooks of its own"
+        return "the training data is fetched in this process; give the DataLoader num_workers of 1 or more"
 
     # -- schedulers --------------------------------------------------------------------------------------------------------------
 
@@ -1167,6 +1191,8 @@ class Trainer(Readable):
                 idle[f"accumulate_grad_batches={self._accumulation}"] = (
                     "with automatic_optimization = False call optimizer.step() after as many batches as you want"
                 )
+        if self.prefetch_to_device is True and not self.prefetches_to_device:
+            idle["prefetch_to_device=True"] = self._why_no_prefetch()
         for setting, why in idle.items():
             warnings.warn(f"Trainer({setting}) has no effect: {why}", stacklevel=2)
 
@@ -1436,6 +1462,7 @@ class Trainer(Readable):
                 world_size=self.ranks.world_size,
                 limit=self.limits[stage],
                 name=method if len(loaders) == 1 else f"{method}[{index}]",
+                prefetch=self._new_prefetch(),
             )
             for index, loader in enumerate(loaders)
         ]

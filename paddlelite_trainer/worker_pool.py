@@ -87,6 +87,12 @@ class WorkerPool:
     def submit(self, number: int, *, seed: int, indices: Any = None, skip: bool = False) -> None:
         self._send(self._workers[number], ("skip" if skip else "fetch", self.generation, seed, indices))
 
+    def has_answered(self, number: int) -> bool:
+        """Whether `receive` would not have to wait. A worker that died with nothing left to read has not answered."""
+        worker = self._workers[number]
+        descriptor = worker.replies_out.fileno()
+        return any(ready == descriptor and event & select.POLLIN for ready, event in worker.poller.poll(0))
+
     def receive(self, number: int) -> Any:
         """The oldest batch under way in worker `number`; END when its data has ended; the worker's error is raised."""
         worker = self._workers[number]
