@@ -88,8 +88,8 @@ class SimpleProfiler:
         def watched_sources(*which: Any) -> list[BatchSource]:
             return [self._watch(source, "waiting for data") for source in sources(*which)]
 
-        def timed_preparation(dataloader_idx: int) -> Callable[[Any], Any] | None:
-            prepare = preparation(dataloader_idx)
+        def timed_preparation(*which: Any) -> Callable[[Any], Any] | None:
+            prepare = preparation(*which)
             return None if prepare is None else self.timed("batches to the device", prepare)
 
         trainer.__dict__.update(_sources=watched_sources, _batch_preparation=timed_preparation)

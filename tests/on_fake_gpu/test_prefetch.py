@@ -471,7 +471,7 @@ def test_auto_is_off_where_batches_are_on_the_device_already(copies: list[str]) 
 def test_the_profile_tells_what_was_decided(decides_after_two_batches: None, tmp_path: Path) -> None:
     _, trainer = fit(host_batches(), "auto", profiler="simple", enable_checkpointing=True, default_root_dir=tmp_path)
     text = (trainer.run_dir / "profile.txt").read_text()
-    assert text.splitlines()[-1].startswith("prefetch to the device: on; copying took ")
+    assert text.rstrip().splitlines()[-1].startswith("prefetch to the device: on; copying took ")
 
 
 def test_no_process_is_forked_while_the_thread_copies(monkeypatch: pytest.MonkeyPatch) -> None:
