@@ -91,7 +91,7 @@ class Logger:
         self.save()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this logger: enough to take back everything logged later."""
+        """What a checkpoint keeps of this logger: enough to take back everything logged later. `save` comes before the checkpoint."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -165,8 +165,10 @@ class CSVLogger(Logger):
             self._file = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The header and the number of bytes below it, after bringing both to the disk."""
-        self.save()
+        """The header and the number of bytes below it."""
+        self._write_row()
+        if self._file is not None:
+            self._file.flush()
         columns, header_bytes = _read_header(self.path)
         return {"columns": columns, "data_bytes": self.path.stat().st_size - header_bytes} if columns else {}
 
@@ -288,8 +290,9 @@ class TensorBoardLogger(Logger):
             self._file = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The length of each of our event files, after bringing all of it to the disk."""
-        self.save()
+        """The length of each of our event files."""
+        if self._file is not None:
+            self._file.flush()
         return {
             "files": {path.name: path.stat().st_size for path in self._own_files()},
             "last_step": self._last_step,

@@ -75,7 +75,7 @@ class Mark:
         return {**present, **self._unlearned}
 
     def remember_logs(self, trainer: Trainer) -> None:
-        """To be called before anything is logged: positions cost a sync of the files, so they are not asked for earlier."""
+        """To be called before anything is logged: positions cost a write to the files, so they are not asked for earlier."""
         if self.loggers is None:
             self.loggers = positions_in_logs(trainer)
 

@@ -158,7 +158,7 @@ def trainer_tree(trainer: Trainer) -> dict[str, Any]:
         "history": trainer.history,
         "epoch_record": trainer._epoch_record,
         "callbacks": callbacks,
-        "loggers": positions_in_logs(trainer) if mark is None or mark.loggers is None else mark.loggers,
+        "loggers": _saved_logs(trainer),
         "stop_reason": trainer._stop_reason if trainer._stopped_for_good else None,
         "datamodule": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
         "hyper_parameters": dict(trainer.model.hparams),
@@ -170,6 +170,15 @@ def trainer_tree(trainer: Trainer) -> dict[str, Any]:
 
 def positions_in_logs(trainer: Trainer) -> list[dict[str, Any]]:
     return [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers]
+
+
+def _saved_logs(trainer: Trainer) -> list[dict[str, Any]]:
+    """Positions in the logs, of which everything is on the disk."""
+    for logger in trainer.loggers:
+        if hasattr(logger, "save"):
+            logger.save()
+    mark = trainer._saving_mark
+    return positions_in_logs(trainer) if mark is None or mark.loggers is None else mark.loggers
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:

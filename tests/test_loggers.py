@@ -12,6 +12,7 @@ import sys
 import textwrap
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -479,3 +480,55 @@ def test_training_goes_on_with_a_full_disk_where_it_is_to_warn_only(
     assert "metrics.csv could not be written: No space left on device. Training goes on" in told
     with pytest.raises(LogWriteError, match=r"could not be written: No space left"):
         run("raise")
+
+
+def test_what_a_checkpoint_says_was_logged_is_on_the_disk_first_and_a_validation_waits_for_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models import Classifier, make_batches, quiet_trainer
+
+    from paddlelite_trainer import training_state
+    from paddlelite_trainer.callbacks import ModelCheckpoint
+
+    on_disk: dict[str, int] = {}
+    promised: list[dict[str, int]] = []
+    fsync, trainer_tree = os.fsync, training_state.trainer_tree
+
+    def noting_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        on_disk[Path(os.readlink(f"/proc/self/fd/{descriptor}")).name] = os.fstat(descriptor).st_size
+
+    def noting_tree(trainer: Any) -> dict[str, Any]:
+        tree = trainer_tree(trainer)
+        events, table = tree["loggers"] if "files" in tree["loggers"][0] else reversed(tree["loggers"])
+        header = len(",".join(table["columns"])) + 1
+        promised.append({"metrics.csv": header + table["data_bytes"], **events["files"]})
+        for name, size in promised[-1].items():
+            assert on_disk[name] >= size, name
+        return tree
+
+    class FailsAfterLogging(Classifier):
+        def on_validation_epoch_start(self) -> None:
+            self.before = dict(on_disk)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.trainer.log_metrics({"extra": 1.0})
+            assert on_disk == self.before
+            if self.trainer.current_epoch == 1:
+                raise RuntimeError("stop here")
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(training_state, "trainer_tree", noting_tree)
+    trainer = quiet_trainer(
+        max_epochs=3,
+        logger=True,
+        log_every_n_steps=1,
+        default_root_dir=tmp_path,
+        callbacks=[ModelCheckpoint(save_on_exception=True)],
+        enable_checkpointing=True,
+    )
+    with pytest.raises(RuntimeError, match="stop here"):
+        trainer.fit(FailsAfterLogging(), make_batches(2), make_batches(2))
+    first, of_the_mark = promised
+    assert all(size > first[name] for name, size in of_the_mark.items())
