@@ -72,7 +72,7 @@ def test_samples_are_collated_as_paddle_does(samples: list[Any]) -> None:
         [(np.zeros(3),), 5],
         [object()],
     ],
-    ids=repr,
+    ids=["lengths", "shapes of one size", "one dimension differs", "fields", "no tuple", "object"],
 )
 def test_samples_that_do_not_fit_together_are_the_error_that_paddle_gives(samples: list[Any]) -> None:
     kind, _ = expected = collated(default_collate_fn, samples)
