@@ -140,7 +140,7 @@ def to_tensors(batch: Any) -> Any:
     if isinstance(batch, (str, bytes, numbers.Number)):
         return batch
     if isinstance(batch, Sequence):
-        return [to_tensors(field) for field in batch]
+        return list(map(to_tensors, batch))
     if isinstance(batch, Mapping):
         return {key: to_tensors(field) for key, field in batch.items()}
     return batch

@@ -649,7 +649,7 @@ class Trainer(Readable):
                 return True
             if not self._stop_is_agreed:
                 return False
-        elif self.signals.received is not None or self._time_is_over():
+        elif self.signals.received is not None or (self.max_seconds is not None and self._time_is_over()):
             return True
         if self._stop_reason is None:
             return False
