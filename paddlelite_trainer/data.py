@@ -187,6 +187,14 @@ def needs_only_copies(batch: Any, place: Any) -> bool:
     return _is_plain(batch) and not _is_there(batch, place)
 
 
+def nbytes(batch: Any) -> int:
+    """Bytes of the Tensors in nested lists, tuples and dicts."""
+    if isinstance(batch, paddle.Tensor):
+        return int(batch.element_size() * batch.size)
+    fields = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
+    return sum(map(nbytes, fields))
+
+
 def batch_size_of(batch: Any) -> int:
     """The first dimension of the batch's first Tensor or array; 1 if it has none."""
     leaf = _first_leaf(batch)

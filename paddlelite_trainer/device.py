@@ -51,6 +51,12 @@ class Device:
             return int(paddle.device.memory_allocated(self.name))
         return int(paddle.device.cuda.memory_allocated(self.name)) if self.type == "gpu" else None
 
+    def memory(self) -> int | None:
+        """Bytes of memory that the device has, or None where Paddle does not tell (all but NVIDIA's and AMD's)."""
+        if self.type != "gpu":
+            return None
+        return int(paddle.device.cuda.get_device_properties(self.index).total_memory)
+
 
 def resolve_device(
     accelerator: str = "auto", devices: int | str | Sequence[int] = "auto", local_rank: int = 0

@@ -116,7 +116,10 @@ def collate(samples: Sequence[Any]) -> Any:
     if kind is np.ndarray:
         return _stack(samples)
     if (kind is tuple or kind is list) and len(set(map(len, samples))) == 1:
-        return list(map(_stack, zip(*samples)))
+        fields = []
+        for field in zip(*samples):
+            fields.append(_stack(field))
+        return fields
     return default_collate_fn(samples)
 
 
@@ -140,7 +143,10 @@ def to_tensors(batch: Any) -> Any:
     if isinstance(batch, (str, bytes, numbers.Number)):
         return batch
     if isinstance(batch, Sequence):
-        return list(map(to_tensors, batch))
+        fields = []
+        for field in batch:
+            fields.append(to_tensors(field))
+        return fields
     if isinstance(batch, Mapping):
         return {key: to_tensors(field) for key, field in batch.items()}
     return batch

@@ -13,15 +13,18 @@ from typing import Any, Literal
 
 from paddle.base.framework import _current_expected_place, _set_expected_place
 
-from .data import move_to_device, needs_only_copies
+from .data import move_to_device, nbytes, needs_only_copies
 from .device import Device
 from .precision import is_out_of_memory
-from .signals import WAITS_FOR_DATA
 
 WARM_UP_BATCHES = 3  # kernels are loaded and memory is found in them
 MEASURED_BATCHES = 10
 WORTHWHILE_SHARE = 0.02  # of a batch's time
+LARGEST_SHARE = 0.01  # of the device's memory; where the device tells it
 HANDOVER_SECONDS = 50e-6  # that a batch's way through the thread costs the training thread: 36 us or more
+
+ASKED_FOR = "asked for"
+NOT_COPIED = "they are on the device already, or are not made of Tensors alone"
 
 # A forked process must not inherit a lock of Paddle's that the thread was just holding, so nobody forks during a copy.
 _COPYING = threading.Lock()
@@ -43,12 +46,13 @@ class Prefetch:
     def __init__(self, wanted: Literal[True, "auto"], device: Device) -> None:
         self.is_on: bool | None = True if wanted is True else None
         """None while the first batches are being timed. Only this class writes it."""
-        self.why = "asked for" if self.is_on else "not decided: too few batches so far"
+        self.why = ASKED_FOR if self.is_on else "not decided: too few batches so far"
         self._device = device
         self._thread: _Thread | None = None
         self._copy_seconds: list[float] = []
         self._batch_seconds: list[float] = []
         self._last_start: float | None = None
+        self._has_told = False
 
     def move(self, batch: Any) -> Any:
         """The batch on the device, copied here and now unless it is there."""
@@ -64,6 +68,9 @@ class Prefetch:
                 self._thread = _Thread(self._device.place)
             upcoming.is_under_way = True
             self._thread.tasks.put(upcoming)
+        elif self.why == ASKED_FOR and not self._has_told:
+            self._has_told = True
+            warnings.warn(f"Trainer(prefetch_to_device=True) has no effect on some batches: {NOT_COPIED}", stacklevel=2)
         return upcoming
 
     def fetch_and_start(self, fetch: Callable[..., Any], *arguments: Any) -> NextBatch:
@@ -99,12 +106,16 @@ class Prefetch:
             self._batch_seconds.append(started - self._last_start)
         self._last_start = started
         if not needs_only_copies(batch, self._device.place):
-            self.is_on, self.why = False, "batches are on the device already, or are not made of Tensors alone"
+            self.is_on, self.why = False, NOT_COPIED
         elif len(self._batch_seconds) == WARM_UP_BATCHES + MEASURED_BATCHES:
-            self._decide()
+            self._decide(nbytes(moved))
         return moved
 
-    def _decide(self) -> None:
+    def _decide(self, batch_bytes: int) -> None:
+        memory = self._device.memory()
+        if memory is not None and batch_bytes > LARGEST_SHARE * memory:
+            self.is_on, self.why = False, f"one batch more takes over {LARGEST_SHARE:.0%} of the device's memory"
+            return
         copy = statistics.median(self._copy_seconds[WARM_UP_BATCHES:])  # the median: some batches are validated after
         batch = statistics.median(self._batch_seconds[WARM_UP_BATCHES:])
         self.is_on = copy - HANDOVER_SECONDS >= WORTHWHILE_SHARE * batch
@@ -119,6 +130,7 @@ class NextBatch:
         self._prefetch = prefetch
         self._batch = batch
         self._failure = failure
+        self._found_no_room = False
         self._has_come = threading.Lock()
         self._has_come.acquire()
 
@@ -126,13 +138,11 @@ class NextBatch:
         """Return when it has come; raises what fetching or copying it raised."""
         if self.is_under_way:
             self._has_come.acquire()
-            self.is_under_way = False
         failure, self._failure = self._failure, None
-        if failure is None:
-            return
-        if not is_out_of_memory(failure):
+        if failure is not None:
             raise failure
-        self._prefetch.out_of_memory()  # still on the host, it is copied in the training thread, as without us
+        if self._found_no_room:
+            self._prefetch.out_of_memory()  # still on the host, it is copied in the training thread, as without us
 
     def take(self) -> Any:
         """Hand it over and keep nothing of it: the device's memory is to be free as soon as the step is done."""
@@ -145,11 +155,9 @@ class NextBatch:
             with _COPYING:
                 self._batch = move_to_device(self._batch, place)
         except BaseException as error:
-            self._failure = error
+            self._found_no_room = is_out_of_memory(error)
+            self._failure = None if self._found_no_room else error
         self._has_come.release()
-
-
-WAITS_FOR_DATA.add(NextBatch.wait.__code__)
 
 
 class _Thread:
@@ -166,8 +174,11 @@ class _Thread:
         self._thread = threading.Thread(
             target=self._run, args=(place, _current_expected_place()), name="prefetch_to_device", daemon=True
         )
+        self._failure: BaseException | None = None
         self._thread.start()
         self._has_begun.acquire()
+        if self._failure is not None:
+            raise self._failure
 
     def end(self) -> None:
         self.tasks.put(None)
@@ -175,7 +186,12 @@ class _Thread:
 
     def _run(self, place: Any, expected_place: Any) -> None:
         # CUDA's current device is one by thread, which this sets. Begun with, as the place itself is one for all threads.
-        _set_expected_place(expected_place)
-        self._has_begun.release()
+        try:
+            _set_expected_place(expected_place)
+        except BaseException as error:
+            self._failure = error
+            return
+        finally:
+            self._has_begun.release()
         while (upcoming := self.tasks.get()) is not None:
             upcoming.copy(place)

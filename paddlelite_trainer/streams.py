@@ -63,6 +63,9 @@ class Stream:
         self.is_last = state["is_last"]
 
     def close(self) -> None:
+        self._end_prefetch()
+
+    def _end_prefetch(self) -> None:
         if self.prefetch is not None:
             self.prefetch.close()
 
@@ -72,7 +75,7 @@ class Stream:
         try:
             yield self.prefetch
         finally:
-            Stream.close(self)
+            self._end_prefetch()
 
     def _begin(self, epoch: int, start_batch: int) -> None:
         self.current_epoch = epoch
@@ -136,13 +139,17 @@ class ListStream(Stream):
         self._begin(epoch, start_batch)
         batches = self.share.of(self.batches)
         upcoming: NextBatch | None = None
+        ahead: Any = None
         with self._prefetching() as prefetch:
             for number in range(start_batch, count):
                 present, upcoming = upcoming, None
                 if present is not None:
                     present.wait()
+                if ahead is not batches[number]:
+                    present = None  # the step has put another one there
                 if prefetch is not None and prefetch.is_on and number + 1 < count:
-                    upcoming = prefetch.start(batches[number + 1])
+                    ahead = batches[number + 1]
+                    upcoming = prefetch.start(ahead)
                 self.batches_done = number + 1
                 self.is_last = number + 1 == count
                 yield batches[number] if present is None else present.take()

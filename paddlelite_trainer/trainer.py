@@ -856,7 +856,7 @@ class Trainer(Readable):
             return "on the CPU there is nothing to copy"
         if owner is not None:
             return f"{type(owner).__name__} moves its batches by hooks of its own"
-        return "the training data is fetched in this process; give the DataLoader num_workers of 1 or more"
+        return "only lists of batches, iterables, and DataLoaders with num_workers of 1 or more are read ahead"
 
     # -- schedulers --------------------------------------------------------------------------------------------------------------
 
@@ -1360,9 +1360,14 @@ class Trainer(Readable):
         if is_out_of_memory(error):
             from .summary import describe_batch
 
+            ahead = (
+                "prefetch_to_device=False, which has one batch less on the device, "
+                if self.prefetches_to_device
+                else ""
+            )
             told = DeviceOutOfMemoryError(
                 f"{self.device.name} is out of memory in {'epoch ' + str(self.progress.current_epoch) + ', ' if self.state == 'fit' else ''}batch "
-                f"{self.progress.batches_in_epoch}: {describe_batch(self._batch)}. What helps: a smaller batch with accumulate_grad_batches, precision='16-mixed' or 'bf16-mixed', "
+                f"{self.progress.batches_in_epoch}: {describe_batch(self._batch)}. What helps: {ahead}a smaller batch with accumulate_grad_batches, precision='16-mixed' or 'bf16-mixed', "
                 "a smaller model or input."
             )
             error = told

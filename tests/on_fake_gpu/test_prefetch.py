@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
 import numpy as np
 import paddle
 import pytest
@@ -22,9 +23,10 @@ import test_signals_while_waiting as waiting
 from models import Classifier, make_batches, quiet_trainer, same_weights, weights_of
 from paddle.io import DataLoader, Dataset, IterableDataset
 
-from paddlelite_trainer import Callback, data, prefetch
+from paddlelite_trainer import Callback, DataModule, data, prefetch
 from paddlelite_trainer.callbacks import ModelCheckpoint
-from paddlelite_trainer.device import resolve_device
+from paddlelite_trainer.device import Device, resolve_device
+from paddlelite_trainer.errors import DeviceOutOfMemoryError
 from paddlelite_trainer.rng import random_states
 from paddlelite_trainer.worker_pool import WorkerPool
 
@@ -277,6 +279,73 @@ def test_without_room_for_one_batch_more_it_is_off_and_the_run_goes_on(monkeypat
     assert plain.seen == module.seen
 
 
+def test_memory_that_ran_out_in_a_worker_is_an_error_and_no_batch_of_nothing(quick_workers: None) -> None:
+    class Full(Samples):
+        def __getitem__(self, index: int) -> Any:
+            if index == 14:
+                raise RuntimeError("CUDA error: out of memory")
+            return super().__getitem__(index)
+
+    module = Learner()
+    with pytest.raises(DeviceOutOfMemoryError, match="prefetch_to_device=False"):
+        quiet_trainer(seed=3, prefetch_to_device=True).fit(module, map_loader(dataset=Full(), shuffle=False))
+    assert [seen[0] for seen in module.seen] == [0, 1, 2]
+
+
+def test_a_thread_that_cannot_begin_is_an_error_and_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(place: Any) -> None:
+        raise RuntimeError("no context for this thread")
+
+    monkeypatch.setattr(prefetch, "_set_expected_place", fails)
+    with pytest.raises(RuntimeError, match="no context for this thread"):
+        fit(host_batches(), True)
+
+
+def test_a_batch_that_a_step_puts_into_the_list_is_the_one_that_comes() -> None:
+    batches = host_batches()
+    (harder,) = host_batches(1)
+
+    class Replaces(Learner):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 3:
+                batches[4] = harder
+            return super().training_step(batch, batch_idx)
+
+    module = Replaces()
+    quiet_trainer(seed=3, prefetch_to_device=True).fit(module, batches)
+    assert module.seen[4][-1] == [field.tolist() for field in harder]
+    assert module.seen[5][-1] == [field.tolist() for field in batches[5]]
+
+
+def test_a_step_without_memory_names_the_batch_that_is_ahead() -> None:
+    class Full(Learner):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise MemoryError("ResourceExhaustedError: Out of memory error on fake_gpu 0")
+
+    for mode in (True, False):
+        with pytest.raises(DeviceOutOfMemoryError) as told:
+            quiet_trainer(prefetch_to_device=mode).fit(Full(), host_batches())
+        assert ("prefetch_to_device=False" in str(told.value)) is mode
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(None, True), (10**9, True), (8 * 4 * 4, False)])
+def test_auto_leaves_the_memory_to_batches_that_are_large_beside_it(
+    memory: int | None, expected: bool, decides_after_two_batches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "memory", lambda device: memory)
+    _, trainer = fit(host_batches(), "auto")
+    assert trainer.prefetches_to_device is expected
+
+
+def test_timing_waits_for_the_work_before_a_copy_and_ends_with_it(decides_after_two_batches: None) -> None:
+    decides, waits = prefetch.Prefetch("auto", resolve_device()), []
+    for batch in host_batches(5):
+        before = fake_gpu.synchronizations()
+        decides.move(batch)
+        waits.append(fake_gpu.synchronizations() - before)
+    assert [count - waits[-1] for count in waits] == [1, 1, 1, 0, 0]  # the copies themselves wait too
+
+
 @pytest.mark.parametrize("name", ["list", "map, 2 workers", "iterable"])
 def test_one_batch_more_is_on_the_device_and_no_batch_longer_than_its_step(
     name: str, quick_workers: None, monkeypatch: pytest.MonkeyPatch
@@ -409,6 +478,28 @@ def test_with_transfer_hooks_it_has_no_effect_and_says_so(copies: list[str]) -> 
     assert (trainer.prefetches_to_device, copies) == (False, ["training"] * 2 * BATCHES)
 
 
+def test_with_transfer_hooks_of_the_data_module_it_has_no_effect(copies: list[str]) -> None:
+    class Data(DataModule):
+        def train_dataloader(self) -> Any:
+            return host_batches()
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch
+
+    trainer = quiet_trainer(prefetch_to_device=True)
+    with pytest.warns(UserWarning, match=r"prefetch_to_device=True\) has no effect: Data moves its batches by hooks"):
+        trainer.fit(Learner(), datamodule=Data())
+    assert copies == ["training"] * 2 * BATCHES
+
+
+def test_a_sequence_that_may_make_its_batches_when_asked_is_not_ahead(copies: list[str]) -> None:
+    class Made(list):  # type: ignore[type-arg]
+        pass
+
+    fit(Made(host_batches()), True)
+    assert copies == ["training"] * 2 * BATCHES
+
+
 def test_data_fetched_in_this_process_is_not_ahead_and_says_so() -> None:
     class Harder(Samples):
         level = 0
@@ -422,7 +513,7 @@ def test_data_fetched_in_this_process_is_not_ahead_and_says_so() -> None:
 
     dataset, module = Harder(), Learner()
     trainer = quiet_trainer(prefetch_to_device=True, callbacks=[Raises()])
-    with pytest.warns(UserWarning, match="has no effect: the training data is fetched in this process; give the Data"):
+    with pytest.warns(UserWarning, match="has no effect: only lists of batches, iterables, and DataLoaders with"):
         trainer.fit(module, map_loader(0, dataset=dataset))
     assert [seen[-1][0][0][0] for seen in module.seen] == list(range(BATCHES))
 
@@ -500,35 +591,6 @@ def test_no_process_is_forked_while_the_thread_copies(monkeypatch: pytest.Monkey
 def training_thread_is_in(function: Any) -> bool:
     frame = sys._current_frames()[threading.main_thread().ident]  # type: ignore[index]
     return any(found.f_code is function.__code__ for found, _ in traceback.walk_stack(frame))
-
-
-def test_a_signal_while_a_copy_is_waited_for_leaves_before_it_has_come(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    original, batches, has_left = data._copied_to, host_batches(), []
-    close, closes = prefetch.Prefetch.close, threading.Event()
-
-    def closing(self: Any) -> None:
-        closes.set()
-        close(self)
-
-    def copied_to(tensor: Any, place: Any) -> Any:
-        if tensor is batches[3][0]:
-            while not training_thread_is_in(prefetch.NextBatch.wait):
-                time.sleep(0.001)
-            os.kill(os.getpid(), signal.SIGTERM)
-            has_left.append(closes.wait(60))
-        return original(tensor, place)
-
-    monkeypatch.setattr(data, "_copied_to", copied_to)
-    monkeypatch.setattr(prefetch.Prefetch, "close", closing)
-    saving = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint()], "default_root_dir": tmp_path}
-    module = Learner()
-    trainer = quiet_trainer(seed=3, prefetch_to_device=True, **saving)
-    with pytest.raises(SystemExit) as left:
-        trainer.fit(module, batches)
-    assert (left.value.code, has_left, [seen[0] for seen in module.seen]) == (75, [True], [0, 1, 2])
-    assert trainer._saved_at == trainer.progress.position
 
 
 def test_a_signal_while_looking_ahead_leaves_the_position_before_the_batch_in_hand(
