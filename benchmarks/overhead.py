@@ -17,7 +17,7 @@ from typing import Any
 from pairs import arguments, report, rounds, table  # first: it sets the environment Paddle reads
 
 import paddle  # isort: skip
-from workload import MLP, F, bare, fit, hand_loop, make_batches
+from workload import EPOCHS, MLP, F, bare, fit, hand_loop, make_batches
 
 from paddlelite_trainer.callbacks import EarlyStopping, LRMonitor, ModelCheckpoint
 
@@ -84,7 +84,7 @@ class Terminal(io.StringIO):
 def everything(batches: Any) -> float:
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(Terminal()):
         callbacks = (ModelCheckpoint(monitor="val_loss"), EarlyStopping(monitor="val_loss", patience=9), LRMonitor())
-        settings = {"max_epochs": 2, "default_root_dir": root, "seed": 1, "num_sanity_val_steps": 0}
+        settings = {"max_epochs": EPOCHS, "default_root_dir": root, "seed": 1, "num_sanity_val_steps": 0}
         return fit(batches, 1, callbacks, val=batches[:2], **settings)
 
 

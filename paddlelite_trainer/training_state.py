@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
+from .callback import overridden
 from .changes import check, fingerprint
-from .errors import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError, did_you_mean
+from .errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    ConfigurationError,
+    LogWriteError,
+    did_you_mean,
+)
+from .loggers import Logger
 from .metrics import numbers_of, paddle_metrics_of, set_numbers
 from .module import running_statistics
 from .optimizers import gradients_of, optimizer_state, restore_optimizer
@@ -169,14 +178,28 @@ def trainer_tree(trainer: Trainer) -> dict[str, Any]:
 
 
 def positions_in_logs(trainer: Trainer) -> list[dict[str, Any]]:
-    return [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers]
+    return [logger.state_dict() for logger in trainer.loggers]
 
 
 def _saved_logs(trainer: Trainer) -> list[dict[str, Any]]:
-    """Positions in the logs, of which everything is on the disk."""
+    """Positions in the logs, of which everything is on the disk.
+
+    Raises:
+        LogWriteError: of the first logger whose log could not be saved; the others' were.
+    """
+    failures: list[LogWriteError] = []
     for logger in trainer.loggers:
-        if hasattr(logger, "save"):
+        if not overridden(logger, "state_dict", Logger):
+            continue  # the checkpoint promises nothing of it
+        try:
             logger.save()
+        except LogWriteError as error:
+            failures.append(error)
+        except Exception as error:
+            failures.append(LogWriteError(f"{type(logger).__name__}.save() failed: {error!r}"))
+            failures[-1].__cause__ = error
+    if failures:
+        raise failures[0]
     mark = trainer._saving_mark
     return positions_in_logs(trainer) if mark is None or mark.loggers is None else mark.loggers
 
@@ -316,8 +339,7 @@ def restore(trainer: Trainer, saved: Saved, override: Sequence[str]) -> list[str
         notes += _restore_callbacks(trainer, tree["callbacks"])
     if trainer.is_global_zero and trainer.run_dir == saved.entry.path.parent.parent:  # else it logs to other files
         for logger, state in zip(trainer.loggers, tree["loggers"]):
-            if hasattr(logger, "load_state_dict"):
-                logger.load_state_dict(state)
+            logger.load_state_dict(state)
     if trainer.datamodule is not None and tree["datamodule"]:
         trainer.datamodule.load_state_dict(tree["datamodule"])
     _restore_rank(trainer, saved, override)

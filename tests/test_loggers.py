@@ -532,3 +532,61 @@ def test_what_a_checkpoint_says_was_logged_is_on_the_disk_first_and_a_validation
         trainer.fit(FailsAfterLogging(), make_batches(2), make_batches(2))
     first, of_the_mark = promised
     assert all(size > first[name] for name, size in of_the_mark.items())
+
+
+class AtAServer(Logger):
+    """A logger of somebody's own, whose server is away."""
+
+    def __init__(self) -> None:
+        self.saves = 0
+
+    def log_metrics(self, metrics: object, step: int | None = None) -> None: ...
+
+    def save(self) -> None:
+        self.saves += 1
+        raise ConnectionError("the server is away")
+
+    def finalize(self, status: str) -> None: ...
+
+
+class WithAPosition(AtAServer):
+    def state_dict(self) -> dict[str, Any]:
+        return {"row": 1}
+
+
+def trained(tmp_path: Path, logger: Logger, **settings: Any) -> Any:
+    from models import Classifier, make_batches, quiet_trainer
+
+    from paddlelite_trainer.callbacks import ModelCheckpoint
+
+    trainer = quiet_trainer(
+        max_epochs=2,
+        logger=[logger, CSVLogger()],
+        log_every_n_steps=1,
+        default_root_dir=tmp_path,
+        enable_checkpointing=True,
+        callbacks=[ModelCheckpoint(every_n_train_steps=1, save_top_k=-1)],
+        **settings,
+    )
+    trainer.fit(Classifier(), make_batches(2))
+    return trainer
+
+
+def test_a_logger_of_which_a_checkpoint_keeps_nothing_does_not_stand_in_its_way(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, AtAServer())
+    assert [entry.step for entry in trainer.checkpoints.entries()] == [1, 2, 3, 4]
+    assert trainer.loggers[0].saves == 0
+
+
+def test_a_logger_whose_position_cannot_be_saved_is_named_and_the_other_logs_are_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves: list[Logger] = []
+    save = CSVLogger.save
+    monkeypatch.setattr(CSVLogger, "save", lambda logger: saves.append(logger) or save(logger))
+    with pytest.raises(LogWriteError, match=r"WithAPosition.save\(\) failed: ConnectionError\('the server is away'\)"):
+        trained(tmp_path / "raise", WithAPosition())
+    assert saves
+    trainer = trained(tmp_path / "warn", WithAPosition(), on_save_error="warn")
+    assert trainer.global_step == 4
+    assert "WithAPosition.save() failed: ConnectionError('the server is away')" in capsys.readouterr().out
