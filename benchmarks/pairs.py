@@ -93,5 +93,12 @@ def arguments(description: str | None, **defaults: int) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     for name, value in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=at_least_one, default=value, help=f"default {value}")
     return parser
+
+
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number

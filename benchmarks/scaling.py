@@ -11,7 +11,7 @@ import tempfile
 import time
 from typing import Any
 
-from pairs import arguments, report, rounds, table
+from pairs import arguments, at_least_one, report, rounds, table
 
 from workload import bare, fit, hand_loop, make_batches  # isort: skip
 
@@ -68,7 +68,7 @@ def over_hand_by_thirds(steps: int) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = arguments(__doc__, rounds=11, steps=200)
-    parser.add_argument("--run", type=int, default=100_000, help="steps of the long run, default 100,000")
+    parser.add_argument("--run", type=at_least_one, default=100_000, help="steps of the long run, default 100,000")
     given = parser.parse_args()
     batches = make_batches(given.steps)
     contenders: dict[str, Any] = {"bare": lambda: fit(batches, **bare())}

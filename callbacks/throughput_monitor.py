@@ -15,7 +15,7 @@ class ThroughputMonitor(Callback):
     """Logs `samples_per_second`, `batches_per_second` and `data_wait_share` (0 to 1) of training.
 
     Each value is over the batches since the one before: `every_n_steps` optimizer steps (Trainer's log_every_n_steps where
-    None), and what is left at an epoch's end. Validation, checkpoints and the first batch, which compiles and warms up, do not
+    None), and what is left at an epoch's end. Validation, checkpoints and a fit's first batch, which compiles and warms up, do not
     count. `batch_size_fn` tells the samples of a batch; by default the first tensor's first axis. On an accelerator nothing is
     synchronised: over many steps launching keeps pace with computing.
 
@@ -41,11 +41,13 @@ class ThroughputMonitor(Callback):
         self._forget()
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        self._batch_ended = None  # what lies between two epochs is no waiting for data
+        self._batch_ended = (
+            time.perf_counter()
+        )  # what lies between two epochs is no waiting for data, opening the next one is
 
     def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
         self._batch_started = time.perf_counter()
-        if self._batch_ended is not None:
+        if self._warm and self._batch_ended is not None:
             self._waited += self._batch_started - self._batch_ended
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -191,12 +191,14 @@ def overridden(instance: object, hook: str, base: type) -> Callable[..., Any] | 
 
 
 def refuse_misspelt_hooks(instance: object, base: type, known: frozenset[str]) -> None:
-    """Raise ConfigurationError for a public method that is almost, but not quite, a hook the class does not override."""
+    """Raise ConfigurationError for a public method that is almost, but not quite, a hook that its class does not define."""
     inherited = set(dir(base))
     for name in dir(type(instance)):
         if name.startswith("_") or name in inherited or not callable(getattr(type(instance), name, None)):
             continue
-        close = [hook for hook in known if overridden(instance, hook, base) is None]
+        # Its own class: one above may have the hook that was meant to be replaced.
+        owner: Any = next((cls for cls in type(instance).__mro__ if name in vars(cls)), base)
+        close = [hook for hook in known if hook not in vars(owner)]
         hint = did_you_mean(name, close) if name.startswith("on_") else _only_a_slip(name, close)
         if hint:
             raise ConfigurationError(
@@ -205,11 +207,14 @@ def refuse_misspelt_hooks(instance: object, base: type, known: frozenset[str]) -
             )
 
 
-def refuse_wrong_signature(instance: object, hook: str, method: Callable[..., Any], base: type) -> None:
-    """Raise ConfigurationError where a hook cannot be called with what it is called with, before it is too late to say so."""
+def refuse_wrong_signature(instance: object, hook: str, method: Callable[..., Any], base: type, *more: str) -> None:
+    """Raise ConfigurationError where a hook cannot be called with what it is called with, before it is too late to say so.
+
+    `more` are arguments that it is given beyond those of the base class's.
+    """
     expected = [
         name for name in inspect.signature(getattr(base, hook)).parameters if name not in ("self", "dataloader_idx")
-    ]
+    ] + list(more)
     try:
         signature = inspect.signature(method)
     except (TypeError, ValueError):  # a callable without one is taken at its word

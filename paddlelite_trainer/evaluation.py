@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from .callback import refuse_wrong_signature
+from .module import Module
+
 if TYPE_CHECKING:
     from .data import BatchSource
     from .metrics import MetricCollector
@@ -33,6 +36,8 @@ def evaluate(
     """
     word = {"validate": "validation"}.get(stage, stage)
     step = getattr(trainer.model, f"{word}_step")
+    more_names = ("dataloader_idx",) if len(sources) > 1 else ()
+    refuse_wrong_signature(trainer.model, f"{word}_step", step, Module, *more_names)
     before = (trainer._collector, trainer._logs_steps, trainer.training)
     modes = [(layer, layer.training) for layer in trainer.model.sublayers(include_self=True)]
     collector.clear()

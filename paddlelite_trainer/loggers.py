@@ -28,7 +28,8 @@ class Logger:
     """Base class of loggers; a logger of your own needs `log_metrics` and nothing else.
 
     The Trainer calls `open` when a fit has its run directory, the rest as documented, on rank 0 only. What a logger returns
-    from `state_dict` is kept in every checkpoint; a fit that resumes calls `load_state_dict` with it, after `open`.
+    from `state_dict` is kept in every checkpoint; a fit that resumes calls `load_state_dict` with it, and one that starts from
+    nothing with `{}`, since nothing was logged then that is to stay.
 
         class PrintLogger(Logger):
             def log_metrics(self, metrics, step=None):
@@ -95,7 +96,7 @@ class Logger:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back everything logged after `state_dict` was returned."""
+        """Take back everything logged after `state_dict` was returned; all there is, where it is given `{}`."""
 
 
 class CSVLogger(Logger):

@@ -29,6 +29,15 @@ class MetricValue(float):
         return float(self)
 
 
+def refuse_taken_names(*names: str) -> None:
+    """Raise ConfigurationError for a metric's name that every row of the logs has already."""
+    for name in names:
+        if name in ("step", "epoch"):
+            raise ConfigurationError(
+                f"a metric cannot be named {name!r}: every row of the logs has the trainer's own {name} under that name. Choose another."
+            )
+
+
 class Series:
     """One logged name of one stage: its options, the values not yet read, and the reduction so far.
 
@@ -154,6 +163,8 @@ class MetricCollector:
         reduce_fx: str | Callable[[list[float]], float],
         batch_size: int | None,
     ) -> None:
+        if batch_size is not None and not (isinstance(batch_size, (int, np.integer)) and batch_size >= 1):
+            raise ConfigurationError(f"self.log({name!r}, batch_size=...) must be an int >= 1, got {batch_size!r}")
         options = (on_step, on_epoch, prog_bar, logger, reduce_fx)
         series = self._series.get(name)
         if series is None:
@@ -192,6 +203,7 @@ class MetricCollector:
     def _new_series(self, name: str, options: tuple[Any, ...]) -> Series:
         if not isinstance(name, str) or not name:
             raise ConfigurationTypeError(f"self.log takes a name first, got {name!r}")
+        refuse_taken_names(name)
         reduction = options[4]
         if not callable(reduction) and reduction not in _REDUCTIONS:
             raise ConfigurationError(

@@ -72,7 +72,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run_name": (lambda v: v is None or (isinstance(v, str) and v != ""), "a name or None"),
     "seed": (lambda v: v is None or (_is_int(v) and 0 <= v < 2**32), "an int from 0 to 4294967295 or None"),
     "profiler": (lambda v: v in (None, "simple", "paddle"), "'simple', 'paddle' or None"),
-    "cpu_threads": (lambda v: v == "auto" or (_is_int(v) and v >= 1), "'auto' or an int >= 1"),
+    "cpu_threads": (lambda v: v == "auto" or (_is_int(v) and 1 <= v <= 1024), "'auto' or an int from 1 to 1024"),
     "async_checkpoint": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
     "prefetch_to_device": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
     "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
@@ -108,6 +108,16 @@ _NOT_HERE = {
     "weights_summary": "pass enable_model_summary=",
     "amp_level": "pass precision=",
 }
+# Of paddle.Model and Keras, and what it is called here.
+_CALLED_HERE = {
+    "epochs": "max_epochs",
+    "num_iters": "max_steps",
+    "eval_freq": "check_val_every_n_epoch",
+    "log_freq": "log_every_n_steps",
+    "save_dir": "default_root_dir",
+    "save_freq": "ModelCheckpoint(every_n_epochs=)",
+    "verbose": "enable_progress_bar",
+}
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
@@ -120,6 +130,7 @@ def explains_unknown_arguments(init: _Init) -> _Init:
         for name in arguments:
             if name not in known:
                 remedy = f" It is one of Lightning's; here {_NOT_HERE[name]}." if name in _NOT_HERE else ""
+                remedy = f" Here it is {_CALLED_HERE[name]}." if name in _CALLED_HERE else remedy
                 raise ConfigurationTypeError(
                     f"{type(self).__name__} has no argument {name!r}.{remedy or did_you_mean(name, known)}"
                 )

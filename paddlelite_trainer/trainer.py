@@ -36,7 +36,7 @@ from .errors import (
 )
 from .evaluation import EvaluationAbandoned, evaluate
 from .mark import Mark
-from .metrics import MetricCollector, paddle_metrics_of
+from .metrics import MetricCollector, paddle_metrics_of, refuse_taken_names
 from .module import HOOKS as MODULE_HOOKS
 from .module import Module, is_written, refuse_what_is_never_called
 from .optimizers import (
@@ -1035,7 +1035,12 @@ class Trainer(Readable):
                     f"trainer.{stage} takes a paddlelite_trainer.Module, got {type(model).__name__}: derive it from Module instead of paddle.nn.Layer"
                 )
             raise ConfigurationTypeError(
-                f"trainer.{stage} takes a paddlelite_trainer.Module, got {type(model).__name__}"
+                f"trainer.{stage} takes a paddlelite_trainer.Module, got "
+                + (
+                    f"the class {model.__name__}; pass an object: {model.__name__}()"
+                    if isinstance(model, type)
+                    else type(model).__name__
+                )
             )
         refuse_what_is_never_called(model)
         if stage == "fit":
@@ -1043,6 +1048,7 @@ class Trainer(Readable):
                 if not is_written(model, method):
                     refuse_misspelt_hooks(model, Module, MODULE_HOOKS)
                     raise ConfigurationError(f"{type(model).__name__} has no {method}; fit needs it")
+            refuse_wrong_signature(model, "training_step", model.training_step, Module)
         refuse_misspelt_hooks(model, Module, MODULE_HOOKS)
         if datamodule is not None and not isinstance(datamodule, DataModule):
             raise ConfigurationTypeError(
@@ -1526,6 +1532,7 @@ class Trainer(Readable):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send numbers to every logger, at `global_step` unless told otherwise, with the epoch beside them."""
         values = {name: float(value) for name, value in metrics.items()}
+        refuse_taken_names(*values)
         self._logged_metrics.update(values)
         loggers = self._open_loggers()
         if loggers and self._mark is not None:

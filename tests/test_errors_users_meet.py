@@ -138,6 +138,56 @@ def test_a_misspelt_hook_of_a_module() -> None:
     fit_fails(Typo(), make_batches(), ConfigurationError, "Did you mean 'on_validation_epoch_end'?")
 
 
+def test_a_misspelt_hook_beside_an_inherited_one() -> None:
+    class Project(Classifier):
+        def on_train_epoch_end(self) -> None: ...
+
+    class Typo(Project):
+        def on_train_epoch_ends(self) -> None: ...
+
+    class Another(Project):
+        def validaton_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    fit_fails(Typo(), make_batches(), ConfigurationError, "Did you mean 'on_train_epoch_end'?")
+    fit_fails(Another(), make_batches(), ConfigurationError, "Did you mean 'validation_step'?")
+
+
+def test_a_step_that_cannot_be_given_what_it_is_called_with() -> None:
+    class Short(Classifier):
+        def training_step(self, batch: Any) -> Any: ...  # type: ignore[override]
+
+    fit_fails(Short(), make_batches(), ConfigurationError, "Short.training_step", "it is given (batch, batch_idx)")
+    loaders = [paddle.io.DataLoader(paddle.io.TensorDataset([paddle.randn([4, 4]), paddle.zeros([4], "int64")]))] * 2
+    with pytest.raises(ConfigurationError, match=r"validation_step.* is given \(batch, batch_idx, dataloader_idx\)"):
+        quiet_trainer().validate(Classifier(), loaders)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("step", {}, "a metric cannot be named 'step'"),
+        ("epoch", {}, "a metric cannot be named 'epoch'"),
+        ("loss", {"batch_size": 0}, "batch_size=...) must be an int >= 1, got 0"),
+        ("loss", {"batch_size": "x"}, "batch_size=...) must be an int >= 1, got 'x'"),
+    ],
+)
+def test_a_log_that_would_be_lost_or_wrong(name: str, options: dict[str, Any], words: str) -> None:
+    class Logs(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log(name, 1.0, **options)
+            return super().training_step(batch, batch_idx)
+
+    fit_fails(Logs(), make_batches(), ConfigurationError, words)
+
+
+def test_the_columns_of_a_log_are_no_names_for_log_metrics() -> None:
+    class Logs(Classifier):
+        def on_train_start(self) -> None:
+            self.trainer.log_metrics({"epoch": 3.0})
+
+    fit_fails(Logs(), make_batches(), ConfigurationError, "a metric cannot be named 'epoch'")
+
+
 def test_helpers_of_ones_own_are_no_misspelt_hooks() -> None:
     class Helpers(Classifier):
         def train_step(self) -> None: ...
@@ -315,6 +365,7 @@ def test_a_hook_with_too_few_parameters_is_told_before_training() -> None:
         ({"max_epoch": 3}, ["Trainer has no argument 'max_epoch'", "Did you mean 'max_epochs'?"]),
         ({"strategy": "ddp"}, ["no argument 'strategy'", "one of Lightning's", "devices=2 is data parallel already"]),
         ({"resume_from_checkpoint": "x"}, ["ckpt_path= to fit"]),
+        ({"epochs": 3}, ["no argument 'epochs'. Here it is max_epochs."]),
         ({"wholly_unknown": 1}, ["Trainer has no argument 'wholly_unknown'."]),
     ],
 )

@@ -31,6 +31,7 @@ def test_lightnings_short_forms_mean_what_they_mean_there(given: str | int, name
     ("given", "said"),
     [
         ("16-mixd", "got '16-mixd'. Did you mean '16-mixed'?"),
+        ("fp16", "Did you mean '16-mixed'?"),
         ("bf16_true", "Did you mean 'bf16-true'?"),
         (8, "must be one of 32-true, 16-mixed"),
         (True, "got True"),

@@ -81,6 +81,33 @@ def test_checkpoints_are_neither_work_nor_waiting(tmp_path: Path, monkeypatch: p
     assert trainer.history[-1]["data_wait_share"] == pytest.approx(2 * 3 / (2 * 3 + 5 * 1))
 
 
+def test_opening_a_later_epoch_is_waiting_and_what_callbacks_do_between_epochs_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    class Opens(Slow):
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[Any]:
+            clock[0] += 10.0
+            yield from make_batches(2)
+
+    class Works(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            clock[0] += 1.0
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_end(self) -> None:
+            clock[0] += 100.0
+
+    trainer = quiet_trainer(callbacks=[ThroughputMonitor()], max_epochs=3)
+    trainer.fit(Works(), Opens(0.0))
+    assert [record["data_wait_share"] for record in trainer.history] == pytest.approx([0.0, 10 / 12, 10 / 12])
+
+
 def test_where_gradients_accumulate_a_step_is_logged_once() -> None:
     steps: list[int | None] = []
 
