@@ -141,6 +141,23 @@ class RunDirectory:
         self._lock.release(force=True)
 
 
+def new_run(default_root_dir: str | os.PathLike[str], run_name: str | None = None) -> Path:
+    """Make the directory that a run of this name, or the next number, lives in, and hold no lock on it.
+
+    For a run that comes from elsewhere and goes on here.
+    """
+    root = absolute(default_root_dir)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if run_name is None:
+            return _make_next_version(root)
+        path = _named_run(root, run_name)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointSaveError(f"cannot make a run directory below {root}: {error}") from error
+    return path
+
+
 def _split_outcome(outcome: str) -> tuple[str, str | None]:
     match = re.fullmatch(rf"({'|'.join(OUTCOMES)})\b:?\s*(.*)", outcome, re.DOTALL)
     if match is None:
