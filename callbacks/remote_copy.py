@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -75,6 +76,7 @@ class RemoteCopy(Callback):
         self.not_copied: list[str] = []
         """Names of the checkpoints that were still to be copied when the last fit ended."""
         self._copier: Copier | None = None
+        self._waited_until: float | None = None
 
     @property
     def state_key(self) -> str:
@@ -89,14 +91,28 @@ class RemoteCopy(Callback):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         self._start(trainer)
 
+    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
+        # All ranks together: one that went on alone would give up waiting for the first.
+        trainer.ranks.on_rank_zero(lambda: self._wait(trainer))
+
     def on_already_over(self, trainer: Trainer, module: Module) -> None:
         self._start(trainer)  # what an earlier process did not come to copy
+        trainer.ranks.on_rank_zero(lambda: self._wait(trainer))
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if self._copier is None:
+            return
+        try:
+            trainer.checkpoints.wait()  # after a signal or an error the last save may still be under way
+        finally:
+            self._wait(trainer)
+            self._finish(trainer)
 
     def _start(self, trainer: Trainer) -> None:
         if trainer.run_dir is None or not trainer.enable_checkpointing or not trainer.is_global_zero:
             return
         came_from = trainer.ckpt_path
-        self.not_copied = []
+        self.not_copied, self._waited_until = [], None
         self._copier = Copier(
             trainer.checkpoints,
             self.remote,
@@ -108,30 +124,34 @@ class RemoteCopy(Callback):
         )
         self._copier.start()
 
-    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
-        copier, self._copier = self._copier, None
+    def _wait(self, trainer: Trainer) -> None:
+        copier, signals = self._copier, trainer.signals
         if copier is None:
             return
-        try:
-            trainer.checkpoints.wait()  # the last save is to be copied too
-        finally:
-            signals = trainer.signals
-            waits = self.final_wait_seconds_after_signal if signals.received else self.final_wait_seconds
-            if copier.behind:
-                trainer.print(f"Copying to {self.remote.url}, for {waits:g} s at most: {_listed(copier.behind)}")
-            left = copier.finish(
-                self.final_wait_seconds,
-                is_urgent=lambda: signals.received is not None,
-                urgent_seconds=self.final_wait_seconds_after_signal,
+        behind = copier.behind
+        if self._waited_until is None:
+            self._waited_until = time.monotonic() + self.final_wait_seconds
+            if behind:
+                at_most = self.final_wait_seconds_after_signal if signals.received else self.final_wait_seconds
+                trainer.print(f"Copying to {self.remote.url}, for {at_most:g} s at most: {_listed(behind)}")
+        copier.wait(
+            max(0.0, self._waited_until - time.monotonic()),
+            is_urgent=lambda: signals.received is not None,
+            urgent_seconds=self.final_wait_seconds_after_signal,
+        )
+
+    def _finish(self, trainer: Trainer) -> None:
+        copier, self._copier = self._copier, None
+        assert copier is not None
+        left = copier.finish()
+        self.not_copied = [entry.name for entry in left]
+        if left:
+            why = f" The last error: {copier.last_error}" if copier.last_error is not None else ""
+            trainer.print(
+                f"WARNING: not copied to {self.remote.url}: {_listed(left)}. Started again here, the run copies what it "
+                f"still keeps of them.{why}"
             )
-            self.not_copied = [entry.name for entry in left]
-            if left:
-                why = f" The last error: {copier.last_error}" if copier.last_error is not None else ""
-                trainer.print(
-                    f"WARNING: not copied to {self.remote.url}: {_listed(left)}. The next fit of this run on this machine copies what is "
-                    f"still kept then.{why}"
-                )
-            trainer.checkpoints.prune()  # what was here only to be copied
+        trainer.checkpoints.prune()  # what was here only to be copied
 
     def _is_wanted(self, name: str) -> bool:
         if "all" in self.what:

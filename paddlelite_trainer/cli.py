@@ -37,7 +37,7 @@ from .checkpoint.lookup import (
     runs_at,
     state_of,
 )
-from .checkpoint.remote import Remote, RemoteCheckpoint, fetch
+from .checkpoint.remote import Remote, RemoteCheckpoint, fetch_checkpoint
 from .checkpoint.safetensors_format import write_safetensors
 from .checkpoint.saved import open_checkpoint, read_manifest, resolve_checkpoint
 from .checkpoint.store import QUARANTINE, SUPERSEDED, CheckpointStore
@@ -305,7 +305,7 @@ def _remote_cells(row: Row) -> list[Cell]:
 def _fetch(arguments: argparse.Namespace) -> int:
     remote = Remote(arguments.url)
     checkpoint = remote.find(arguments.name)
-    entry = fetch(remote, checkpoint, Path(arguments.dest).expanduser().absolute())
+    entry = fetch_checkpoint(remote, checkpoint, Path(arguments.dest).expanduser().absolute())
     words = f"{checkpoint.name} of {remote.url} is now {entry.path}, {size(entry.nbytes)}, every byte checked"
     return _done(arguments, words, url=remote.url, checkpoint=checkpoint.name, path=entry.path, bytes=entry.nbytes)
 

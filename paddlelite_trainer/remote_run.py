@@ -166,10 +166,7 @@ def _brought(
     with locked(run_dir):
         store = CheckpointStore(run_dir)
         # What was the latest here stays until the next save: only then has the one that came proved to fit.
-        latest = [
-            checkpoint.entry_name,
-            *(one for one in store.pins().get("latest", ()) if one != checkpoint.entry_name),
-        ]
+        latest = _each_once(checkpoint.entry_name, *store.pins().get("latest", ()))
         entry = _adopt(store, remote, checkpoint, {"latest": latest})
         findings = [*findings, *_bring_ranked(store, remote, entry)]
     found = resolve_ckpt_path(entry.path, default_root_dir=root, run_name=run_name)
@@ -179,24 +176,28 @@ def _brought(
 def _bring_ranked(store: CheckpointStore, remote: Remote, newest: Entry) -> list[str]:
     """The best ones too, which ModelCheckpoint ranks the next ones against; returns what could not be brought."""
     findings = []
-    here = {entry.name: entry.sha256 for entry in store.entries()}
+    here = {entry.name: entry.sha256[:16] for entry in store.entries()}
     for name, held in _patiently(remote.names).items():
         if name.partition("_")[0] not in RANKED_AGAINST:
             continue
         kept: list[str] = []
+        before = store.pins().get(name, ())  # they stay, as the latest here does
         for one in held:
             try:
-                if here.get(one.entry_name, "")[:16] != one.digest:
-                    if one.entry_name in here:
-                        continue  # of another past than what is here
-                    _adopt(store, remote, one, {name: [*kept, one.entry_name]})
+                if one.entry_name not in here:
+                    _adopt(store, remote, one, {name: _each_once(*kept, one.entry_name, *before)})
                     here[one.entry_name] = one.digest
-                kept.append(one.entry_name)
+                if here[one.entry_name] == one.digest:  # else it is of another past than what is here
+                    kept.append(one.entry_name)
             except CheckpointCorruptError as error:
                 findings.append(f"Remote checkpoint {one.name}, of {name!r}, is damaged and was left out. {error}")
         if kept:
-            store.set_pins({name: kept})
+            store.set_pins({name: _each_once(*kept, *before)})
     return findings
+
+
+def _each_once(*names: str) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _adopt(store: CheckpointStore, remote: Remote, checkpoint: RemoteCheckpoint, pins: dict[str, list[str]]) -> Entry:

@@ -51,7 +51,8 @@ class Copier:
         self._waiting: dict[str, Entry] = {}  # by sha256
         self._copying: Entry | None = None
         self._news = True
-        self._finishing = self._abandoned = False
+        self._is_working = self._abandoned = False
+        self._waits = 0
         self._copied: dict[str, RemoteCheckpoint] = {}  # by sha256
         self._unusable: set[str] = set()
         # Ours alone.
@@ -66,29 +67,41 @@ class Copier:
         self._look()
         self._thread.start()
 
-    def finish(
+    def wait(
         self, seconds: float, *, is_urgent: Callable[[], bool] = lambda: False, urgent_seconds: float = 0.0
-    ) -> list[Entry]:
-        """Wait until all is copied, at most so long, and from the moment that `is_urgent` at most `urgent_seconds`.
+    ) -> bool:
+        """Return when all is copied, or after so many seconds; from the moment that `is_urgent`, after at most `urgent_seconds`.
 
-        Returns what was not copied, oldest first. Nothing is begun any more after this returns; a call that hangs is left behind.
+        Whether all is copied. A failure that is waiting to be tried again is tried at once.
         """
-        deadline, hurried = time.monotonic() + seconds, False
+        deadline, is_hurried = time.monotonic() + seconds, False
         with self._changed:
-            self._finishing = True
+            self._waits += 1
             self._changed.notify_all()
-        while self._thread.is_alive():
-            if not hurried and is_urgent():
-                hurried, deadline = True, min(deadline, time.monotonic() + urgent_seconds)
+        while True:
+            with self._changed:
+                if not (self._news or self._is_working or self._left()):
+                    return True
+            if not self._thread.is_alive():
+                return False
+            if not is_hurried and is_urgent():
+                is_hurried, deadline = True, min(deadline, time.monotonic() + urgent_seconds)
             if time.monotonic() >= deadline:
-                break
-            self._thread.join(_LOOK_SECONDS)
+                return False
+            with self._changed:
+                self._changed.wait(_LOOK_SECONDS)
+
+    def finish(self) -> list[Entry]:
+        """End: begin nothing any more, and return what was not copied, oldest first. A call that hangs is left behind."""
         with self._changed:
+            is_idle = not (self._is_working or self._news)
             self._abandoned = True
             self._changed.notify_all()
             left = self._left()
         self._store.unwatch(self._look)
         self._store.protect(self, ())
+        if is_idle:
+            self._thread.join()
         return left
 
     @property
@@ -136,12 +149,15 @@ class Copier:
         failures = 0
         while True:
             with self._changed:
-                while not (self._news or self._finishing or self._abandoned):
+                self._is_working = False
+                self._changed.notify_all()
+                while not (self._news or self._abandoned):
                     self._changed.wait()
                 if self._abandoned:
                     return
+                self._is_working = True
             try:
-                is_done = self._catch_up()
+                self._catch_up()
             except Exception as error:  # whatever a client library raises must not end the thread
                 self.last_error = error
                 if failures == 0:
@@ -152,28 +168,26 @@ class Copier:
             if failures:
                 failures, self.last_error = 0, None
                 self._tell(f"Copying to {self._remote.url} works again.")
-            if is_done and self._finishing:
-                return
 
     def _wait_before_retry(self, failures: int) -> None:
         # Not from `random`: its state belongs to the run.
         longest = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 20))
         deadline = time.monotonic() + longest * secrets.SystemRandom().uniform(0.5, 1.0)
         with self._changed:
-            was_finishing = self._finishing
-            while not self._abandoned and self._finishing == was_finishing:
+            waits = self._waits
+            while not self._abandoned and self._waits == waits:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    break
+                    return
                 self._changed.wait(left)
 
-    def _catch_up(self) -> bool:
-        """Copy what waits, newest first, then bring names and retention up to date; whether nothing is left to do."""
+    def _catch_up(self) -> None:
+        """Copy what waits, newest first, then bring names and retention up to date."""
         if self._begins_afresh:
             if self._remote.holds_any(self._remote.checkpoints()):
                 self._tell(f"WARNING: nothing is copied to {self._remote.url}: it holds another run's checkpoints")
                 self._abandoned = True
-                return True
+                return
             self._begins_afresh = False
         while (entry := self._take()) is not None:
             try:
@@ -183,7 +197,7 @@ class Copier:
             self._write_names()
         with self._changed:
             if self._abandoned:
-                return True
+                return
             self._news = False
         try:
             self._write_names()
@@ -191,8 +205,6 @@ class Copier:
         except BaseException:
             self._news = True
             raise
-        with self._changed:
-            return not self._news
 
     def _take(self) -> Entry | None:
         with self._changed:

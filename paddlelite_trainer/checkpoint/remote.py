@@ -317,18 +317,17 @@ class Remote:
             raise CheckpointCorruptError(f"{directory} is damaged and was not copied: {'; '.join(problems)}")
         checkpoint = remote_name_of(saved.manifest)
         manifest = (directory / MANIFEST).read_bytes()
-        sizes: dict[str, int | None] = {name: file.size for name, file in parse_files(saved.manifest).items()}
+        sizes = {name: file.size for name, file in parse_files(saved.manifest).items()}
         there = self.objects.contents(checkpoint.name)
-        if there.get(MANIFEST) == len(manifest) and sizes.items() <= there.items():
+        if not _missing({MANIFEST: len(manifest), **sizes}, there):
             return checkpoint
         for name in sizes:
             if not go_on():
                 return None
             self.objects.put_file(directory / name, f"{checkpoint.name}/{name}")
-        there = self.objects.contents(checkpoint.name)
-        short = [name for name, size in sizes.items() if there.get(name) != size]
-        if short:
-            raise RemoteError(f"{self.url}/{checkpoint.name}: {', '.join(short)} did not arrive whole")
+        missing = _missing(sizes, self.objects.contents(checkpoint.name))
+        if missing:
+            raise RemoteError(f"{self.url}/{checkpoint.name}: {', '.join(missing)} did not arrive whole")
         if not go_on():
             return None
         self._put_checked(f"{checkpoint.name}/{MANIFEST}", manifest)
@@ -341,8 +340,9 @@ class Remote:
 
     def _put_checked(self, key: str, data: bytes) -> None:
         self.objects.put(key, data)
-        if self.objects.read(key) != data:
-            raise RemoteError(f"{self.url}/{key}: something else is read there than was written")
+        there = self.objects.size(key)
+        if there not in (None, len(data)):
+            raise RemoteError(f"{self.url}/{key}: {there} bytes are there, {len(data)} were written")
 
     def delete(self, checkpoint: RemoteCheckpoint) -> None:
         """Delete a checkpoint: the manifest first, so that it does not exist from then on."""
@@ -359,6 +359,11 @@ class Remote:
         return there
 
 
+def _missing(sizes: Mapping[str, int], there: Mapping[str, int | None]) -> list[str]:
+    """What is not there in its size; some remotes tell no sizes."""
+    return [name for name, size in sizes.items() if name not in there or there[name] not in (None, size)]
+
+
 def remote_name_of(manifest: Mapping[str, Any]) -> RemoteCheckpoint:
     """What the checkpoint with this manifest is called at a remote."""
     return RemoteCheckpoint(str(manifest["name"]), commit_of(manifest), str(manifest["sha256"])[:16])
@@ -372,7 +377,7 @@ def commit_of(manifest: Mapping[str, Any]) -> int:
     return number
 
 
-def fetch(remote: Remote, checkpoint: RemoteCheckpoint, folder: Path) -> Entry:
+def fetch_checkpoint(remote: Remote, checkpoint: RemoteCheckpoint, folder: Path) -> Entry:
     """Download one checkpoint to `folder/<its name>`, verified; a crash leaves nothing under that name.
 
     Raises:
