@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from remote_support import below, flipped, hook, memory_url, overwrite, remove
 from small_runs import batches, differing, net, trainer, whole_state
 
 from paddlelite_trainer import Callback, Trainer
@@ -28,7 +28,6 @@ from paddlelite_trainer.errors import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
-from remote_support import below, flipped, hook, memory_url, overwrite, remove
 
 KILLED = Path(__file__).with_name("remote_killed.py")
 
@@ -127,21 +126,29 @@ def test_a_newer_checkpoint_here_wins(tmp_path: Path, url: str, capsys: pytest.C
     assert "from step-000000008" in out and "brought from" not in out
 
 
-def test_a_newer_checkpoint_there_wins_and_nothing_here_is_deleted_before_it_fits(
-    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_newer_checkpoint_there_wins(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     expected = whole_state(train(tmp_path / "whole", None))
     train(tmp_path / "here", RemoteCopy(url), 1)
     train(tmp_path / "there", RemoteCopy(url), 2)
     capsys.readouterr()
-    wrong = trainer(tmp_path / "here", [RemoteCopy(url)], seed=4, max_epochs=3)
-    with pytest.raises(CheckpointMismatchError, match="seed"):
-        wrong.fit(net(), batches(), batches(2, 5), ckpt_path="last")
-    assert [entry.step for entry in CheckpointStore(tmp_path / "here" / "version_0").entries()] == [4, 8]
-    shutil.rmtree(tmp_path / "here" / "version_0" / "checkpoints" / "step-000000008")
     again = train(tmp_path / "here", RemoteCopy(url))
-    assert "from step-000000008" in capsys.readouterr().out
+    assert "version_0 from step-000000008" in capsys.readouterr().out
+    assert again.run_dir == tmp_path / "here" / "version_0"
     assert differing(whole_state(again), expected) == []
+
+
+def test_nothing_here_is_deleted_before_what_came_has_proved_to_fit(tmp_path: Path, url: str) -> None:
+    def run(root: Path, epochs: int, seed: int = 3) -> None:
+        done = trainer(root, [RemoteCopy(url)], max_epochs=epochs, seed=seed)
+        done.fit(net(), batches(), ckpt_path="last")
+
+    run(tmp_path / "here", 1)
+    run(tmp_path / "there", 2)
+    with pytest.raises(CheckpointMismatchError, match="seed"):
+        run(tmp_path / "here", 3, seed=4)
+    assert entries_of(tmp_path / "here") == {"step-000000004", "step-000000008"}
+    run(tmp_path / "here", 3)
+    assert entries_of(tmp_path / "here") == {"step-000000012"}
 
 
 def test_a_run_that_went_back_and_on_is_newer_than_the_steps_it_left(tmp_path: Path, url: str) -> None:
@@ -429,3 +436,10 @@ def test_fast_dev_run_reaches_no_remote(tmp_path: Path, url: str) -> None:
     copy = RemoteCopy(url)
     hook(copy.remote, fails)
     trainer(tmp_path, [copy], fast_dev_run=True).fit(net(), batches())
+
+
+def test_urls_in_the_wrong_place_are_errors_that_name_the_right_one(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"add RemoteCopy\('s3://bucket/run'\) to the callbacks"):
+        ModelCheckpoint("s3://bucket/run")
+    with pytest.raises(ConfigurationError, match=r"RemoteCopy\('s3://bucket/run'\).*paddlelite ckpt fetch"):
+        train(tmp_path, None, 1, ckpt_path="s3://bucket/run")

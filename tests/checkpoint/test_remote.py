@@ -493,7 +493,7 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_manifest_is_refused(there: Any, tmp_path: Path, what: str) -> None:
     url, one = there
-    forgery = forged(url, one, lambda manifest: (manifest.update(sequence=one.commit + 1), HOSTILE[what](manifest))[1])
+    forgery = forged(url, one, HOSTILE[what])
     folder = tmp_path / "a" / "b"
     with pytest.raises((CheckpointCorruptError, CheckpointSaveError)):
         fetch_checkpoint(Remote(url), forgery, folder)
@@ -508,10 +508,20 @@ def test_a_hostile_manifest_is_refused(there: Any, tmp_path: Path, what: str) ->
     assert not list(tmp_path.rglob("*escaped*"))
 
 
+def test_a_size_beyond_the_disk_is_refused_where_the_remote_tells_no_sizes(there: Any, tmp_path: Path) -> None:
+    url, one = there
+    forgery = forged(url, one, changed("files", "model.pdparams", "size", to=2**62))
+    remote = Remote(url)
+    hook(remote, lambda number, name, args, call: {**call(), "size": None} if name == "info" else call())
+    with pytest.raises(CheckpointSaveError, match=r"says that it has 4611686018427.* are free"):
+        fetch_checkpoint(remote, forgery, tmp_path / "here")
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_a_forged_manifest_that_claims_nothing_wrong_is_taken(there: Any, tmp_path: Path) -> None:
     """So that the refusals above are not those of the forgery itself."""
     url, one = there
-    forgery = forged(url, one, lambda manifest: manifest.update(sequence=one.commit + 1))
+    forgery = forged(url, one, lambda manifest: None)
     assert fetch_checkpoint(Remote(url), forgery, tmp_path).step == 7
 
 

@@ -78,10 +78,11 @@ def flipped(data: bytes) -> bytes:
 
 
 def forged(url: str, checkpoint: RemoteCheckpoint, change: Callable[[dict[str, Any]], None]) -> RemoteCheckpoint:
-    """A copy of a remote checkpoint whose manifest says something else, under a checksum that is right."""
+    """A copy of a remote checkpoint, of the next commit, whose manifest says something else under a checksum that is right."""
     objects = below(url)
     manifest = unseal(objects[f"{checkpoint.name}/{MANIFEST}"], "")
     del manifest["sha256"]
+    manifest["sequence"] += 1
     change(manifest)
     data = seal(manifest)
     copy = RemoteCheckpoint(checkpoint.entry_name, checkpoint.commit + 1, json.loads(data)["sha256"][:16])
