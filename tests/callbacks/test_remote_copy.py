@@ -388,8 +388,19 @@ def test_keep_last_n_keeps_tags_for_good(tmp_path: Path, url: str) -> None:
 
 
 def test_what_was_kept_for_copying_only_is_deleted_in_the_end(tmp_path: Path, url: str) -> None:
-    train(tmp_path, RemoteCopy(url, what="all"), 3)
-    assert entries_of(tmp_path) == held_in(tmp_path)
+    go_on = threading.Event()
+    copy = RemoteCopy(url, what="all")
+    hook(copy.remote, lambda number, name, args, call: (go_on.wait(60), call())[1] if name == "put_file" else call())
+
+    class AtTheEnd(Callback):
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            assert entries_of(tmp_path) == {"step-000000004", "step-000000008", "step-000000012"}
+            go_on.set()
+
+    run = trainer(tmp_path, [AtTheEnd(), copy], max_epochs=3)
+    run.fit(net(), batches())
+    assert steps_there(url) == [4, 8, 12]
+    assert entries_of(tmp_path) == {"step-000000012"}
 
 
 def test_one_callback_serves_two_fits(tmp_path: Path, url: str) -> None:

@@ -37,6 +37,8 @@ from paddlelite_trainer.errors import (
     ConfigurationTypeError,
     RemoteError,
 )
+from paddlelite_trainer.remote_run import RemoteCopies, resolve_with_remotes
+from paddlelite_trainer.run_directory import Resolution
 
 
 @pytest.fixture(autouse=True)
@@ -623,6 +625,41 @@ def test_an_adoption_that_fails_at_any_call_leaves_the_store_as_it_was(there: An
         assert step_in(store.read(newest)) == newest.step
         assert leftovers(folder) == []
     assert failed > 20
+
+
+# -- which one a run goes on from ----------------------------------------------------------------------------------------------
+
+
+def last(url: str, root: Path) -> Resolution:
+    return resolve_with_remotes("last", [RemoteCopies(Remote(url), "raise")], default_root_dir=root, run_name=None)
+
+
+def test_an_unhealthy_copy_is_passed_over_for_a_healthy_one(store: CheckpointStore, tmp_path: Path) -> None:
+    url = memory_url()
+    save(store, 1)
+    save(store, 2, healthy=False)
+    copy_now(store, url, everything=True)
+    found = last(url, tmp_path)
+    assert found.entry is not None and found.entry.step == 1
+    assert any("step-000000002.c2" in finding and "NaN or infinite" in finding for finding in found.findings)
+
+
+def test_an_unhealthy_copy_is_taken_where_there_is_no_other(store: CheckpointStore, tmp_path: Path) -> None:
+    url = memory_url()
+    save(store, 2, healthy=False)
+    copy_now(store, url)
+    found = last(url, tmp_path)
+    assert found.entry is not None and found.entry.step == 2
+
+
+def test_a_copy_of_weights_only_is_nothing_to_go_on_from(store: CheckpointStore, tmp_path: Path) -> None:
+    url = memory_url()
+    save(store, 1, {"whole": ["new"]})
+    save(store, 2, info={"weights_only": True})
+    copy_now(store, url)
+    overwrite(url, "step-000000009.c9.0123456789abcdef/model.pdparams", b"never completed")
+    found = last(url, tmp_path)
+    assert found.entry is not None and found.entry.step == 1 and found.findings == ()
 
 
 # -- URLs ----------------------------------------------------------------------------------------------------------------------
