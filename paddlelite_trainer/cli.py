@@ -271,17 +271,13 @@ def _ls_remote(arguments: argparse.Namespace) -> int:
         row = _remote_row(remote, checkpoint, kept_as)
         if row is not None:
             rows.append(row)
+    if not rows:
+        raise CheckpointNotFoundError(f"no checkpoint at {remote.url}")
     if arguments.json:
         return _print_json([_row_json(row) | {"run": remote.url, "path": f"{remote.url}/{row.name}"} for row in rows])
     say(remote.url, style="bold")
-    if rows:
-        table(
-            ["step", "epoch", "metrics", "size", "kept as", "age"],
-            [_remote_cells(row) for row in rows],
-            right=(0, 1, 3, 5),
-        )
-    else:
-        say("  no checkpoints")
+    heading = ["step", "epoch", "metrics", "size", "kept as", "age"]
+    table(heading, [_remote_cells(row) for row in rows], right=(0, 1, 3, 5))
     return OK
 
 

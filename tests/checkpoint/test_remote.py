@@ -747,6 +747,7 @@ def test_ls_lists_a_remote(there: Any, capsys: pytest.CaptureFixture[str]) -> No
     assert "latest" in capsys.readouterr().out
     assert main(["ckpt", "ls", url, "--json"]) == OK
     (row,) = json.loads(capsys.readouterr().out)
+    assert main(["ckpt", "ls", memory_url()]) == NOT_FOUND
     assert row["step"] == 7 and row["pins"] == ["latest"] and row["run"] == url
 
 
