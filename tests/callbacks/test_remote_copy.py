@@ -227,7 +227,7 @@ def test_a_finished_run_comes_back_and_says_that_it_has_finished(
 
 
 @pytest.mark.parametrize(
-    ("name", "ending", "nth"), [("mv", "model.pdparams", 3), ("mv", MANIFEST, 2), ("mv", "names.json", 3)]
+    ("name", "ending", "nth"), [("mv", "model.pdparams", 2), ("mv", MANIFEST, 2), ("mv", "names.json", 3)]
 )
 def test_killed_while_it_copies_it_goes_on_from_the_remote_alone(
     tmp_path: Path, name: str, ending: str, nth: int
