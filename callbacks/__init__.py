@@ -20,6 +20,7 @@ from .model_summary import ModelSummary
 from .non_finite_guard import NonFiniteGuard
 from .plot_curves import PlotCurves
 from .progress_bar import ProgressBar
+from .remote_copy import RemoteCopy
 from .throughput_monitor import ThroughputMonitor
 from .timer import Timer
 from .weight_averaging import StochasticWeightAveraging
@@ -40,6 +41,7 @@ __all__ = [
     "NonFiniteGuard",
     "PlotCurves",
     "ProgressBar",
+    "RemoteCopy",
     "StochasticWeightAveraging",
     "ThroughputMonitor",
     "Timer",

@@ -85,6 +85,11 @@ class ModelCheckpoint(Callback):
         archive_every_n_epochs: int | None = None,
     ) -> None:
         check_monitor("ModelCheckpoint", monitor, mode)
+        if isinstance(dirpath, str) and "://" in dirpath:
+            raise ConfigurationError(
+                f"ModelCheckpoint(dirpath={dirpath!r}): checkpoints are written to a disk first. To have them in an object storage too, "
+                f"add RemoteCopy({dirpath!r}) to the callbacks."
+            )
         self.monitor = monitor
         self.mode = mode
         self.verbose = verbose

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import __version__
 from .checkpoint.compare import compare
-from .checkpoint.entry import Entry, parse_entry_name
+from .checkpoint.entry import Entry, entry_from_manifest, parse_entry_name
 from .checkpoint.filesystem import REAL
 from .checkpoint.links import CHECKPOINTS
 from .checkpoint.lookup import (
@@ -37,6 +37,7 @@ from .checkpoint.lookup import (
     runs_at,
     state_of,
 )
+from .checkpoint.remote import Remote, RemoteCheckpoint, fetch_checkpoint
 from .checkpoint.safetensors_format import write_safetensors
 from .checkpoint.saved import open_checkpoint, read_manifest, resolve_checkpoint
 from .checkpoint.store import QUARANTINE, SUPERSEDED, CheckpointStore
@@ -69,6 +70,7 @@ examples:
   paddlelite ckpt diff runs/version_3/1200 runs/version_3/latest
   paddlelite ckpt tag runs/version_3/1200 before-finetune
   paddlelite ckpt export runs/version_3/best weights.safetensors
+  paddlelite ckpt fetch s3://bucket/run --name best
 
 A checkpoint is named by its directory, by a link such as RUN/best or RUN/latest.pdparams, or as RUN/STEP.
 """
@@ -153,7 +155,10 @@ def _parser() -> argparse.ArgumentParser:
 
     ls = subparser(commands, "ls", "list the checkpoints of a run, or of all runs below a directory", _ls)
     ls.add_argument(
-        "path", nargs="?", default="runs", help="a run, a directory of runs, or a checkpoint (default: runs)"
+        "path",
+        nargs="?",
+        default="runs",
+        help="a run, a directory of runs, a checkpoint, or the URL of remote copies (default: runs)",
     )
     ls.add_argument("--no-verify", action="store_true", help="do not read the files to check them")
     with_json(ls)
@@ -208,6 +213,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace an existing file")
     with_json(export)
 
+    fetch = subparser(commands, "fetch", "bring a checkpoint from its remote copy, every byte of it checked", _fetch)
+    fetch.add_argument("url", help="where RemoteCopy put the run's checkpoints, such as s3://bucket/run")
+    fetch.add_argument("dest", nargs="?", default=".", help="the directory to put it in (default: the present one)")
+    fetch.add_argument(
+        "--name", default="latest", help="latest (default), best, a tag, a step, or a checkpoint's name as ls shows it"
+    )
+    with_json(fetch)
+
     repair = subparser(
         commands,
         "repair",
@@ -221,6 +234,8 @@ def _parser() -> argparse.ArgumentParser:
 
 # -- the commands ----------------------------------------------------------------------------------------------------
 def _ls(arguments: argparse.Namespace) -> int:
+    if "://" in arguments.path:
+        return _ls_remote(arguments)
     found = find(arguments.path)
     rows = [row for run in found for row in listed(run, verify=not arguments.no_verify)]
     if arguments.json:
@@ -244,6 +259,51 @@ def _ls(arguments: argparse.Namespace) -> int:
             if aside:
                 say(f"  {what} in {CHECKPOINTS}/{folder}: {', '.join(aside)}")
     return OK
+
+
+def _ls_remote(arguments: argparse.Namespace) -> int:
+    """What the manifests say; a remote's other bytes are checked when they are fetched."""
+    remote = Remote(arguments.path)
+    names = remote.names()
+    rows = []
+    for checkpoint in reversed(remote.checkpoints()):
+        kept_as = tuple(name for name, held in names.items() if checkpoint in held)
+        row = _remote_row(remote, checkpoint, kept_as)
+        if row is not None:
+            rows.append(row)
+    if not rows:
+        raise CheckpointNotFoundError(f"no checkpoint at {remote.url}")
+    if arguments.json:
+        return _print_json([_row_json(row) | {"run": remote.url, "path": f"{remote.url}/{row.name}"} for row in rows])
+    say(remote.url, style="bold")
+    heading = ["step", "epoch", "metrics", "size", "kept as", "age"]
+    table(heading, [_remote_cells(row) for row in rows], right=(0, 1, 3, 5))
+    return OK
+
+
+def _remote_row(remote: Remote, checkpoint: RemoteCheckpoint, pins: tuple[str, ...]) -> Row | None:
+    place = Path(checkpoint.entry_name)
+    try:
+        found = remote.manifest(checkpoint)
+    except CheckpointCorruptError as error:
+        return Row(place, place, None, pins, "damaged", [str(error)])
+    if found is None:
+        return None  # never completed
+    entry = entry_from_manifest(place, found[1], pins)
+    return Row(place, place, entry, pins, "unknown", [], weights_only=has_weights_only(found[1]))
+
+
+def _remote_cells(row: Row) -> list[Cell]:
+    *cells, _, since = _cells(row)
+    return [*cells, since if row.entry else "DAMAGED"]
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    remote = Remote(arguments.url)
+    checkpoint = remote.find(arguments.name)
+    entry = fetch_checkpoint(remote, checkpoint, Path(arguments.dest).expanduser().absolute())
+    words = f"{checkpoint.name} of {remote.url} is now {entry.path}, {size(entry.nbytes)}, every byte checked"
+    return _done(arguments, words, url=remote.url, checkpoint=checkpoint.name, path=entry.path, bytes=entry.nbytes)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ TrainerError
    |- CheckpointCorruptError              it is there, and its bytes are not what was written
    |- CheckpointMismatchError (ValueError)          it is sound, and does not fit this run; .problems lists why
    |- CheckpointSaveError (OSError)       writing failed; the previous checkpoint is intact
+   |- RemoteError (OSError)               remote copies could not be reached, read or written
    |- UnserializableStateError (TypeError)          a part's state holds something a checkpoint does not store
    |- UnsafePickleError                   a foreign file asks for code; nothing of it was run
    `- RunLockedError                      another process writes this run directory
@@ -78,6 +79,10 @@ class CheckpointMismatchError(CheckpointError, ValueError):
 
 class CheckpointSaveError(CheckpointError, OSError):
     """Writing a checkpoint failed; the one before it is intact."""
+
+
+class RemoteError(CheckpointError, OSError):
+    """Remote copies could not be reached, read or written; the message names the remote and what it answered."""
 
 
 class UnserializableStateError(CheckpointError, TypeError):

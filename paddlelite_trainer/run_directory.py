@@ -141,6 +141,23 @@ class RunDirectory:
         self._lock.release(force=True)
 
 
+def new_run(default_root_dir: str | os.PathLike[str], run_name: str | None = None) -> Path:
+    """Make the directory that a run of this name, or the next number, lives in, and hold no lock on it.
+
+    For a run that comes from elsewhere and goes on here.
+    """
+    root = absolute(default_root_dir)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if run_name is None:
+            return _make_next_version(root)
+        path = _named_run(root, run_name)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointSaveError(f"cannot make a run directory below {root}: {error}") from error
+    return path
+
+
 def _split_outcome(outcome: str) -> tuple[str, str | None]:
     match = re.fullmatch(rf"({'|'.join(OUTCOMES)})\b:?\s*(.*)", outcome, re.DOTALL)
     if match is None:
@@ -381,6 +398,11 @@ def resolve_ckpt_path(
             f"ckpt_path must be None, 'last', 'best', a tag or a path, got {ckpt_path!r}, a {type(ckpt_path).__name__}"
         )
     text = os.fspath(ckpt_path)
+    if "://" in text:
+        raise ConfigurationError(
+            f"ckpt_path={text!r} is a URL. To go on with the run there add RemoteCopy({text!r}) to the callbacks and pass "
+            f"ckpt_path='last'; `paddlelite ckpt fetch {text}` brings one checkpoint here."
+        )
     named = _run_at(default_root_dir, run_name) if run_name is not None else None
     runs = [named] if named else [path for _, path in sorted(_numbered_runs(root), reverse=True)]
     if text in ("last", "latest"):

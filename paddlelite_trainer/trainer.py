@@ -55,6 +55,7 @@ from .prefetch import Prefetch
 from .profiler import make_profiler
 from .progress import Progress
 from .readable import Readable
+from .remote_run import copies_of, resolve_with_remotes
 from .rng import derive_seed, draw_seed, isolated_random_states, paddle_cpu_generator_can_be_saved, seed_everything
 from .run_directory import RunDirectory, locked, resolve_ckpt_path
 from .settings import check_settings, explains_unknown_arguments, stage_limit, to_seconds
@@ -1098,9 +1099,12 @@ class Trainer(Readable):
             )
         override = training_state.checked_override(override)
         resolution = None
-        if ckpt_path is not None:
+        remotes = copies_of(self.callbacks) if self.enable_checkpointing else []
+        if ckpt_path is not None or remotes:
             resolution = self.ranks.on_rank_zero(
-                lambda: resolve_ckpt_path(ckpt_path, default_root_dir=self.default_root_dir, run_name=self.run_name)
+                lambda: resolve_with_remotes(
+                    ckpt_path, remotes, default_root_dir=self.default_root_dir, run_name=self.run_name
+                )
             )
         saved = None
         self.ckpt_path = None
@@ -1142,7 +1146,8 @@ class Trainer(Readable):
         self._open_run(saved, resolution)
         notes: list[str] = []
         if resolution is not None:
-            notes += [*(f"WARNING: {finding}" for finding in resolution.findings), resolution.message]
+            notes += [f"WARNING: {finding}" for finding in resolution.findings]
+            notes += [resolution.message] if ckpt_path is not None else []
         if saved is not None:
             notes += training_state.restore(self, saved, override)
             self._saved_at = self.progress.position

@@ -1,8 +1,11 @@
 """What a checkpoint holds and how it reaches the disk; needs NumPy and the standard library, never Paddle."""
 
 from .average import average_checkpoints
+from .copier import Copier
 from .entry import Entry
 from .filesystem import REAL, FileSystem
+from .links import is_managed
+from .remote import Remote
 from .saved import SavedCheckpoint, open_checkpoint
 from .state import decode_state, encode_state
 from .store import CheckpointStore
@@ -11,12 +14,15 @@ from .writer import choose_background
 __all__ = [
     "REAL",
     "CheckpointStore",
+    "Copier",
     "Entry",
     "FileSystem",
+    "Remote",
     "SavedCheckpoint",
     "average_checkpoints",
     "choose_background",
     "decode_state",
     "encode_state",
+    "is_managed",
     "open_checkpoint",
 ]

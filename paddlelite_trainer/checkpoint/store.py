@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -81,6 +81,8 @@ class CheckpointStore:
         self._pins = Pins()
         self._recorded_last = Pins()  # a reader's, with the checkpoints that are gone
         self._is_settled = False
+        self._watchers: list[Callable[[], None]] = []
+        self._protected: dict[object, frozenset[str]] = {}
         if read_only:
             self._load()
             return
@@ -358,6 +360,7 @@ class CheckpointStore:
         before, self._pins = self._pins, after
         committed = replace(entry, sha256=_sha256_of(manifest))
         self._entries = self._with_pins((*self._entries, committed))
+        self._tell_watchers()
         self._settle(before)
         self.save_seconds = time.perf_counter() - started
 
@@ -441,6 +444,66 @@ class CheckpointStore:
             return not self._fs.exists(path)
         except OSError:  # a disk that cannot tell
             return False
+
+    def adopt(self, name: str, fill: Callable[[Path], None], pins: Mapping[str, Sequence[str]]) -> Entry:
+        """Commit a checkpoint that was written elsewhere, under the name it had there; `pins` are as in `save`.
+
+        `fill` writes its files, durable when it returns, into the empty directory it is given. Every byte is verified
+        before the commit. Another checkpoint of that name makes room: into quarantine if it is damaged, else it is set
+        aside as superseded.
+
+        Raises:
+            CheckpointCorruptError: it is not what its manifest says, or not of that name; nothing has changed.
+            CheckpointSaveError: writing failed.
+        """
+        self._require_writer()
+        self._job.join()
+        temporary = self._temporary(".tmp", name)
+        try:
+            self._fs.mkdir(temporary)
+            fill(temporary)
+            self._fs.fsync_directory(temporary)
+            saved, problems, _ = inspect(temporary, self._fs)
+            if saved is None or saved.entry.name != name:
+                problems = problems or [f"its manifest is that of {saved.entry.name if saved else 'no checkpoint'}"]
+                raise CheckpointCorruptError(f"{name} is damaged: {'; '.join(problems)}")
+            if self._fs.exists(self.directory / name):
+                self._set_aside([name], QUARANTINE if self._is_wrong(name) else SUPERSEDED)
+            self._fs.rename(temporary, self.directory / name)
+            self._fs.fsync_directory(self.directory)  # committed
+        except BaseException as error:
+            self._attempt(partial(self._fs.remove_tree, temporary))
+            if isinstance(error, OSError) and not isinstance(error, CheckpointError):
+                raise CheckpointSaveError(f"{name} could not be written to {self.directory}: {error}") from error
+            raise
+        entry = replace(saved.entry, path=self.directory / name)
+        self._entries = self._with_pins((*self._entries, entry))
+        sequence = max(self._pins.sequence, int(saved.manifest.get("sequence", 0)))
+        self._record(self._checked(pins, links=True).at({known.name for known in self._entries}, sequence))
+        return self._refreshed(entry)
+
+    # ---- beside the run: who copies its checkpoints ----
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call `watcher` after every commit and every change of pins, before anything is deleted for it.
+
+        It is called in the thread that saves, must be quick and must not raise.
+        """
+        self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        self._watchers.remove(watcher)
+
+    def protect(self, owner: object, names: Collection[str]) -> None:
+        """Delete none of these checkpoints, whatever the pins say, until their owner names others or none.
+
+        It ends with this process. What was protected alone is deleted at the next save, or by `prune`.
+        """
+        self._protected[owner] = frozenset(names)
+
+    def _tell_watchers(self) -> None:
+        for watcher in list(self._watchers):
+            watcher()
 
     # ---- pins ----
 
@@ -558,6 +621,7 @@ class CheckpointStore:
             raise CheckpointSaveError(f"The pins of {self.run_dir} could not be changed: {error}") from error
         before, self._pins = self._pins, pins
         self._entries = self._with_pins(self._entries)
+        self._tell_watchers()
         self._settle(None if pins is before else before)
 
     def _write_pins(self, pins: Pins) -> None:
@@ -601,7 +665,7 @@ class CheckpointStore:
 
     def _unheld(self) -> list[Entry]:
         """The committed checkpoints that nothing protects."""
-        held = self._pins.all_held()
+        held = self._pins.all_held().union(*list(self._protected.values()))
         healthy = [entry for entry in self._entries if entry.healthy]
         last_healthy = healthy[-1].name if healthy else None
         return [entry for entry in self._entries if entry.name not in held and entry.name != last_healthy]

@@ -44,10 +44,14 @@ def test_both_ranks_learn_the_same_from_different_samples_and_resume_exactly(tmp
     # 3 epochs of 48 samples, each once an epoch over both ranks
     assert Counter(whole[0]["seen"] + whole[1]["seen"]) == Counter(dict.fromkeys(range(48), 3))
 
-    _, first = launch(tmp_path / "halved", tmp_path / "b", 4)
+    remote = f"remote=file://{tmp_path}/remote"
+    _, first = launch(tmp_path / "halved", tmp_path / "b", 4, remote)
     assert first[0]["step"] == 4  # within the second epoch
     done, resumed = launch(tmp_path / "halved", tmp_path / "c", -1)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done, elsewhere = launch(tmp_path / "an empty machine", tmp_path / "d", -1, remote)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert elsewhere == resumed
     for rank in (0, 1):
         for part in ("everything", "random", "step"):
             assert resumed[rank][part] == whole[rank][part], (rank, part)

@@ -1,6 +1,6 @@
 """What each of two ranks runs: a fit with BatchNorm and dropout, and a record of how it ended.
 
-python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS [fail-save | fail-hook | fail-rank-1 | plateau]
+python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS [fail-save | fail-hook | fail-rank-1 | plateau | remote=URL]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.callbacks import ModelCheckpoint
+from paddlelite_trainer.callbacks import ModelCheckpoint, RemoteCopy
 from paddlelite_trainer.rng import random_states
 
 
@@ -84,6 +84,7 @@ if "fail-save" in sys.argv:
     callbacks.append(FailsToSave())
 if "fail-hook" in sys.argv:
     callbacks.append(FailsInItsHook())
+callbacks += [RemoteCopy(flag.partition("=")[2]) for flag in sys.argv if flag.startswith("remote=")]
 trainer = Trainer(
     max_epochs=3,
     max_steps=max_steps,

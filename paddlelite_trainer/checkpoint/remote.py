@@ -1,0 +1,443 @@
+"""Checkpoints at a remote, an object store or whatever fsspec reaches: data first, the manifest next, names last."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointSaveError,
+    ConfigurationError,
+    ConfigurationTypeError,
+    RemoteError,
+    did_you_mean,
+)
+from .entry import Entry, entry_from_manifest, parse_entry_name
+from .filesystem import REAL, FileSystem
+from .links import check_pin_name
+from .manifest import MANIFEST, parse_files, seal, unseal
+from .saved import inspect
+
+NAMES_FILE = "names.json"
+MAX_REMOTE_MANIFEST_BYTES = 256 << 20
+DOWNLOAD_CHUNK_BYTES = 16 << 20
+_NAME = re.compile(r"(step-[0-9r-]+)\.c(\d{1,18})\.([0-9a-f]{16})")
+# Where a file is there while it is being written: it is written under another name and moved.
+_FILE_SYSTEMS = {"file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs", "arrow_hdfs", "dbfs"}
+_UPLOADING = ".uploading"
+
+
+@dataclass(frozen=True)
+class RemoteCheckpoint:
+    """A checkpoint's name at the remote: `<its own name>.c<number of its commit>.<its manifest's SHA-256, shortened>`.
+
+    So two checkpoints of one step never share a place, and copying the same one twice makes nothing new.
+    """
+
+    entry_name: str
+    commit: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry_name}.c{self.commit}.{self.digest}"
+
+    @property
+    def order(self) -> tuple[int, tuple[int, int]]:
+        """Commits are counted over the whole life of a run, so a run that went back to an older step is in order too."""
+        return (self.commit, parse_entry_name(self.entry_name) or (0, 0))
+
+
+def parse_remote_name(name: object) -> RemoteCheckpoint | None:
+    """None for what is not the name of a remote checkpoint."""
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None or parse_entry_name(match[1]) is None:
+        return None
+    return RemoteCheckpoint(match[1], int(match[2]), match[3])
+
+
+class Objects:
+    """The few calls that reach a remote, through fsspec; a key is `folder/file` below the URL, or `file`.
+
+    Each raises FileNotFoundError for what is not there and RemoteError for anything else that goes wrong.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Raises ConfigurationError for a URL that nothing installed can open; it does not connect."""
+        self.url = _without_password(url) if isinstance(url, str) else str(url)
+        self._fs, self._root = _open_url(url, storage_options)
+        protocols = self._fs.protocol if isinstance(self._fs.protocol, (tuple, list)) else (self._fs.protocol,)
+        self._writes_in_place = bool(_FILE_SYSTEMS.intersection(protocols))
+
+    def contents(self, folder: str = "") -> dict[str, int | None]:
+        """Name -> size of what is in a folder, or at the top; folders have no size. Empty where there is no such folder."""
+        path = f"{self._root}/{folder}" if folder else self._root
+
+        def ask() -> Any:
+            self._fs.invalidate_cache()  # other processes write there too
+            return self._fs.ls(path, detail=True)
+
+        try:
+            found = self._call(ask, folder)
+        except FileNotFoundError:
+            return {}
+        own = path.rstrip("/").rpartition("/")[2]
+        names = {str(one["name"]).rstrip("/").rpartition("/")[2]: one for one in found}
+        return {
+            name: None if one.get("type") == "directory" else one.get("size")
+            for name, one in names.items()
+            if not (name == own and str(one["name"]).strip("/") == path.strip("/"))  # some list the folder itself
+        }
+
+    def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
+        return bytes(self._call(lambda: self._fs.cat_file(f"{self._root}/{key}", start=start, end=end), key))
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object; None where the remote does not say."""
+
+        def ask() -> Any:
+            self._fs.invalidate_cache()
+            return self._fs.info(f"{self._root}/{key}").get("size")
+
+        found = self._call(ask, key)
+        return None if found is None else int(found)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Make an object of these bytes; a reader sees all of it or what was there before."""
+        self._write(key, lambda path: self._fs.pipe_file(path, data))
+
+    def put_file(self, source: Path, key: str) -> None:
+        self._write(key, lambda path: self._fs.put_file(str(source), path))
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is gone already is no error."""
+        try:
+            self._call(lambda: self._fs.rm_file(f"{self._root}/{key}"), key)
+        except FileNotFoundError:
+            pass
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove an empty folder, where folders are more than parts of keys."""
+        if self._writes_in_place:
+            self._call(lambda: self._fs.rmdir(f"{self._root}/{folder}"), folder)
+
+    def _write(self, key: str, write: Callable[[str], None]) -> None:
+        path = f"{self._root}/{key}"
+
+        def run() -> None:
+            if not self._writes_in_place:
+                write(path)
+                return
+            temporary = f"{self._root}/{_UPLOADING}"  # always this name, so that a crash leaves one file at most
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            write(temporary)
+            self._fs.mv(temporary, path)
+
+        try:
+            self._call(run, key)
+        except FileNotFoundError as error:  # a bucket that does not exist
+            raise RemoteError(f"{self.url}/{key}: {_first_line(error)}") from error
+
+    def _call(self, function: Callable[[], Any], key: str) -> Any:
+        try:
+            return function()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every client library raises exceptions of its own
+            raise RemoteError(f"{self.url}{'/' if key else ''}{key}: {_first_line(error)}") from error
+
+
+class Remote:
+    """The copies of one run's checkpoints below a URL. One process writes, any number read.
+
+        <url>/
+          step-000001200.c7.0123456789abcdef/    a checkpoint; without its manifest.json, which comes last, it does not exist
+            model.pdparams optimizer.pdopt trainer.json ... manifest.json
+          names.json                             {name: [remote checkpoints, best first]}, under a checksum
+
+    Nothing is ever renamed there, and nothing that was written is written again with other bytes, but for names.json. What is
+    read is trusted in nothing: a manifest goes through the same checks as one on the local disk, every byte is verified,
+    and no pickle is run.
+    """
+
+    def __init__(
+        self, url: str, storage_options: Mapping[str, Any] | None = None, *, objects: Objects | None = None
+    ) -> None:
+        self.objects = objects or Objects(url, storage_options)
+        self.url = self.objects.url
+
+    # ---- looking ----
+
+    def checkpoints(self) -> list[RemoteCheckpoint]:
+        """What bears a checkpoint's name, newest first; whether it is whole is not looked at."""
+        found = [parsed for name in self.objects.contents() if (parsed := parse_remote_name(name))]
+        return sorted(found, key=lambda one: one.order, reverse=True)
+
+    def names(self) -> dict[str, list[RemoteCheckpoint]]:
+        """What names.json says; empty where there is none, or a damaged one: it is a hint, and is written anew."""
+        try:
+            record = unseal(self._read_small(NAMES_FILE), NAMES_FILE)
+            names = {}
+            for name, held in record["names"].items():
+                check_pin_name(name)
+                names[name] = [parsed for one in held if (parsed := parse_remote_name(one))]
+        except (FileNotFoundError, CheckpointCorruptError, ConfigurationError, KeyError, TypeError, AttributeError):
+            return {}
+        return {name: held for name, held in names.items() if held}
+
+    def manifest(self, checkpoint: RemoteCheckpoint) -> tuple[bytes, dict[str, Any]] | None:
+        """A checkpoint's manifest, checked, as bytes and as JSON; None where the checkpoint was never completed.
+
+        Raises:
+            CheckpointCorruptError: it is altered, that of another checkpoint, or claims what no checkpoint has.
+        """
+        what = f"{self.url}/{checkpoint.name}/{MANIFEST}"
+        try:
+            data = self._read_small(f"{checkpoint.name}/{MANIFEST}")
+        except FileNotFoundError:
+            return None
+        manifest = unseal(data, what)
+        entry = entry_from_manifest(Path(checkpoint.entry_name), manifest)
+        parse_files(manifest)
+        if remote_name_of(manifest) != checkpoint:
+            raise CheckpointCorruptError(f"{what} is that of another checkpoint: {entry.name}, {entry.sha256[:16]}")
+        try:
+            for pin, held in manifest["pins"].items():
+                check_pin_name(pin)
+                if not all(isinstance(name, str) and parse_entry_name(name) for name in held):
+                    raise TypeError(f"{pin!r} holds {held!r}")
+        except (ConfigurationError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointCorruptError(f"{what} names what no checkpoint is kept under: {error}") from error
+        return data, manifest
+
+    def find(self, name: str = "latest") -> RemoteCheckpoint:
+        """The checkpoint that a name means: the first that it holds, a step's newest, or for "latest" the newest of all.
+
+        Raises:
+            CheckpointNotFoundError: there is none.
+        """
+        there = self.checkpoints()
+        names = self.names()
+        if name in ("latest", "last"):
+            found = [one for one in there if self.is_complete(one)][:1]
+        elif name in names:
+            found = names[name][:1]
+        else:
+            wanted = {name, f"step-{int(name):09d}" if name.isdecimal() and name.isascii() else name}
+            steps = [one for one in there if wanted & {one.name, one.entry_name, one.entry_name.partition("-r")[0]}]
+            found = [one for one in steps if self.is_complete(one)][:1]
+        if not found:
+            known = sorted({*names, "latest", *(one.entry_name for one in there)})
+            holds = f" It has {', '.join(known)}." if there else " It has no checkpoint."
+            raise CheckpointNotFoundError(f"{self.url} has no {name!r}.{did_you_mean(name, known)}{holds}")
+        return found[0]
+
+    def is_complete(self, checkpoint: RemoteCheckpoint) -> bool:
+        """Whether the manifest is there, sound or not."""
+        return MANIFEST in self.objects.contents(checkpoint.name)
+
+    def holds_any(self, checkpoints: Sequence[RemoteCheckpoint]) -> bool:
+        """Whether one of them is complete, against what a process left that died while it copied."""
+        return any(map(self.is_complete, checkpoints))
+
+    # ---- reading ----
+
+    def download(self, checkpoint: RemoteCheckpoint, directory: Path, file_system: FileSystem = REAL) -> Entry:
+        """Write a checkpoint's files into an empty directory, durably, each no larger than its manifest says.
+
+        What came is not yet verified: `open_checkpoint` and `CheckpointStore.adopt` do that.
+
+        Raises:
+            CheckpointCorruptError: the manifest, a file or a part of one is missing, or impossible.
+            CheckpointSaveError: there is no room for it here.
+            RemoteError: the remote does not answer.
+        """
+        found = self.manifest(checkpoint)
+        if found is None:
+            raise CheckpointCorruptError(f"{self.url}/{checkpoint.name} has no manifest: it was never completed")
+        data, manifest = found
+        files = parse_files(manifest)
+        needed, free = sum(file.size for file in files.values()), file_system.free_space(directory)
+        if needed > free:
+            raise CheckpointSaveError(
+                f"{self.url}/{checkpoint.name} says that it has {needed} bytes; {free} are free in {directory}"
+            )
+        for name, file in files.items():
+            self._download_file(f"{checkpoint.name}/{name}", file.size, directory / name, file_system)
+        file_system.write_file(directory / MANIFEST, data)
+        return entry_from_manifest(directory, manifest)
+
+    def _download_file(self, key: str, size: int, path: Path, file_system: FileSystem) -> None:
+        descriptor = file_system.create(path)
+        try:
+            there = self.objects.size(key)
+            if there is not None and there != size:
+                raise CheckpointCorruptError(f"{self.url}/{key} has {there} bytes, it was written with {size}")
+            for start in range(0, size, DOWNLOAD_CHUNK_BYTES):
+                end = min(start + DOWNLOAD_CHUNK_BYTES, size)
+                chunk = self.objects.read(key, start, end)
+                if len(chunk) != end - start:
+                    raise CheckpointCorruptError(f"{self.url}/{key} ends before its {size} bytes")
+                file_system.write(descriptor, chunk)
+            file_system.fsync(descriptor)
+        except FileNotFoundError as error:
+            raise CheckpointCorruptError(f"{self.url}/{key} is missing") from error
+        finally:
+            file_system.close(descriptor)
+
+    def _read_small(self, key: str) -> bytes:
+        size = self.objects.size(key)
+        if size is not None and size > MAX_REMOTE_MANIFEST_BYTES:
+            raise CheckpointCorruptError(f"{self.url}/{key} has {size} bytes, which is too much for such a file")
+        return self.objects.read(key)
+
+    # ---- writing ----
+
+    def upload(self, directory: Path, go_on: Callable[[], bool] = lambda: True) -> RemoteCheckpoint | None:
+        """Copy a committed checkpoint, verified on the way: all data files, then the manifest. One that is there is left.
+
+        None where `go_on`, asked before each file, says no.
+
+        Raises:
+            CheckpointCorruptError: the local checkpoint is damaged, and nothing of it was copied.
+            FileNotFoundError: the local checkpoint is gone.
+            RemoteError: the remote does not answer, or holds something else than was written.
+        """
+        saved, problems, _ = inspect(directory, REAL)
+        if saved is None:
+            if not directory.exists():
+                raise FileNotFoundError(directory)
+            raise CheckpointCorruptError(f"{directory} is damaged and was not copied: {'; '.join(problems)}")
+        checkpoint = remote_name_of(saved.manifest)
+        manifest = (directory / MANIFEST).read_bytes()
+        sizes = {name: file.size for name, file in parse_files(saved.manifest).items()}
+        there = self.objects.contents(checkpoint.name)
+        if not _missing({MANIFEST: len(manifest), **sizes}, there):
+            return checkpoint
+        for name in sizes:
+            if not go_on():
+                return None
+            self.objects.put_file(directory / name, f"{checkpoint.name}/{name}")
+        missing = _missing(sizes, self.objects.contents(checkpoint.name))
+        if missing:
+            raise RemoteError(f"{self.url}/{checkpoint.name}: {', '.join(missing)} did not arrive whole")
+        if not go_on():
+            return None
+        self._put_checked(f"{checkpoint.name}/{MANIFEST}", manifest)
+        return checkpoint
+
+    def write_names(self, names: Mapping[str, Sequence[RemoteCheckpoint]]) -> None:
+        """Replace names.json."""
+        record = {"format": 1, "names": {name: [one.name for one in held] for name, held in names.items()}}
+        self._put_checked(NAMES_FILE, seal(record))
+
+    def _put_checked(self, key: str, data: bytes) -> None:
+        self.objects.put(key, data)
+        there = self.objects.size(key)
+        if there not in (None, len(data)):
+            raise RemoteError(f"{self.url}/{key}: {there} bytes are there, {len(data)} were written")
+
+    def delete(self, checkpoint: RemoteCheckpoint) -> None:
+        """Delete a checkpoint: the manifest first, so that it does not exist from then on."""
+        self.objects.delete(f"{checkpoint.name}/{MANIFEST}")
+        for name in self.objects.contents(checkpoint.name):
+            self.objects.delete(f"{checkpoint.name}/{name}")
+        self.objects.delete_folder(checkpoint.name)
+
+    def prepare(self) -> list[RemoteCheckpoint]:
+        """The checkpoints there; where there has been nothing yet, a first names.json shows that one may write."""
+        there = self.checkpoints()
+        if not there:
+            self.write_names({})
+        return there
+
+
+def _missing(sizes: Mapping[str, int], there: Mapping[str, int | None]) -> list[str]:
+    """What is not there in its size; some remotes tell no sizes."""
+    return [name for name, size in sizes.items() if name not in there or there[name] not in (None, size)]
+
+
+def remote_name_of(manifest: Mapping[str, Any]) -> RemoteCheckpoint:
+    """What the checkpoint with this manifest is called at a remote."""
+    return RemoteCheckpoint(str(manifest["name"]), commit_of(manifest), str(manifest["sha256"])[:16])
+
+
+def commit_of(manifest: Mapping[str, Any]) -> int:
+    """The number of the commit that made a checkpoint, counted over the life of its run."""
+    number = manifest.get("sequence", 0)
+    if type(number) is not int or not 0 <= number < 10**18:
+        raise CheckpointCorruptError(f"manifest.json has an impossible number of its commit: {number!r}")
+    return number
+
+
+def fetch_checkpoint(remote: Remote, checkpoint: RemoteCheckpoint, folder: Path) -> Entry:
+    """Download one checkpoint to `folder/<its name>`, verified; a crash leaves nothing under that name.
+
+    Raises:
+        ConfigurationError: something of that name is there. CheckpointCorruptError: what came is damaged.
+    """
+    target = folder / checkpoint.entry_name
+    if target.exists() or target.is_symlink():
+        raise ConfigurationError(f"{target} exists already: move it away, or name another directory")
+    temporary = folder / f".tmp-{checkpoint.entry_name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        remote.download(checkpoint, temporary)
+        saved, problems, _ = inspect(temporary, REAL)
+        if saved is None:
+            raise CheckpointCorruptError(f"{remote.url}/{checkpoint.name} is damaged: {'; '.join(problems)}")
+        REAL.fsync_directory(temporary)
+        temporary.rename(target)
+        REAL.fsync_directory(folder)
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointSaveError(f"{target} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return entry_from_manifest(target, saved.manifest)
+
+
+def _open_url(url: object, storage_options: Mapping[str, Any] | None) -> tuple[Any, str]:
+    if not isinstance(url, str):
+        raise ConfigurationTypeError(f"a remote's URL is a str such as 's3://bucket/run', got {url!r}")
+    shown = _without_password(url)
+    protocol, separator, rest = url.partition("://")
+    if not separator or not protocol or not rest.strip("/"):
+        raise ConfigurationError(
+            f"a remote's URL has a protocol and a place, such as 's3://bucket/run' or 'file:///mnt/backup/run', got {shown!r}"
+        )
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{shown} needs fsspec, which is not installed: pip install 'paddlelite_trainer[remote]', "
+            "and for s3:// s3fs, for gs:// gcsfs, for oss:// ossfs"
+        ) from error
+    try:
+        file_system, root = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    except ImportError as error:
+        raise ConfigurationError(f"{protocol}:// needs a package that is not installed. {error}") from error
+    except Exception as error:  # an unknown protocol, or what a client library thinks of the options
+        known = fsspec.available_protocols()
+        hint = did_you_mean(protocol, known) if protocol not in known else ""
+        raise ConfigurationError(f"{shown} cannot be opened: {_first_line(error)}.{hint}") from error
+    return file_system, str(root).rstrip("/")
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url).rstrip("/")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
