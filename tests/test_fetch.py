@@ -109,3 +109,10 @@ def test_a_tensor_has_memory_of_its_own() -> None:
     first.stop_gradient = False
     (first * 2).sum().backward()
     assert first.grad.tolist() == [2, 2, 2, 2]
+
+
+def test_a_tensor_of_the_dataset_brings_no_graph_along() -> None:
+    weight = paddle.ones([2])
+    weight.stop_gradient = False
+    (tensor,) = to_tensors((weight * 3,))
+    assert tensor.stop_gradient and tensor.tolist() == [3.0, 3.0]
