@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import paddle
+from pairs import at_least_one
 
 from paddlelite_trainer.checkpoint import CheckpointStore
 
@@ -292,11 +293,31 @@ def ms(value: float) -> str:
     return f"{value * 1e3:.1f} ms"
 
 
+def megabytes_in(text: str) -> list[float]:
+    sizes = [float(size) for size in text.split(",")]
+    if not all(size > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"sizes must be above 0, got {text}")
+    return sizes
+
+
+def existing_directory(text: str) -> str:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no directory")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="1,16,128,1024", help="state sizes in MB, comma separated")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--dir", default=None, help="a directory on the disk to measure; a temporary one by default")
+    parser.add_argument(
+        "--sizes", type=megabytes_in, default="1,16,128,1024", help="state sizes in MB, comma separated"
+    )
+    parser.add_argument("--pairs", type=at_least_one, default=5)
+    parser.add_argument(
+        "--dir",
+        type=existing_directory,
+        default=None,
+        help="a directory on the disk to measure; a temporary one by default",
+    )
     parser.add_argument("--json", action="store_true", help="print figures in seconds and bytes for programs")
     arguments = parser.parse_args()
     results: dict[str, Any] = {
@@ -305,7 +326,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(dir=arguments.dir) as root:
         results["sizes"] = {}
-        for megabytes in map(float, arguments.sizes.split(",")):
+        for megabytes in arguments.sizes:
             results["sizes"][f"{megabytes:g}"] = measure_size(megabytes, arguments.pairs, fresh(Path(root) / "size"))
         results["small"] = measure_pins(fresh(Path(root) / "pins"))
         results["share"] = measure_share(fresh(Path(root) / "share"), 3 * arguments.pairs)

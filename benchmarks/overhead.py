@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,8 @@ def main() -> None:
     parser = arguments(__doc__, rounds=15, steps=300)
     parser.add_argument("--lightning-python", help="an interpreter that has torch and lightning")
     given = parser.parse_args()
+    if given.lightning_python and shutil.which(given.lightning_python) is None:
+        parser.error(f"--lightning-python: there is no program {given.lightning_python}")
     batches = make_batches(given.steps)
     costs = rounds(
         {
