@@ -34,7 +34,8 @@ class RemoteCopy(Callback):
         url: anything that fsspec opens; credentials come from where its library takes them, or from `storage_options`.
         what: "all" for every checkpoint, or names: "latest", "best" (of every ModelCheckpoint), patterns such as "epoch_*", and "tags" for all names that
             you gave (`trainer.save_checkpoint(tag)`, `ModelCheckpoint(filename=...)`). All that a name holds is copied.
-        keep_last_n: how many of the newest stay there; older ones that no name there holds are deleted. None deletes nothing.
+        keep_last_n: how many of the newest stay there; of older ones those are deleted that no name there holds and that this run
+            copied or went on from: never another run's. None deletes nothing.
         final_wait_seconds: how long the end of a fit waits for copies at most; after SIGTERM or Ctrl-C
             `final_wait_seconds_after_signal`, which must fit into the machine's grace.
         if_unreachable: at the start of a fit the remote must answer, or a run that went on elsewhere would be lost: "raise" is an error, "local"
@@ -171,7 +172,7 @@ def _names(argument: str, value: object) -> tuple[str, ...]:
         raise ConfigurationTypeError(
             f"RemoteCopy({argument}=...) is 'all' or names such as ('latest', 'best', 'tags'), got {value!r}"
         )
-    return names
+    return tuple("latest" if name == "last" else name for name in names)
 
 
 def _seconds(argument: str, value: object) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from .checkpoint.entry import Entry, entry_from_manifest
 from .checkpoint.filesystem import REAL
-from .checkpoint.remote import Remote, RemoteCheckpoint, commit_of
+from .checkpoint.remote import OwnCopies, Remote, RemoteCheckpoint, commit_of
 from .checkpoint.saved import read_manifest
 from .checkpoint.store import CheckpointStore
 from .errors import CheckpointCorruptError, ConfigurationError, RemoteError
@@ -38,11 +38,19 @@ class RemoteCopies:
 
 def copies_of(callbacks: Sequence[Callback]) -> list[RemoteCopies]:
     """Of those callbacks that have a `remote`."""
-    return [
+    copies = [
         RemoteCopies(remote, getattr(callback, "if_unreachable", "raise"))
         for callback in callbacks
         if isinstance(remote := getattr(callback, "remote", None), Remote)
     ]
+    urls = [one.remote.url for one in copies]
+    for url in urls:
+        if urls.count(url) > 1:
+            raise ConfigurationError(
+                f"{urls.count(url)} callbacks copy to {url}, and each would take the other's names away. "
+                "Name all that is to be copied in one, or give each a URL of its own."
+            )
+    return copies
 
 
 def resolve_with_remotes(
@@ -71,6 +79,8 @@ def resolve_with_remotes(
                 local, broken = (local, broken) if brought is None else (brought, None)
             if local is not None and local.run_dir is None:
                 _refuse_used(remote, there)
+        except CheckpointCorruptError as error:  # of this remote; another one may have a sound one
+            broken = broken or error
         except RemoteError as error:
             if copies.if_unreachable == "raise":
                 raise RemoteError(
@@ -168,7 +178,14 @@ def _brought(
         # What was the latest here stays until the next save: only then has the one that came proved to fit.
         latest = _each_once(checkpoint.entry_name, *store.pins().get("latest", ()))
         entry = _adopt(store, remote, checkpoint, {"latest": latest})
-        findings = [*findings, *_bring_ranked(store, remote, entry)]
+        try:
+            findings = [*findings, *_bring_ranked(store, remote, entry)]
+            if remote.names():  # else they were lost, and what bore them is not to be deleted
+                own = OwnCopies(store.directory)
+                for one in remote.checkpoints():  # the run that this one is from here on
+                    own.add(one.entry_name, one.digest)
+        except RemoteError as error:  # the newest is here, and that is what the run goes on from
+            findings = [*findings, f"The best ones could not be brought from {remote.url}. {error}"]
     found = resolve_ckpt_path(entry.path, default_root_dir=root, run_name=run_name)
     return _with_finding(replace(found, message=f"{found.message}, brought from {remote.url}"), *findings)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from ..errors import CheckpointCorruptError
 from .entry import Entry
-from .remote import Remote, RemoteCheckpoint
+from .remote import OwnCopies, Remote, RemoteCheckpoint
 from .store import CheckpointStore
 
 FIRST_RETRY_SECONDS = 1.0
@@ -58,6 +58,7 @@ class Copier:
         # Ours alone.
         self._names: dict[str, list[RemoteCheckpoint]] | None = None
         self._held_once: set[str] = set()
+        self._own = OwnCopies(store.directory)
         self.last_error: Exception | None = None
         """Why the last attempt failed; None when it did not."""
         self._thread = threading.Thread(target=self._run, name="remote-copy", daemon=True)
@@ -229,6 +230,7 @@ class Copier:
         return self._everything or any(one.sha256 == entry.sha256 for held in self._pins.values() for one in held)
 
     def _copy(self, entry: Entry) -> None:
+        self._own.add(entry.name, entry.sha256[:16])
         try:
             copied = self._remote.upload(entry.path, lambda: not self._abandoned)
         except (CheckpointCorruptError, FileNotFoundError) as error:
@@ -247,10 +249,13 @@ class Copier:
         with self._changed:
             pins = dict(self._pins)
         names = dict(self._names)
+        named = {(one.entry_name, one.digest): one for held in names.values() for one in held}
         for name in self._held_once - set(pins):
             names.pop(name, None)  # taken away in this process; of others we know nothing
         for name, held in pins.items():
-            there = [self._copied[entry.sha256] for entry in held if entry.sha256 in self._copied]
+            # An earlier process's copy counts too: this machine's own may be damaged by now, or not be looked at yet.
+            found = [self._copied.get(one.sha256) or named.get((one.name, one.sha256[:16])) for one in held]
+            there = [one for one in found if one is not None]
             if there:
                 names[name] = there
         if names != self._names and not self._abandoned:
@@ -259,7 +264,10 @@ class Copier:
         self._held_once.update(pins)
 
     def _retire(self) -> None:
-        """Delete what is neither named nor wanted nor among the last N, and what an earlier process left half copied."""
+        """Delete what is neither named nor among the last N, of what this run copied, half or whole, or went on from.
+
+        Anything else may be all that is left of another run, or of a past whose names were lost.
+        """
         if self._keep_last_n is None or self._names is None:
             return
         kept = {one for held in self._names.values() for one in held}
@@ -269,7 +277,7 @@ class Copier:
                 return
             if newest < self._keep_last_n and self._remote.is_complete(checkpoint):
                 newest += 1
-            elif checkpoint not in kept:
+            elif checkpoint in self._own and checkpoint not in kept:
                 self._remote.delete(checkpoint)
 
     def _tell(self, message: str) -> None:

@@ -150,7 +150,10 @@ class Objects:
             return function()
         except FileNotFoundError:
             raise
-        except Exception as error:  # every client library raises exceptions of its own
+        except BaseException as error:  # every client library raises exceptions of its own
+            # asyncio's CancelledError is no Exception, and here it is one more failure of the storage.
+            if not isinstance(error, Exception) and type(error).__name__ != "CancelledError":
+                raise
             raise RemoteError(f"{self.url}{'/' if key else ''}{key}: {_first_line(error)}") from error
 
 
@@ -375,6 +378,36 @@ def commit_of(manifest: Mapping[str, Any]) -> int:
     if type(number) is not int or not 0 <= number < 10**18:
         raise CheckpointCorruptError(f"manifest.json has an impossible number of its commit: {number!r}")
     return number
+
+
+class OwnCopies:
+    """Which checkpoints at remotes are this run's, over all its processes: a file beside its own checkpoints.
+
+    What is not in it is never deleted, so a line that is lost to a crash costs room and no checkpoint.
+    """
+
+    FILE = ".copies.txt"
+
+    def __init__(self, checkpoints: Path) -> None:
+        self._path = checkpoints / self.FILE
+        try:
+            self._known = set(self._path.read_text(encoding="utf-8").splitlines())
+        except OSError:
+            self._known = set()
+
+    def add(self, entry_name: str, digest: str) -> None:
+        line = f"{entry_name} {digest}"
+        if line in self._known:
+            return
+        self._known.add(line)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:  # a full disk
+            self._known.discard(line)
+
+    def __contains__(self, checkpoint: RemoteCheckpoint) -> bool:
+        return f"{checkpoint.entry_name} {checkpoint.digest}" in self._known
 
 
 def fetch_checkpoint(remote: Remote, checkpoint: RemoteCheckpoint, folder: Path) -> Entry:

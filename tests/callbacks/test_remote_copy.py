@@ -15,7 +15,7 @@ import pytest
 from remote_support import below, flipped, hook, memory_url, overwrite, remove
 from small_runs import batches, differing, net, trainer, whole_state
 
-from paddlelite_trainer import Callback, Trainer
+from paddlelite_trainer import Callback, Trainer, remote_run
 from paddlelite_trainer.callbacks import ModelCheckpoint, RemoteCopy
 from paddlelite_trainer.checkpoint import CheckpointStore, Remote, copier
 from paddlelite_trainer.checkpoint.manifest import MANIFEST
@@ -454,3 +454,24 @@ def test_urls_in_the_wrong_place_are_errors_that_name_the_right_one(tmp_path: Pa
         ModelCheckpoint("s3://bucket/run")
     with pytest.raises(ConfigurationError, match=r"RemoteCopy\('s3://bucket/run'\).*paddlelite ckpt fetch"):
         train(tmp_path, None, 1, ckpt_path="s3://bucket/run")
+
+
+def test_two_callbacks_for_one_url_are_refused(tmp_path: Path, url: str) -> None:
+    twice = [RemoteCopy(url, what="latest"), RemoteCopy(url, what="best")]
+    with pytest.raises(ConfigurationError, match="2 callbacks copy to"):
+        trainer(tmp_path, [ModelCheckpoint(), *twice]).fit(net(), batches())
+
+
+def test_the_newest_is_gone_on_from_though_the_best_ones_cannot_be_had(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "first", RemoteCopy(url), 1)
+    with monkeypatch.context() as away:
+        away.setattr(remote_run, "_bring_ranked", fails_to_answer)
+        train(tmp_path / "second", RemoteCopy(url, if_unreachable="local"), 2)
+    out = capsys.readouterr().out
+    assert "from step-000000004" in out and "The best ones could not be brought" in out
+
+
+def fails_to_answer(*_: Any) -> Any:
+    raise RemoteError("no route to host")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import threading
@@ -758,3 +759,40 @@ def test_find_raises_where_nothing_is_there() -> None:
 
 def test_names_that_runs_give_are_told_from_tags() -> None:
     assert is_managed("epoch_3") and is_managed("best_val_loss") and not is_managed("before-finetune")
+
+
+# -- what is another run's, or all that is left ----------------------------------------------------------------------------
+
+
+def test_retention_deletes_nothing_of_another_run(tmp_path: Path, url: str) -> None:
+    one, other = CheckpointStore(tmp_path / "one"), CheckpointStore(tmp_path / "other")
+    for step in (1, 2):
+        save(one, step)
+        copy_now(one, url)
+    for step in (11, 12):
+        save(other, step)
+        copy_now(other, url, keep_last_n=1)
+    assert sorted(copied(url)) == [1, 2, 12]
+
+
+def test_the_copy_of_a_checkpoint_that_was_damaged_here_stays_named_and_kept(store: CheckpointStore, url: str) -> None:
+    best = save(store, 1, {"best": ["new"]})
+    copy_now(store, url)
+    (best.path / "model.pdparams").write_bytes(flipped((best.path / "model.pdparams").read_bytes()))
+    second = save(store, 2, {"best": [best.name, "new"]})
+    tell, told = printed()
+    copy_now(CheckpointStore(store.run_dir), url, keep_last_n=1, tell=tell)
+    assert sorted(copied(url)) == [1, 2]
+    assert named(url)["best"] == [best.name, second.name]
+    assert "step-000000001 was not copied" in told.getvalue()
+
+
+def test_a_call_that_the_library_cancels_is_one_more_failure(store: CheckpointStore) -> None:
+    remote = Remote(memory_url())
+
+    def cancelled(number: int, name: str, args: Any, call: Any) -> Any:
+        raise asyncio.CancelledError
+
+    hook(remote, cancelled)
+    with pytest.raises(RemoteError, match="CancelledError"):
+        remote.checkpoints()
