@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
-from .callback import refuse_wrong_signature
-from .module import Module
+from .module import is_written
 
 if TYPE_CHECKING:
     from .data import BatchSource
@@ -36,8 +35,7 @@ def evaluate(
     """
     word = {"validate": "validation"}.get(stage, stage)
     step = getattr(trainer.model, f"{word}_step")
-    more_names = ("dataloader_idx",) if len(sources) > 1 else ()
-    refuse_wrong_signature(trainer.model, f"{word}_step", step, Module, *more_names)
+    takes_index = is_written(trainer.model, f"{word}_step")  # Module's own predict_step has no use for it
     before = (trainer._collector, trainer._logs_steps, trainer.training)
     modes = [(layer, layer.training) for layer in trainer.model.sublayers(include_self=True)]
     collector.clear()
@@ -63,6 +61,7 @@ def evaluate(
             trainer._call(f"on_{word}_epoch_start")
             for index, source in enumerate(sources):
                 more = (index,) if len(sources) > 1 else ()
+                step_more = more if takes_index else ()
                 trainer._dataloader_suffix = f"/dataloader_idx_{index}" if more else ""
                 prepare_batch = trainer._batch_preparation(source, index)
                 outputs_kept: list[Any] = []
@@ -74,10 +73,10 @@ def evaluate(
                         for hook in batch_start:
                             hook(batch, batch_idx, *more)
                         if autocast is None:
-                            outputs = step(batch, batch_idx, *more)
+                            outputs = step(batch, batch_idx, *step_more)
                         else:
                             with autocast():
-                                outputs = step(batch, batch_idx, *more)
+                                outputs = step(batch, batch_idx, *step_more)
                         for hook in batch_end:
                             hook(outputs, batch, batch_idx, *more)
                         if keep_outputs:

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 Stage = Literal["fit", "validate", "test", "predict"]
 _TENSOR = paddle.Tensor
 _SCALAR_SHAPES: tuple[list[int], ...] = ([], [1])
+_STEPS = {"train": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 _AT_EPOCH_END = -1  # a validation period that is known only when the last batch has come
 
 
@@ -650,7 +651,10 @@ class Trainer(Readable):
                 return True
             if not self._stop_is_agreed:
                 return False
-        elif self.signals.received is not None or (self.max_seconds is not None and self._time_is_over()):
+        elif self.signals.received is not None:
+            return True
+        elif self.max_seconds is not None and self._seconds() >= self.max_seconds:
+            self._stop_for_time()
             return True
         if self._stop_reason is None:
             return False
@@ -662,12 +666,6 @@ class Trainer(Readable):
 
     def _stop_is_allowed(self) -> bool:
         return self.progress.current_epoch >= self.min_epochs and self.progress.global_step >= self.min_steps
-
-    def _time_is_over(self) -> bool:
-        if self.max_seconds is None or self._seconds() < self.max_seconds:
-            return False
-        self._stop_for_time()
-        return True
 
     def _stop_for_time(self) -> None:
         assert self.max_seconds is not None
@@ -1049,7 +1047,6 @@ class Trainer(Readable):
                 if not is_written(model, method):
                     refuse_misspelt_hooks(model, Module, MODULE_HOOKS)
                     raise ConfigurationError(f"{type(model).__name__} has no {method}; fit needs it")
-            refuse_wrong_signature(model, "training_step", model.training_step, Module)
         refuse_misspelt_hooks(model, Module, MODULE_HOOKS)
         if datamodule is not None and not isinstance(datamodule, DataModule):
             raise ConfigurationTypeError(
@@ -1468,6 +1465,10 @@ class Trainer(Readable):
         loaders = list(given) if stage != "train" and _are_several_loaders(given) else [given]
         if self.limits[stage] == 0:
             return []
+        step = _STEPS[stage]
+        if is_written(self.model, step):
+            more = ("dataloader_idx",) if len(loaders) > 1 else ()
+            refuse_wrong_signature(self.model, step, getattr(self.model, step), Module, *more)
         seed = self.seed if self.seed is not None else 0
         return [
             BatchSource(

@@ -160,6 +160,8 @@ def test_a_step_that_cannot_be_given_what_it_is_called_with() -> None:
     loaders = [paddle.io.DataLoader(paddle.io.TensorDataset([paddle.randn([4, 4]), paddle.zeros([4], "int64")]))] * 2
     with pytest.raises(ConfigurationError, match=r"validation_step.* is given \(batch, batch_idx, dataloader_idx\)"):
         quiet_trainer().validate(Classifier(), loaders)
+    outputs = quiet_trainer().predict(Classifier(), loaders)  # Module's own step needs no index
+    assert [len(of_a_loader) for of_a_loader in outputs] == [4, 4]
 
 
 @pytest.mark.parametrize(
