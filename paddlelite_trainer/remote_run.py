@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -179,10 +179,11 @@ def _brought(
         latest = _each_once(checkpoint.entry_name, *store.pins().get("latest", ()))
         entry = _adopt(store, remote, checkpoint, {"latest": latest})
         try:
-            findings = [*findings, *_bring_ranked(store, remote, entry)]
-            if remote.names():  # else they were lost, and what bore them is not to be deleted
+            names = _patiently(remote.names)
+            findings = [*findings, *_bring_ranked(store, remote, names)]
+            if names:  # else they were lost, and what bore them is not to be deleted
                 own = OwnCopies(store.directory)
-                for one in remote.checkpoints():  # the run that this one is from here on
+                for one in _patiently(remote.checkpoints):  # the run that this one is from here on
                     own.add(one.entry_name, one.digest)
         except RemoteError as error:  # the newest is here, and that is what the run goes on from
             findings = [*findings, f"The best ones could not be brought from {remote.url}. {error}"]
@@ -190,11 +191,11 @@ def _brought(
     return _with_finding(replace(found, message=f"{found.message}, brought from {remote.url}"), *findings)
 
 
-def _bring_ranked(store: CheckpointStore, remote: Remote, newest: Entry) -> list[str]:
+def _bring_ranked(store: CheckpointStore, remote: Remote, names: Mapping[str, Sequence[RemoteCheckpoint]]) -> list[str]:
     """The best ones too, which ModelCheckpoint ranks the next ones against; returns what could not be brought."""
     findings = []
     here = {entry.name: entry.sha256[:16] for entry in store.entries()}
-    for name, held in _patiently(remote.names).items():
+    for name, held in names.items():
         if name.partition("_")[0] not in RANKED_AGAINST:
             continue
         kept: list[str] = []

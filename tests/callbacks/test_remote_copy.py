@@ -445,8 +445,9 @@ def test_without_checkpoints_there_is_nothing_to_copy(tmp_path: Path, url: str) 
 
 def test_fast_dev_run_reaches_no_remote(tmp_path: Path, url: str) -> None:
     copy = RemoteCopy(url)
-    hook(copy.remote, fails)
+    calls = hook(copy.remote, fails)
     trainer(tmp_path, [copy], fast_dev_run=True).fit(net(), batches())
+    assert calls.calls == []
 
 
 def test_urls_in_the_wrong_place_are_errors_that_name_the_right_one(tmp_path: Path, url: str) -> None:
