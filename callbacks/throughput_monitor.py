@@ -41,9 +41,8 @@ class ThroughputMonitor(Callback):
         self._forget()
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        self._batch_ended = (
-            time.perf_counter()
-        )  # what lies between two epochs is no waiting for data, opening the next one is
+        # What lies between two epochs is no waiting for data; opening the next one is.
+        self._batch_ended = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
         self._batch_started = time.perf_counter()

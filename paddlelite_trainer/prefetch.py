@@ -23,7 +23,6 @@ WORTHWHILE_SHARE = 0.02  # of a batch's time
 LARGEST_SHARE = 0.01  # of the device's memory; where the device tells it
 HANDOVER_SECONDS = 50e-6  # that a batch's way through the thread costs the training thread: 36 us or more
 
-ASKED_FOR = "asked for"
 NOT_COPIED = "they are on the device already, or are not made of Tensors alone"
 
 # A forked process must not inherit a lock of Paddle's that the thread was just holding, so nobody forks during a copy.
@@ -46,13 +45,13 @@ class Prefetch:
     def __init__(self, wanted: Literal[True, "auto"], device: Device) -> None:
         self.is_on: bool | None = True if wanted is True else None
         """None while the first batches are being timed. Only this class writes it."""
-        self.why = ASKED_FOR if self.is_on else "not decided: too few batches so far"
+        self.why = "asked for" if self.is_on else "not decided: too few batches so far"
+        self._tells_what_it_leaves = wanted is True
         self._device = device
         self._thread: _Thread | None = None
         self._copy_seconds: list[float] = []
         self._batch_seconds: list[float] = []
         self._last_start: float | None = None
-        self._has_told = False
 
     def move(self, batch: Any) -> Any:
         """The batch on the device, copied here and now unless it is there."""
@@ -68,8 +67,8 @@ class Prefetch:
                 self._thread = _Thread(self._device.place)
             upcoming.is_under_way = True
             self._thread.tasks.put(upcoming)
-        elif self.why == ASKED_FOR and not self._has_told:
-            self._has_told = True
+        elif self._tells_what_it_leaves:
+            self._tells_what_it_leaves = False
             warnings.warn(f"Trainer(prefetch_to_device=True) has no effect on some batches: {NOT_COPIED}", stacklevel=2)
         return upcoming
 

@@ -129,11 +129,13 @@ def explains_unknown_arguments(init: _Init) -> _Init:
     def checked(self: Any, *positional: Any, **arguments: Any) -> None:
         for name in arguments:
             if name not in known:
-                remedy = f" It is one of Lightning's; here {_NOT_HERE[name]}." if name in _NOT_HERE else ""
-                remedy = f" Here it is {_CALLED_HERE[name]}." if name in _CALLED_HERE else remedy
-                raise ConfigurationTypeError(
-                    f"{type(self).__name__} has no argument {name!r}.{remedy or did_you_mean(name, known)}"
-                )
+                if name in _NOT_HERE:
+                    remedy = f" It is one of Lightning's; here {_NOT_HERE[name]}."
+                elif name in _CALLED_HERE:
+                    remedy = f" Here it is {_CALLED_HERE[name]}."
+                else:
+                    remedy = did_you_mean(name, known)
+                raise ConfigurationTypeError(f"{type(self).__name__} has no argument {name!r}.{remedy}")
         if positional:
             raise ConfigurationTypeError(
                 f"{type(self).__name__} takes arguments by name only, got {positional[0]!r} without one"
