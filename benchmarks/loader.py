@@ -14,7 +14,7 @@ import numpy as np  # isort: skip
 import paddle
 from workload import bare, fit, hand_loop
 
-from paddlelite_trainer.data import BatchSource
+from paddlelite_trainer.data.source import BatchSource
 
 
 class Samples(paddle.io.Dataset):  # type: ignore[misc]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.data import batch_size_of
+from paddlelite_trainer.callback import batch_size_of
 from paddlelite_trainer.errors import ConfigurationError
 
 

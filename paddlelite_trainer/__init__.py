@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from .callback import Callback, SavePoint
     from .checkpoint import average_checkpoints
     from .checkpoint.weights import load_weights
-    from .data import DataModule
-    from .initial_state import InitFrom
-    from .loggers import CSVLogger, Logger, TensorBoardLogger
+    from .data.module import DataModule
+    from .fit.starting import InitFrom
+    from .machine.rng import seed_everything
     from .module import Module
-    from .rng import seed_everything
+    from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
     from .trainer import Trainer
     from .tuner import Tuner
 
@@ -44,15 +44,15 @@ _HOME = {
     "Tuner": ".tuner",
     "average_checkpoints": ".checkpoint",
     "Module": ".module",
-    "DataModule": ".data",
-    "InitFrom": ".initial_state",
+    "DataModule": ".data.module",
+    "InitFrom": ".fit.starting",
     "load_weights": ".checkpoint.weights",
     "Callback": ".callback",
     "SavePoint": ".callback",
-    "Logger": ".loggers",
-    "CSVLogger": ".loggers",
-    "TensorBoardLogger": ".loggers",
-    "seed_everything": ".rng",
+    "Logger": ".reporting.loggers",
+    "CSVLogger": ".reporting.loggers",
+    "TensorBoardLogger": ".reporting.loggers",
+    "seed_everything": ".machine.rng",
 }
 
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from .data.batch import batch_size_of as batch_size_of  # for callbacks
 from .errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:

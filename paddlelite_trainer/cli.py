@@ -48,8 +48,8 @@ from .errors import (
     ConfigurationError,
     RunLockedError,
 )
-from .run_directory import locked, read_run
-from .terminal import Cell, age, count, say, seconds_since, size, table
+from .reporting.terminal import Cell, age, count, say, seconds_since, size, table
+from .run.directory import locked, read_run
 
 OK, PROBLEMS, USAGE, NOT_FOUND, IN_USE, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 

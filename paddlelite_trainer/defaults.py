@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .callback import Callback
 from .errors import ConfigurationTypeError
-from .loggers import CSVLogger, Logger, TensorBoardLogger
+from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
 
 
 def default_callbacks(

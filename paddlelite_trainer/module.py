@@ -158,7 +158,7 @@ class Module(paddle.nn.Layer):
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Override where a batch holds objects of your own that must move."""
-        from .data import move_to_device
+        from .data.batch import move_to_device
 
         return move_to_device(batch, device)
 
@@ -238,7 +238,7 @@ class Module(paddle.nn.Layer):
         Raises:
             CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError, UnsafePickleError
         """
-        from .training_state import hyperparameters_at, load_weights_at
+        from .fit.state import hyperparameters_at, load_weights_at
 
         hparams = {**hyperparameters_at(checkpoint_path), **arguments}
         accepted = inspect.signature(cls.__init__).parameters

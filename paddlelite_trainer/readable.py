@@ -10,11 +10,11 @@ from .errors import ConfigurationError
 
 if TYPE_CHECKING:
     from .callback import Callback
-    from .data import BatchSource
-    from .distributed import Ranks
-    from .loggers import Logger
+    from .data.source import BatchSource
+    from .machine.ranks import Ranks
+    from .machine.signals import SignalWatch
     from .progress import Progress
-    from .signals import SignalWatch
+    from .reporting.loggers import Logger
 
 
 class Readable:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import paddle
 
-from . import mark, training_state
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback, Pins, Reason, SavePoint, overridden, refuse_misspelt_hooks, refuse_wrong_signature
-from .data import HOOKS as DATA_HOOKS
-from .data import BatchSource, DataModule, batch_size_of, move_to_device
+from .data.batch import batch_size_of, move_to_device
+from .data.module import HOOKS as DATA_HOOKS
+from .data.module import DataModule
+from .data.prefetch import Prefetch
+from .data.source import BatchSource
 from .defaults import default_callbacks, default_loggers
-from .device import resolve_device, use_cpu_threads
-from .distributed import Ranks, launch_if_several
 from .errors import (
     CheckpointError,
     CheckpointSaveError,
@@ -34,9 +34,21 @@ from .errors import (
     LogWriteError,
     TrainingError,
 )
-from .evaluation import EvaluationAbandoned, evaluate
-from .mark import Mark
-from .metrics import MetricCollector, paddle_metrics_of, refuse_taken_names
+from .fit import mark
+from .fit import state as training_state
+from .fit.evaluation import EvaluationAbandoned, evaluate
+from .fit.mark import Mark
+from .machine.device import resolve_device, use_cpu_threads
+from .machine.precision import Precision, clip_gradients_by_norm, is_out_of_memory
+from .machine.ranks import Ranks, launch_if_several
+from .machine.rng import (
+    derive_seed,
+    draw_seed,
+    isolated_random_states,
+    paddle_cpu_generator_can_be_saved,
+    seed_everything,
+)
+from .machine.signals import EXIT_PREEMPTED, SignalWatch, WaitingEnded, in_notebook
 from .module import HOOKS as MODULE_HOOKS
 from .module import Module, is_written, refuse_what_is_never_called
 from .optimizers import (
@@ -50,21 +62,18 @@ from .optimizers import (
     structured_names,
     will_drop,
 )
-from .precision import Precision, clip_gradients_by_norm, is_out_of_memory
-from .prefetch import Prefetch
-from .profiler import make_profiler
 from .progress import Progress
 from .readable import Readable
-from .remote_run import copies_of, resolve_with_remotes
-from .rng import derive_seed, draw_seed, isolated_random_states, paddle_cpu_generator_can_be_saved, seed_everything
-from .run_directory import RunDirectory, locked, resolve_ckpt_path
+from .reporting.metrics import MetricCollector, paddle_metrics_of, refuse_taken_names
+from .reporting.profiler import make_profiler
+from .run.directory import RunDirectory, locked, resolve_ckpt_path
+from .run.remote_run import copies_of, resolve_with_remotes
 from .settings import check_settings, explains_unknown_arguments, stage_limit, to_seconds
-from .signals import EXIT_PREEMPTED, SignalWatch, WaitingEnded, in_notebook
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointStore, Entry
-    from .initial_state import InitFrom
-    from .loggers import Logger
+    from .fit.starting import InitFrom
+    from .reporting.loggers import Logger
 
 Stage = Literal["fit", "validate", "test", "predict"]
 _TENSOR = paddle.Tensor
@@ -676,7 +685,7 @@ class Trainer(Readable):
     def _training_step(self) -> Callable[..., Any]:
         step: Callable[..., Any] = self.model.training_step
         if self.ranks.world_size > 1:
-            from .data_parallel import synchronised_training_step
+            from .machine.data_parallel import synchronised_training_step
 
             with isolated_random_states():  # wrapping draws a number from python's generator
                 step = synchronised_training_step(self)
@@ -1011,7 +1020,7 @@ class Trainer(Readable):
                 self.print(f"Weights of {resolution.entry.path}")
             results = evaluate(self, stage, sources, MetricCollector(), keep_outputs=keep_outputs)
             if verbose and self.is_global_zero and stage != "predict":
-                from .summary import print_results
+                from .reporting.summary import print_results
 
                 print_results(stage, results)
             return results
@@ -1088,7 +1097,7 @@ class Trainer(Readable):
         init_from: str | Path | InitFrom | None,
     ) -> bool:
         """Everything before the first batch; False where the checkpoint's run is over already."""
-        from .summary import announce_fit
+        from .reporting.summary import announce_fit
 
         if self.max_epochs is None and self.max_steps < 0 and self.max_seconds is None:
             raise ConfigurationError(
@@ -1137,7 +1146,7 @@ class Trainer(Readable):
         self._step = self._training_step()
         start = None
         if saved is None and init_from is not None:
-            from .initial_state import start_from
+            from .fit.starting import start_from
 
             start = start_from(self, init_from)  # before there is a directory: what does not fit leaves none
         self._open_run(saved, resolution)
@@ -1366,7 +1375,7 @@ class Trainer(Readable):
     def _after_error(self, error: BaseException) -> BaseException:
         """Tell everybody of an exception, save if asked to, and return what leaves fit."""
         if is_out_of_memory(error):
-            from .summary import describe_batch
+            from .reporting.summary import describe_batch
 
             ahead = (
                 "prefetch_to_device=False, which has one batch less on the device, "
@@ -1446,7 +1455,7 @@ class Trainer(Readable):
     @contextlib.contextmanager
     def _watch_numerics(self) -> Iterator[None]:
         """detect_anomaly and deterministic, while a fit runs."""
-        from .numerics import numeric_checks
+        from .machine.numerics import numeric_checks
 
         with numeric_checks(detect_anomaly=self.detect_anomaly, deterministic=self.deterministic):
             yield

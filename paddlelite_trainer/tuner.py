@@ -12,12 +12,13 @@ from typing import Any, Literal
 import paddle
 
 from .callback import Callback
-from .data import DataModule, batch_size_of
+from .data.batch import batch_size_of
+from .data.module import DataModule
 from .errors import ConfigurationError, DataError, DeviceOutOfMemoryError
+from .machine.precision import Precision, is_out_of_memory
+from .machine.rng import isolated_random_states
 from .module import Module
 from .optimizers import set_learning_rate
-from .precision import Precision, is_out_of_memory
-from .rng import isolated_random_states
 from .trainer import Trainer
 
 Mode = Literal["exponential", "linear"]

@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
-from paddlelite_trainer.precision import Precision
+from paddlelite_trainer.machine.precision import Precision
 
 SCALER_OPTIONS = {"init_loss_scaling": 256.0, "incr_every_n_steps": 2}
 HALF = {"16-mixed": "float16", "16-true": "float16", "bf16-mixed": "bfloat16", "bf16-true": "bfloat16"}

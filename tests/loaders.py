@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from paddle.io import DataLoader, Dataset, IterableDataset
 
-from paddlelite_trainer.data import BatchSource
+from paddlelite_trainer.data.source import BatchSource
 
 SEED = 5
 

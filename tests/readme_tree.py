@@ -17,7 +17,13 @@ WIDTH = 38
 # What has no docstring of its own.
 FOLDERS = {
     "paddlelite_trainer": "the engine: it never imports callbacks/, except in defaults.py",
+    "paddlelite_trainer/fit": "one fit: its parts, the loop, and what comes before and after it",
+    "paddlelite_trainer/data": "from a user's loader to the batch that a step is given",
+    "paddlelite_trainer/run": "where a run lives, who may write there, which checkpoint a ckpt_path means",
+    "paddlelite_trainer/reporting": "what people see of a run: metrics, logs, tables, where the time went",
+    "paddlelite_trainer/machine": "Paddle and the machine below it: devices, precision, random numbers, signals, ranks",
     "paddlelite_trainer/checkpoint": "what a checkpoint holds and how it reaches the disk",
+    "paddlelite_trainer/cli": "the command line, without Paddle",
     "callbacks": "clients of the engine; imported as paddlelite_trainer.callbacks",
     "examples": "each runs in about a minute on a CPU, on real data",
     "benchmarks": "side by side with the hand-written loop and with other trainers",

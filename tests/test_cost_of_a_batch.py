@@ -16,7 +16,7 @@ from models import Classifier, make_batches, quiet_trainer
 import paddlelite_trainer
 import paddlelite_trainer.callbacks
 from paddlelite_trainer.callbacks import EarlyStopping, LRMonitor, ModelCheckpoint
-from paddlelite_trainer.rng import paddle_cpu_generator_can_be_saved
+from paddlelite_trainer.machine.rng import paddle_cpu_generator_can_be_saved
 
 OURS = tuple(
     str(Path(module.__file__).resolve().parent) for module in (paddlelite_trainer, paddlelite_trainer.callbacks)

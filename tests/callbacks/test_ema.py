@@ -67,7 +67,7 @@ def test_the_average_is_that_of_a_hand_written_loop_bit_for_bit(
     for _ in range(2):
         for batch in batches():
             if not paddle.__version__.startswith("3"):
-                from paddlelite_trainer.rng import derive_seed
+                from paddlelite_trainer.machine.rng import derive_seed
 
                 paddle.seed(derive_seed(3, "step", step))
             by_hand.loss(batch).backward()

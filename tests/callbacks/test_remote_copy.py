@@ -15,7 +15,7 @@ import pytest
 from remote_support import below, flipped, hook, memory_url, overwrite, remove
 from small_runs import batches, differing, net, trainer, whole_state
 
-from paddlelite_trainer import Callback, Trainer, remote_run
+from paddlelite_trainer import Callback, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint, RemoteCopy
 from paddlelite_trainer.checkpoint import CheckpointStore, Remote, copier
 from paddlelite_trainer.checkpoint.manifest import MANIFEST
@@ -26,6 +26,7 @@ from paddlelite_trainer.errors import (
     ConfigurationTypeError,
     RemoteError,
 )
+from paddlelite_trainer.run import remote_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
 
@@ -36,7 +37,7 @@ KILLED = Path(__file__).with_name("remote_killed.py")
 def retry_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copier, "FIRST_RETRY_SECONDS", 0.001)
     monkeypatch.setattr(copier, "LONGEST_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("paddlelite_trainer.remote_run.FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("paddlelite_trainer.run.remote_run.FIRST_RETRY_SECONDS", 0.001)
 
 
 @pytest.fixture

@@ -38,8 +38,8 @@ from paddlelite_trainer.errors import (
     ConfigurationTypeError,
     RemoteError,
 )
-from paddlelite_trainer.remote_run import RemoteCopies, resolve_with_remotes
-from paddlelite_trainer.run_directory import Resolution
+from paddlelite_trainer.run.directory import Resolution
+from paddlelite_trainer.run.remote_run import RemoteCopies, resolve_with_remotes
 
 
 @pytest.fixture(autouse=True)

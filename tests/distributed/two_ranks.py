@@ -16,7 +16,7 @@ import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint, RemoteCopy
-from paddlelite_trainer.rng import random_states
+from paddlelite_trainer.machine.rng import random_states
 
 
 class Numbers(paddle.io.Dataset):  # type: ignore[misc]

@@ -11,9 +11,9 @@ import pytest
 from loaders import AugmentedStream, StatefulStream, augmented, noisy_collate, plain, read, source
 from paddle.io import DataLoader, Dataset
 
-from paddlelite_trainer import rng
-from paddlelite_trainer.data import move_to_device
-from paddlelite_trainer.device import resolve_device
+from paddlelite_trainer.data.batch import move_to_device
+from paddlelite_trainer.machine import rng
+from paddlelite_trainer.machine.device import resolve_device
 
 
 class Tensors(Dataset):

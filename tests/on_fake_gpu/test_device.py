@@ -6,8 +6,8 @@ import fake_gpu
 import paddle
 import pytest
 
-from paddlelite_trainer.device import available_devices, resolve_device
 from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.machine.device import available_devices, resolve_device
 
 
 def test_auto_prefers_an_accelerator_that_is_not_cuda() -> None:

@@ -13,7 +13,7 @@ from amp_loops import SCALER_OPTIONS, Network, Run, bits, by_hand, by_precision,
 from paddle.nn import functional as F
 
 from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError
-from paddlelite_trainer.precision import PRECISIONS, LossScaler, Precision, is_out_of_memory
+from paddlelite_trainer.machine.precision import PRECISIONS, LossScaler, Precision, is_out_of_memory
 
 VARIANTS = {"plain": {}, "accumulation": {"accumulate": 4}, "clipping": {"clip": 0.5}, "inf": {"inf_at": 2}}
 VARIANTS["all together"] = {"accumulate": 2, "clip": 0.5, "inf_at": 1}

@@ -23,12 +23,14 @@ import test_signals_while_waiting as waiting
 from models import Classifier, make_batches, quiet_trainer, same_weights, weights_of
 from paddle.io import DataLoader, Dataset, IterableDataset
 
-from paddlelite_trainer import Callback, DataModule, data, prefetch
+from paddlelite_trainer import Callback, DataModule
 from paddlelite_trainer.callbacks import ModelCheckpoint
-from paddlelite_trainer.device import Device, resolve_device
+from paddlelite_trainer.data import batch as data
+from paddlelite_trainer.data import prefetch
+from paddlelite_trainer.data.worker_pool import WorkerPool
 from paddlelite_trainer.errors import DeviceOutOfMemoryError
-from paddlelite_trainer.rng import random_states
-from paddlelite_trainer.worker_pool import WorkerPool
+from paddlelite_trainer.machine.device import Device, resolve_device
+from paddlelite_trainer.machine.rng import random_states
 
 THREAD = "prefetch_to_device"
 MODES: list[Any] = [True, "auto"]

@@ -35,9 +35,9 @@ from paddlelite_trainer import (  # noqa: E402
     TensorBoardLogger,
     Trainer,
     seed_everything,
-    training_state,
 )
-from paddlelite_trainer.rng import random_states  # noqa: E402
+from paddlelite_trainer.fit import state as training_state  # noqa: E402
+from paddlelite_trainer.machine.rng import random_states  # noqa: E402
 
 STEP = "step-"
 

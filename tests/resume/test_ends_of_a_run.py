@@ -16,7 +16,7 @@ from variants import Net, Points, collate
 
 from paddlelite_trainer import Callback, Trainer, seed_everything
 from paddlelite_trainer.callbacks import ModelCheckpoint
-from paddlelite_trainer.data import BatchSource
+from paddlelite_trainer.data.source import BatchSource
 
 
 # -- finished, stopped, failed -------------------------------------------------------------------------------------------

@@ -1,0 +1,141 @@
+"""BatchSource: one loader's batches, with a position to resume from, seeding and sharding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import paddle
+from paddle.io import DataLoader, Dataset, IterableDataset
+
+from ..errors import ConfigurationError, ConfigurationTypeError
+from ..machine.rng import derive_seed
+from .order import Share
+from .streams import IterableLoaderStream, IterableStream, ListStream, MapStream, Replay, ReplayReport, Stream
+
+if TYPE_CHECKING:
+    from .prefetch import Prefetch
+
+Stage = Literal["train", "validate", "test", "predict"]
+
+
+class BatchSource:
+    """The batches of one loader, each a function of (seed, epoch, position), so that any position can be gone back to.
+
+    loader: a paddle.io.DataLoader, a list or tuple of batches, or any iterable of batches.
+    limit: at most so many batches of an epoch (int), or that fraction of them (float; 1.0 is all).
+
+    With `world_size` W, rank r takes batches r, r+W, ... of a list or of a map-style DataLoader. For "train" the
+    shares are made equal by going round again; for the other stages nothing is repeated, so that each sample counts
+    once, and ranks may differ by one batch. A DistributedBatchSampler is used as it is. What an IterableDataset or
+    another iterable yields is not divided: it must yield this rank's share by itself.
+
+    With a `prefetch` that is on, and a loader whose next batch can be had without running anybody's code earlier than
+    without it, batches come on the device; everything else stays the same.
+
+    Only the iterator of `epoch` writes `batches_done` and `is_last`; both are valid while a batch is being handled.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        stage: Stage,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        limit: int | float | None = None,
+        name: str = "train_dataloader",
+        prefetch: Prefetch | None = None,
+    ) -> None:
+        _check_limit(limit, name)
+        share = Share(rank, world_size, wraps=stage == "train")
+        if stage != "train":
+            seed = derive_seed(seed, name)  # or validation would draw the numbers of the first training epoch
+        self._stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name)
+        self._stream.prefetch = prefetch if self._stream.can_look_ahead else None
+        self.loader = loader
+        self.name = name
+
+    @property
+    def prefetch(self) -> Prefetch | None:
+        """What copies batches ahead, where this loader's can be."""
+        return self._stream.prefetch
+
+    @property
+    def length(self) -> int | None:
+        """Batches of an epoch for this rank, or None where the loader cannot tell."""
+        return self._stream.length
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the batch being handled is the epoch's last."""
+        return self._stream.is_last
+
+    @property
+    def batches_done(self) -> int:
+        """Batches of this epoch handed out so far, the one being handled included."""
+        return self._stream.batches_done
+
+    def epoch(self, epoch: int, start_batch: int = 0, on_replay: Replay | None = None) -> Iterator[Any]:
+        """Yield this rank's batches of an epoch from `start_batch` on, as Paddle's DataLoader gives them, on the host.
+
+        Skipped map-style batches are not loaded. Other iterables without a state of their own are read again up to
+        `start_batch`; `on_replay(done, total)` is called meanwhile (default: rank 0 prints a line every few seconds).
+
+        Raises:
+            DataError: the loader is empty, exhausted, shorter than start_batch, not the one that was resumed from,
+                or one of its workers died. What the dataset, sampler or collate_fn raises comes through as it is.
+        """
+        return self._stream.epoch(epoch, start_batch, on_replay or self._report_replay())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the batch being handled, and the loader's own state where it has one."""
+        return self._stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next `epoch` go on from a saved position; it must be asked for with that position."""
+        self._stream.load_state_dict(state)
+
+    def close(self) -> None:
+        """End worker processes and threads; safe at any time and more than once."""
+        self._stream.close()
+
+    def _report_replay(self) -> Replay:
+        return ReplayReport(self.name) if self._stream.share.rank == 0 else lambda done, total: None
+
+
+def _stream_for(loader: Any, **settings: Any) -> Stream:
+    name = settings["name"]
+    if isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__:
+        if isinstance(loader.dataset, IterableDataset):
+            return IterableLoaderStream(loader, **settings)
+        return MapStream(loader, **settings)
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise ConfigurationTypeError(
+            f"{name} is a Dataset ({type(loader).__name__}), which yields samples, not batches; "
+            "pass paddle.io.DataLoader(dataset, batch_size=...)"
+        )
+    if isinstance(loader, Sequence) and not isinstance(loader, (str, bytes)):
+        if any(isinstance(item, DataLoader) for item in loader):
+            raise ConfigurationTypeError(f"{name} is a {type(loader).__name__} of DataLoaders; pass one loader")
+        return ListStream(loader, **settings)
+    if isinstance(loader, (str, bytes, Mapping, paddle.Tensor, np.ndarray)) or not isinstance(loader, Iterable):
+        hint = "; call it" if callable(loader) else ""
+        raise ConfigurationTypeError(
+            f"{name} must be a paddle.io.DataLoader, a list of batches or another iterable of batches, "
+            f"got {type(loader).__name__}{hint}"
+        )
+    return IterableStream(loader, **settings)
+
+
+def _check_limit(limit: int | float | None, name: str) -> None:
+    if limit is None:
+        return
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+        raise ConfigurationTypeError(f"the limit of {name} must be an int or a float, got {type(limit).__name__}")
+    if limit < 0 or (isinstance(limit, float) and not limit <= 1.0):
+        raise ConfigurationError(
+            f"the limit of {name} must be an int >= 0 (batches) or a float from 0.0 to 1.0 (a fraction), got {limit}"
+        )

@@ -1,0 +1,554 @@
+"""How each kind of loader is iterated: lists, map-style DataLoaders, and iterables that can only be read in order."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from paddle.io import DataLoader
+
+from ..errors import ConfigurationError, DataError
+from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
+from .fetch import END, IterableFetcher, MapFetcher, add_note, to_tensors
+from .order import Order, Share, has_state
+from .worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from .prefetch import NextBatch, Prefetch
+
+Replay = Callable[[int, int], None]
+
+
+class Stream:
+    """What every kind of loader shares: the position and its checks. Only the iterator of `epoch` writes the position.
+
+    With a `prefetch` the iterator looks one batch ahead before it writes the position of the batch that it yields. It
+    keeps no reference to a batch that is on the device.
+    """
+
+    prefetch: Prefetch | None = None
+
+    def __init__(self, *, share: Share, seed: int, limit: int | float | None, name: str) -> None:
+        self.share = share
+        self.seed = seed
+        self.limit = limit
+        self.name = name
+        self.is_last = False
+        self.batches_done = 0
+        self.current_epoch = 0
+
+    @property
+    def length(self) -> int | None:
+        raise NotImplementedError
+
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether the next batch can be had before the present one is handled, and no code of the user's runs earlier."""
+        raise NotImplementedError
+
+    def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.current_epoch, "batches_done": self.batches_done, "is_last": self.is_last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.current_epoch = state["epoch"]
+        self.batches_done = state["batches_done"]
+        self.is_last = state["is_last"]
+
+    def close(self) -> None:
+        self._end_prefetch()
+
+    def _end_prefetch(self) -> None:
+        if self.prefetch is not None:
+            self.prefetch.close()
+
+    @contextmanager
+    def _prefetching(self) -> Iterator[Prefetch | None]:
+        """Its thread lives no longer than an iteration."""
+        try:
+            yield self.prefetch
+        finally:
+            self._end_prefetch()
+
+    def _begin(self, epoch: int, start_batch: int) -> None:
+        self.current_epoch = epoch
+        self.batches_done = start_batch
+        self.is_last = False
+
+    def _limited(self, count: int) -> int:
+        if self.limit is None:
+            return count
+        if isinstance(self.limit, int):
+            return min(count, self.limit)
+        limited = int(count * self.limit)
+        if limited == 0 and count > 0 and self.limit > 0:
+            raise ConfigurationError(
+                f"a limit of {self.limit} of {self.name}'s {count} batches leaves none; "
+                f"use an int, or a fraction of at least {1 / count:.3g}"
+            )
+        return limited
+
+    def _need_count(self, count: int | None) -> None:
+        if count is None and isinstance(self.limit, float) and self.limit != 1.0:
+            raise ConfigurationError(
+                f"a limit of {self.limit} needs the number of batches, which {self.name} does not know; "
+                "give an int, or a loader with a length"
+            )
+
+    def _check_start(self, start_batch: int, count: int) -> None:
+        if start_batch > count:
+            raise DataError(
+                f"{self.name} has {count} batches, but {start_batch} of this epoch were done before: it shrank since "
+                "the checkpoint was made. Resume with the same dataset, batch size and limits, or from an epoch's end."
+            )
+
+    def _batch_seed(self, epoch: int, number: int) -> int:
+        return derive_seed(self.seed, "batch", epoch, self.share.rank + number * self.share.world_size)
+
+    def _add_position(self, error: Exception, epoch: int, number: int) -> None:
+        add_note(error, f"while fetching batch {number} of epoch {epoch} of {self.name}")
+
+
+class ListStream(Stream):
+    """A list or tuple of batches, indexed."""
+
+    def __init__(self, batches: Sequence[Any], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.batches = batches
+        if len(batches) == 0 and self.limit != 0:
+            raise DataError(f"{self.name} is empty: the {type(batches).__name__} holds no batches")
+
+    @property
+    def length(self) -> int:
+        return self._limited(self.share.count(len(self.batches)))
+
+    @property
+    def can_look_ahead(self) -> bool:
+        return type(self.batches) in (list, tuple)  # another sequence may make its batches when it is asked
+
+    def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
+        count = self.length
+        self._check_start(start_batch, count)
+        self._begin(epoch, start_batch)
+        batches = self.share.of(self.batches)
+        upcoming: NextBatch | None = None
+        ahead: Any = None
+        with self._prefetching() as prefetch:
+            for number in range(start_batch, count):
+                present, upcoming = upcoming, None
+                if present is not None:
+                    present.wait()
+                if ahead is not batches[number]:
+                    present = None  # the step has put another one there
+                if prefetch is not None and prefetch.is_on and number + 1 < count:
+                    ahead = batches[number + 1]
+                    upcoming = prefetch.start(ahead)
+                self.batches_done = number + 1
+                self.is_last = number + 1 == count
+                yield batches[number] if present is None else present.take()
+
+
+class MapStream(Stream):
+    """A DataLoader over map-style data: index batches are known first, and fetched here or by workers."""
+
+    def __init__(self, loader: DataLoader, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.loader = loader
+        self._order = Order(loader, share=self.share, seed=self.seed, name=self.name)
+        self._workers = _Workers(loader, seed=self.seed, name=self.name)
+        if self._order.is_empty and self.limit != 0:
+            raise DataError(self._order.why_empty())
+        self._need_count(self._order.length)
+
+    @property
+    def length(self) -> int | None:
+        count = self._order.length
+        return None if count is None else self._limited(count)
+
+    @property
+    def can_look_ahead(self) -> bool:
+        return bool(self.loader.num_workers)  # a dataset in this process may look at what the step changes
+
+    def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
+        items = self._items(epoch, start_batch)
+        self._begin(epoch, start_batch)
+        if self.loader.num_workers == 0:
+            return self._fetched_here(epoch, start_batch, items)
+        return self._fetched_by_workers(epoch, start_batch, items)
+
+    def _items(self, epoch: int, start_batch: int) -> Iterator[Any]:
+        if self.limit == 0:
+            return iter(())
+        if self._order.length is None:
+            return self._items_without_length(epoch, start_batch)
+        batches = self._order.of_epoch(epoch, start_batch)
+        count = self._limited(len(batches))
+        self._check_start(start_batch, count)
+        return iter(batches[start_batch:count])
+
+    def _items_without_length(self, epoch: int, start_batch: int) -> Iterator[Any]:
+        number = 0
+        pulled = self._order.pulled(epoch)
+        while self.limit is None or isinstance(self.limit, float) or number < self.limit:
+            indices = next(pulled, END)
+            if indices is END:
+                break
+            number += 1
+            if number > start_batch:
+                yield indices
+        if number == 0:
+            raise DataError(f"{self.name} is empty or exhausted: its sampler yields nothing in epoch {epoch}")
+        self._check_start(start_batch, number)
+
+    def _fetched_here(self, epoch: int, number: int, items: Iterator[Any]) -> Iterator[Any]:
+        scope = IsolatedSeed(on_host=True)
+        fetch = MapFetcher(self.loader)
+        upcoming = next(items, END)
+        while upcoming is not END:
+            indices, upcoming = upcoming, next(items, END)
+            scope.enter(self._batch_seed(epoch, number))
+            try:
+                batch = to_tensors(fetch(indices))
+            except Exception as error:
+                self._add_position(error, epoch, number)
+                raise
+            finally:
+                scope.leave()
+            number += 1
+            self.batches_done = number
+            self.is_last = upcoming is END
+            yield batch
+
+    def _fetched_by_workers(self, epoch: int, number: int, items: Iterator[Any]) -> Iterator[Any]:
+        with self._workers.of_epoch(epoch) as pool, self._prefetching() as prefetch:
+            generation = pool.generation
+            capacity = pool.num_workers * pool.depth
+            submitted = number
+            has_more = True
+            upcoming: NextBatch | None = None
+            while True:
+                while has_more and submitted - number < capacity:
+                    indices = next(items, END)
+                    if indices is END:
+                        has_more = False
+                        break
+                    pool.submit(submitted % pool.num_workers, seed=self._batch_seed(epoch, submitted), indices=indices)
+                    submitted += 1
+                if submitted == number:
+                    return
+                present, upcoming = upcoming, None
+                try:
+                    if present is None:
+                        batch = pool.receive(number % pool.num_workers)
+                    else:
+                        batch = None
+                        present.wait()
+                except Exception as error:
+                    self._add_position(error, epoch, number)
+                    raise
+                if prefetch is not None and prefetch.is_on and number + 1 < submitted:
+                    # Never waited for: while workers are behind, the run waits for them in any case.
+                    worker = (number + 1) % pool.num_workers
+                    if pool.has_answered(worker):
+                        upcoming = prefetch.fetch_and_start(pool.receive, worker)
+                drop_cached_gaussian()
+                number += 1
+                self.batches_done = number
+                self.is_last = submitted == number
+                yield batch if present is None else present.take()
+                pool.check(generation)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "order": self._order.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._order.load_state_dict(state.get("order", {}))
+
+    def close(self) -> None:
+        super().close()
+        self._workers.close()
+
+
+class IterableStream(Stream):
+    """Any iterable of batches: read in order, so a position is reached by its own state or by reading up to it."""
+
+    def __init__(self, loader: Any, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.loader = loader
+        self._has_yielded = False
+        self._own_state: Any = None
+        self._resume: dict[str, Any] | None = None
+        count = _length_of(loader)
+        if count == 0 and self.limit != 0:
+            raise DataError(f"{self.name} is empty: len() of the {type(loader).__name__} is 0")
+        self._need_count(count)
+
+    @property
+    def length(self) -> int | None:
+        count = _length_of(self.loader)
+        return None if count is None else self._limited(count)
+
+    @property
+    def can_look_ahead(self) -> bool:
+        return True  # it is done in any case, to know the last batch
+
+    def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
+        limit = self.length if isinstance(self.limit, float) else self.limit
+        goes_on = self._restore(epoch, start_batch)
+        is_over = goes_on and self.is_last
+        self._begin(epoch, start_batch)
+        self.is_last = is_over
+        if is_over or (limit is not None and start_batch >= limit):
+            return
+        reader = self._read(epoch, start_batch, 0 if goes_on else start_batch, on_replay)
+        number = start_batch
+        batch = next(reader, END)
+        if batch is END and start_batch == 0:
+            raise DataError(self._why_nothing(epoch))
+        present: NextBatch | None = None
+        with self._prefetching() as prefetch:
+            while batch is not END:
+                if present is not None:
+                    present.wait()  # before anything is read, so that no thread runs beside the loader's code
+                self._has_yielded = True
+                number += 1
+                # Captured before looking ahead; a loader at its end may already have gone back to its start. What looking
+                # ahead raises must find the state that belongs to the position.
+                own = self._captured()
+                upcoming = END if limit is not None and number >= limit else next(reader, END)
+                copy: NextBatch | None = None
+                if prefetch is not None and prefetch.is_on and upcoming is not END:
+                    copy = prefetch.start(upcoming)
+                self._own_state = self._captured() if upcoming is END else own
+                self.batches_done = number
+                self.is_last = upcoming is END
+                drop_cached_gaussian()  # here too, as looking ahead drops it before one batch or the next
+                yield batch if present is None else present.take()
+                batch, present = upcoming, copy
+
+    def _read(self, epoch: int, start_batch: int, skip: int, on_replay: Replay) -> Iterator[Any]:
+        """Batches from start_batch on, each under its own seed, after passing over `skip` batches before it."""
+        scope = IsolatedSeed()
+        scope.enter(derive_seed(self.seed, "order", epoch))
+        try:
+            iterator = iter(self.loader)
+        finally:
+            scope.leave()
+        number = start_batch - skip
+        while True:
+            scope.enter(self._batch_seed(epoch, number))
+            try:
+                batch = next(iterator, END)
+            except Exception as error:
+                self._add_position(error, epoch, number)
+                raise
+            finally:
+                scope.leave()
+            if batch is END:
+                break
+            number += 1
+            if number > start_batch:
+                yield batch
+            else:
+                on_replay(number, start_batch)
+        self._check_replayed(number, start_batch, epoch)
+
+    def _check_replayed(self, number: int, start_batch: int, epoch: int) -> None:
+        if number < start_batch:
+            raise DataError(
+                f"{self.name} ended after {number} batches of epoch {epoch}, of which {start_batch} were done before: "
+                f"it shrank since the checkpoint was made, or cannot be read again. {_READ_AGAIN}"
+            )
+
+    def _why_nothing(self, epoch: int) -> str:
+        if self._has_yielded or epoch > 0:
+            return f"{self.name} is exhausted: it yielded nothing in epoch {epoch}. {_READ_AGAIN}"
+        return f"{self.name} is empty: the {type(self.loader).__name__} yields no batch"
+
+    def _stateful(self) -> Any:
+        return self.loader if has_state(self.loader) else None
+
+    def _captured(self) -> Any:
+        stateful = self._stateful()
+        return None if stateful is None else copy.deepcopy(stateful.state_dict())
+
+    def _restore(self, epoch: int, start_batch: int) -> bool:
+        """Put the loader's own state back, if there is one; whether it stands at start_batch now."""
+        resume, self._resume = self._resume, None
+        stateful = self._stateful()
+        if resume is None or resume.get("own") is None or stateful is None:
+            return False
+        if resume["epoch"] == epoch and resume["batches_done"] != start_batch:
+            return False
+        stateful.load_state_dict(resume["own"])
+        return bool(resume["epoch"] == epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "is_last": self.is_last, "own": self._own_state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.is_last = state.get("is_last", False)
+        self._resume = state
+        self._own_state = state.get("own")
+
+
+class IterableLoaderStream(IterableStream):
+    """A DataLoader over an IterableDataset, read here or by workers; each worker reads its own copy of the dataset."""
+
+    def __init__(self, loader: DataLoader, **settings: Any) -> None:
+        super().__init__(loader, **settings)
+        self._workers = _Workers(loader, seed=self.seed, name=self.name)
+
+    def _stateful(self) -> Any:
+        dataset = self.loader.dataset
+        # With workers the state is in their copies.
+        return dataset if self.loader.num_workers == 0 and has_state(dataset) else None
+
+    def _read(self, epoch: int, start_batch: int, skip: int, on_replay: Replay) -> Iterator[Any]:
+        if self.loader.num_workers > 0:
+            return self._read_by_workers(epoch, start_batch, on_replay)
+        return self._read_here(epoch, start_batch, skip, on_replay)
+
+    def _read_here(self, epoch: int, start_batch: int, skip: int, on_replay: Replay) -> Iterator[Any]:
+        scope = IsolatedSeed(on_host=True)
+        scope.enter(derive_seed(self.seed, "order", epoch))
+        try:
+            fetch = IterableFetcher(self.loader)
+        finally:
+            scope.leave()
+        number = start_batch - skip
+        while True:
+            scope.enter(self._batch_seed(epoch, number))
+            try:
+                batch = fetch.read() if number < start_batch else fetch()
+                if batch is END:
+                    break
+                batch = to_tensors(batch)
+            except Exception as error:
+                self._add_position(error, epoch, number)
+                raise
+            finally:
+                scope.leave()
+            number += 1
+            if number > start_batch:
+                yield batch
+            else:
+                on_replay(number, start_batch)
+        self._check_replayed(number, start_batch, epoch)
+
+    def _read_by_workers(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
+        """Batches from the workers in turn, until the data of all of them has ended."""
+        with self._workers.of_epoch(epoch) as pool:
+            generation = pool.generation
+            turns: deque[int] = deque()
+            submitted = [0] * pool.num_workers
+            to_skip, number = start_batch, 0
+
+            def submit(worker: int) -> None:
+                nonlocal to_skip
+                position = submitted[worker] * pool.num_workers + worker
+                pool.submit(worker, seed=self._batch_seed(epoch, position), skip=to_skip > 0)
+                to_skip -= 1
+                submitted[worker] += 1
+                turns.append(worker)
+
+            ended: set[int] = set()
+            for _ in range(pool.depth):
+                for worker in range(pool.num_workers):
+                    submit(worker)
+            while turns:
+                worker = turns.popleft()
+                try:
+                    batch = pool.receive(worker)
+                except Exception as error:
+                    self._add_position(error, epoch, number)
+                    raise
+                if batch is END:
+                    ended.add(worker)
+                    continue
+                submit(worker)
+                drop_cached_gaussian()
+                number += 1
+                if number > start_batch:
+                    yield batch
+                    pool.check(generation)
+                else:
+                    on_replay(number, start_batch)
+        self._check_replayed(number, start_batch, epoch)
+
+    def close(self) -> None:
+        super().close()
+        self._workers.close()
+
+
+class ReplayReport:
+    """Says on stderr how far reading up to the position has come, once that takes longer than two seconds."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._next_time = time.monotonic() + 2.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() >= self._next_time:
+            self._next_time = time.monotonic() + 5.0
+            print(
+                f"{self.name}: reading up to the position of the checkpoint, batch {done} of {total}", file=sys.stderr
+            )
+
+
+class _Workers:
+    """The worker pool of a DataLoader: made when an epoch needs it, kept for the next if `persistent_workers` says so."""
+
+    def __init__(self, loader: DataLoader, *, seed: int, name: str) -> None:
+        self.loader = loader
+        self.seed = seed
+        self.name = name
+        self._pool: WorkerPool | None = None
+
+    @contextmanager
+    def of_epoch(self, epoch: int) -> Iterator[WorkerPool]:
+        if self._pool is None or self._pool.closed:
+            self._pool = WorkerPool(self.loader, name=self.name, seed=derive_seed(self.seed, "workers", epoch))
+        pool = self._pool
+        pool.begin_epoch(derive_seed(self.seed, "order", epoch))
+        generation = pool.generation
+        try:
+            yield pool
+        except GeneratorExit:  # the consumer broke off
+            self._release(pool, generation)
+            raise
+        except BaseException:
+            pool.close()  # what is under way is unknown now
+            raise
+        self._release(pool, generation)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def _release(self, pool: WorkerPool, generation: int) -> None:
+        if pool.generation != generation:
+            return  # a later epoch has it
+        if self.loader._persistent_workers:
+            pool.cancel()
+        else:
+            pool.close()
+
+
+_READ_AGAIN = "Pass a list of batches, a paddle.io.DataLoader or an IterableDataset: they can be read again."
+
+
+def _length_of(thing: Any) -> int | None:
+    try:
+        return len(thing)
+    except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError):
+        return None

@@ -1,0 +1,1 @@
+"""Paddle and the machine below it: devices, precision, random numbers, signals, ranks."""

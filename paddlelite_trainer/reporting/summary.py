@@ -1,0 +1,59 @@
+"""What a run says of itself: the block at its start, the table of results at an evaluation's end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import paddle
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+
+def announce_fit(trainer: Trainer, notes: Sequence[str]) -> None:
+    """One block: where, on what, how precise, how large, what was restored, which schedulers step when."""
+    if not trainer.is_global_zero:
+        return
+    count = sum(int(parameter.size) for parameter in trainer.model.parameters())
+    trained = sum(int(parameter.size) for parameter in trainer.model.parameters() if not parameter.stop_gradient)
+    lines = [
+        ("run", str(trainer.run_dir) if trainer.run_dir is not None else "nothing is written"),
+        ("device", trainer.device.name + (f", {trainer.world_size} processes" if trainer.world_size > 1 else "")),
+        ("precision", trainer.precision.effective + (f" ({trainer.precision.note})" if trainer.precision.note else "")),
+        ("parameters", f"{count:,}" + (f", {trained:,} of them trained" if trained != count else "")),
+        ("seed", str(trainer.seed)),
+    ]
+    for config in trainer.lr_scheduler_configs:
+        lines.append(("schedule", config.describe()))
+    lines += [("note", note) for note in notes]
+    width = max(len(name) for name, _ in lines)
+    trainer.print("\n".join(f"{name:<{width}}  {text}" for name, text in lines))
+
+
+def print_results(stage: str, results: Sequence[Mapping[str, float]]) -> None:
+    """A table of metrics, one column per loader."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not any(results):
+        return
+    table = Table()
+    table.add_column(f"{stage} metric")
+    for index in range(len(results)):
+        table.add_column("value" if len(results) == 1 else f"loader {index}", justify="right")
+    names = list(dict.fromkeys(name for result in results for name in result))
+    for name in names:
+        table.add_row(name, *(f"{result[name]:.6g}" if name in result else "" for result in results))
+    Console().print(table)
+
+
+def describe_batch(batch: Any) -> str:
+    """Shapes and types of a batch's tensors, for errors."""
+    if isinstance(batch, paddle.Tensor):
+        return f"{list(batch.shape)} {str(batch.dtype).rpartition('.')[2]}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key}: {describe_batch(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, (list, tuple)):
+        return "[" + ", ".join(describe_batch(value) for value in batch) + "]"
+    return type(batch).__name__

@@ -1,0 +1,1 @@
+"""Where a run lives, who may write there, and which checkpoint a `ckpt_path` means."""

@@ -1,0 +1,555 @@
+"""Where a run lives, who may write there, and which checkpoint a `ckpt_path` means."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+import tempfile
+import time
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..checkpoint.entry import Entry, entry_from_manifest, parse_entry_name
+from ..checkpoint.filesystem import REAL
+from ..checkpoint.links import CHECKPOINTS
+from ..checkpoint.saved import SavedCheckpoint, read_manifest, resolve_checkpoint
+from ..checkpoint.store import CheckpointStore
+from ..errors import (
+    CheckpointNotFoundError,
+    CheckpointSaveError,
+    ConfigurationError,
+    ConfigurationTypeError,
+    RunLockedError,
+    TrainerError,
+    did_you_mean,
+)
+
+RUN_FILE = "run.json"
+OUTCOMES = ("finished", "stopped", "failed", "interrupted")
+
+_VERSION = re.compile(r"version_(\d+)")
+_SUFFIXES = (".pdparams", ".pdopt")
+_OWNER_WAIT_SECONDS = 0.5
+
+
+# -- who may write ---------------------------------------------------------------------------------------------------
+class RunDirectory:
+    """A run's directory, which this process alone may write until `close`.
+
+    The lock is the operating system's: it dies with this process however that dies, and processes forked from it
+    (DataLoader workers) do not keep it. Reading a run takes no lock. Only rank 0 makes a RunDirectory.
+
+        run = RunDirectory.create("runs")  # runs/version_0, or the next free number
+        ...  # train, writing below run.path
+        run.close("stopped: val_acc did not improve for 5 epochs")
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, fresh: bool = False) -> None:
+        """Lock an existing directory, one without checkpoints if `fresh`, and say in its run.json who runs there.
+
+        Raises:
+            RunLockedError: another process holds it; the message names its pid and host.
+            ConfigurationError: it is asked to be fresh, and holds checkpoints.
+        """
+        self.path = absolute(path)
+        self._lock = _acquire(self.path)
+        _held.add(self)
+        try:
+            if fresh and holds_checkpoints(self.path):
+                raise ConfigurationError(
+                    f"{self.path} already holds a run with checkpoints. To go on with it pass ckpt_path='last'; "
+                    "for a fresh run choose another run_name, or move that directory away."
+                )
+            before = _read_json(self.path / RUN_FILE)
+            self._record = {
+                "status": "running",
+                "reason": None,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "started": _now(),
+                "ended": None,
+                "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+                "created": before.get("created") or _now(),
+                "sessions": int(before.get("sessions") or 0) + 1,
+            }
+            _write_json(self.path / RUN_FILE, self._record)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError) and not isinstance(error, TrainerError):
+                raise CheckpointSaveError(f"cannot write the run directory {self.path}: {error}") from error
+            raise
+
+    @classmethod
+    def create(cls, default_root_dir: str | os.PathLike[str], *, run_name: str | None = None) -> RunDirectory:
+        """Lock a directory for a fresh run: `<root>/<run_name>`, or `<root>/version_<N>` with the next free number.
+
+        Raises:
+            ConfigurationError: `run_name` is no usable name, or a run of that name already has checkpoints.
+            RunLockedError: a run of that name is running.
+        """
+        root = absolute(default_root_dir)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if run_name is None:
+                return cls(_make_next_version(root))
+            path = _named_run(root, run_name)
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigurationError(f"cannot make a run directory below {root}: {error.filename} is a file") from error
+        except OSError as error:
+            raise CheckpointSaveError(f"cannot make a run directory below {root}: {error}") from error
+        return cls(path, fresh=True)
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str]) -> RunDirectory:
+        """Lock the directory of a run that goes on in place; `resolve_ckpt_path` says which.
+
+        Raises:
+            RunLockedError: it is running.
+        """
+        return cls(path)
+
+    def close(self, outcome: str | None = None) -> None:
+        """Record how the run ended, if said, and let other processes write here; called twice it does nothing.
+
+        `outcome` is "finished", "stopped", "failed" or "interrupted", and after that the reason:
+        "failed: ValueError: no such key", "interrupted by SIGTERM".
+        """
+        if self not in _held:
+            return
+        if outcome is not None:
+            status, reason = _split_outcome(outcome)
+            self._record.update(status=status, reason=reason, ended=_now())
+            try:
+                _write_json(self.path / RUN_FILE, self._record)
+            except OSError as error:
+                # The run is over and its checkpoints are safe: a full disk must not replace the run's own outcome.
+                warnings.warn(f"cannot record in {self.path / RUN_FILE} that the run {outcome}: {error}", stacklevel=2)
+        _held.discard(self)
+        self._lock.release(force=True)
+
+
+def new_run(default_root_dir: str | os.PathLike[str], run_name: str | None = None) -> Path:
+    """Make the directory that a run of this name, or the next number, lives in, and hold no lock on it.
+
+    For a run that comes from elsewhere and goes on here.
+    """
+    root = absolute(default_root_dir)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if run_name is None:
+            return _make_next_version(root)
+        path = _named_run(root, run_name)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointSaveError(f"cannot make a run directory below {root}: {error}") from error
+    return path
+
+
+def _split_outcome(outcome: str) -> tuple[str, str | None]:
+    match = re.fullmatch(rf"({'|'.join(OUTCOMES)})\b:?\s*(.*)", outcome, re.DOTALL)
+    if match is None:
+        raise ConfigurationError(f"a run's outcome begins with {', '.join(OUTCOMES)}, got {outcome!r}")
+    return match[1], match[2] or None
+
+
+_held: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a run's lock for a moment, to change what is in it while nobody trains; run.json stays as it is.
+
+    Raises:
+        RunLockedError: another process holds it.
+    """
+    lock = _acquire(absolute(path))
+    try:
+        yield
+    finally:
+        lock.release(force=True)
+
+
+def _acquire(path: Path) -> FileLock:
+    lock = FileLock(path / ".lock", thread_local=False)
+    try:
+        # A worker forked in the very moment in which its parent was killed lets go only when it next runs.
+        lock.acquire(timeout=0.3, poll_interval=0.02)
+    except Timeout:
+        raise RunLockedError(_locked_message(path)) from None
+    except OSError as error:
+        raise CheckpointSaveError(f"cannot lock the run directory {path}: {error}") from error
+    return lock
+
+
+def _locked_message(path: Path) -> str:
+    # The holder writes run.json right after it has the lock: give it that moment rather than name the run before.
+    deadline = time.monotonic() + _OWNER_WAIT_SECONDS
+    info = read_run(path)
+    while (info is None or info.status != "running") and time.monotonic() < deadline:
+        time.sleep(0.02)
+        info = read_run(path)
+    who = f"process {info.pid} on {info.host}" if info and info.status == "running" else "another process"
+    return (
+        f"{path} is in use by {who}. Two runs cannot write one directory: wait for it or stop it, or start this run "
+        "with another run_name or default_root_dir."
+    )
+
+
+def _forget_locks_after_fork() -> None:
+    # flock belongs to the open file, which a forked child shares: without this a worker that outlives a killed parent
+    # would keep the run locked. Closing the child's descriptor releases nothing that the parent holds; releasing would.
+    for run in list(_held):
+        context = getattr(run._lock, "_context", None)
+        descriptor = getattr(context, "lock_file_fd", None)
+        if context is not None and descriptor is not None:
+            context.lock_file_fd = None
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks_after_fork)
+
+
+def _make_next_version(root: Path) -> Path:
+    number = max((number for number, _ in _numbered_runs(root)), default=-1) + 1
+    while True:
+        path = root / f"version_{number}"
+        try:
+            path.mkdir()  # of two processes that want one number, mkdir lets one succeed
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _named_run(root: Path, run_name: str) -> Path:
+    """The directory of the run `run_name` below `root`."""
+    parts = Path(run_name).parts if run_name and "\0" not in run_name else ()
+    if not parts or ".." in parts or Path(run_name).is_absolute():
+        raise ConfigurationError(f"run_name must name a directory below {root}, got {run_name!r}")
+    return root / run_name
+
+
+# -- what a run says of itself ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run's run.json says.
+
+    `status` is "running" or how the run ended: "finished", "stopped", "failed", "interrupted", or "killed" where it
+    says running and its process is gone from this machine.
+    """
+
+    status: str
+    reason: str | None
+    pid: int
+    host: str
+    started: str
+    ended: str | None
+    command: str
+    sessions: int
+
+    def __str__(self) -> str:
+        if self.status == "running":
+            return f"running (process {self.pid} on {self.host} since {self.started})"
+        # One line: it stands in headings and notes. What an exception said in full is in run.json.
+        reason = next(iter(str(self.reason or "").strip().splitlines()), "")
+        return f"{self.status}: {reason}" if reason else self.status
+
+
+def read_run(path: str | os.PathLike[str]) -> RunInfo | None:
+    """What is recorded of the run in `path`, or None where there is no readable run.json. Takes no lock."""
+    record = _read_json(Path(path) / RUN_FILE)
+    try:
+        status, pid, host = record["status"], int(record["pid"]), str(record["host"])
+        if status == "running" and host == socket.gethostname() and not _is_alive(pid):
+            status = "killed"
+        return RunInfo(
+            status=status,
+            reason=record["reason"],
+            pid=pid,
+            host=host,
+            started=str(record["started"]),
+            ended=record["ended"],
+            command=str(record["command"]),
+            sessions=int(record["sessions"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix" or pid <= 0:  # elsewhere signal 0 is no question but a signal
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace `path` in one step: a reader sees the old content or the new."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def holds_checkpoints(path: Path) -> bool:
+    """Whether a run has checkpoints, sound or not."""
+    try:
+        return any(parse_entry_name(name) for name in os.listdir(path / CHECKPOINTS))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+# -- which checkpoint is meant ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Resolution:
+    """What a `ckpt_path` means: where the run goes on, from which checkpoint, and one line that says so.
+
+    `run_dir` is the run to go on with in place; None asks for a fresh directory. `entry` is the checkpoint to restore;
+    None where `fresh` is true.
+    """
+
+    run_dir: Path | None
+    entry: Entry | None
+    fresh: bool
+    message: str
+    opened: SavedCheckpoint | None = None
+    """The checkpoint, open, where finding it has verified it already; it does not travel to other processes."""
+    findings: tuple[str, ...] = ()
+    """A sentence for each newer checkpoint that was passed over."""
+    damaged: tuple[str, ...] = ()
+    """Names of those of them that are damaged."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Resolution, (self.run_dir, self.entry, self.fresh, self.message, None, self.findings, self.damaged)
+
+
+def resolve_ckpt_path(
+    ckpt_path: str | os.PathLike[str] | None,
+    *,
+    default_root_dir: str | os.PathLike[str],
+    run_name: str | None = None,
+) -> Resolution:
+    """Find the checkpoint that `ckpt_path` means; writes nothing and takes no lock.
+
+    "last" and a run's path choose by verifying every byte; for the others that is left to who opens the checkpoint.
+
+    - None: a fresh run.
+    - "last" or "latest": the newest sound checkpoint of the newest run that has any. A fresh run where no checkpoint
+      exists yet, so that one command starts and restarts a job.
+    - "best": the best checkpoint of that run, by its recorded metric.
+    - a path: a checkpoint, a run, or a link such as `runs/version_3/best`, with or without .pdparams.
+    - any other name: the newest checkpoint tagged so.
+
+    The newest run is the `version_<N>` of the highest number; `run_name` (a path below the root, or an absolute one)
+    says which run instead. The run that the checkpoint belongs to goes on in place, unless `run_name` names another.
+
+    Raises:
+        CheckpointNotFoundError: nothing is there; the message lists what is near.
+        CheckpointCorruptError: checkpoints are there and none of them verifies.
+        ConfigurationError: "best" where nothing, or more than one thing, was monitored.
+    """
+    root = absolute(default_root_dir)
+    if ckpt_path is None:
+        return Resolution(None, None, True, "fresh run")
+    if not isinstance(ckpt_path, (str, os.PathLike)):
+        raise ConfigurationTypeError(
+            f"ckpt_path must be None, 'last', 'best', a tag or a path, got {ckpt_path!r}, a {type(ckpt_path).__name__}"
+        )
+    text = os.fspath(ckpt_path)
+    if "://" in text:
+        raise ConfigurationError(
+            f"ckpt_path={text!r} is a URL. To go on with the run there add RemoteCopy({text!r}) to the callbacks and pass "
+            f"ckpt_path='last'; `paddlelite ckpt fetch {text}` brings one checkpoint here."
+        )
+    named = _run_at(default_root_dir, run_name) if run_name is not None else None
+    runs = [named] if named else [path for _, path in sorted(_numbered_runs(root), reverse=True)]
+    if text in ("last", "latest"):
+        return _resolve_last(root, named, runs)
+    if text == "best":
+        return _resolve_best(root, runs)
+    found = _resolve_path(text, named) or (None if _looks_like_path(text) else _resolve_pin(text, runs))
+    if found is None:
+        raise CheckpointNotFoundError(_not_found_message(text, root, runs))
+    return found
+
+
+def _resolve_last(root: Path, named: Path | None, runs: Sequence[Path]) -> Resolution:
+    for run in runs:
+        found = _newest_of(run)
+        if found is not None:
+            return found
+    message = f"no checkpoint in {named or root} yet: fresh run"
+    others = sorted(path.name for path in _subdirectories(root) if (path / CHECKPOINTS).is_dir() and path not in runs)
+    if others and named is None:
+        message += f" (runs with names go on by run_name=: {', '.join(others)})"
+    return Resolution(None, None, True, message)
+
+
+def _newest_of(run: Path) -> Resolution | None:
+    store = CheckpointStore(run, read_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the findings are told with the resolution
+        # Weights only, where there is nothing else: who wants to go on from them is told so.
+        entry = store.newest(complete=True) or store.newest()
+    return None if entry is None else _continue(run, entry, store.read(entry), store)
+
+
+def _resolve_best(root: Path, runs: Sequence[Path]) -> Resolution:
+    for run in runs:
+        store = CheckpointStore(run, read_only=True)
+        if store.entries():
+            return _continue(run, _best_of(store))
+        store.newest()  # raises where there are checkpoints, all of them damaged
+    raise CheckpointNotFoundError(f"ckpt_path='best': there is no checkpoint in {root} yet")
+
+
+def _best_of(store: CheckpointStore) -> Entry:
+    pins = store.pins()
+    ranked = ["best"] if "best" in pins else sorted(pin for pin in pins if pin.startswith("best_"))
+    if len(ranked) > 1:
+        raise ConfigurationError(
+            f"ckpt_path='best' could mean any of {', '.join(ranked)} in {store.run_dir}: "
+            f"pass the one you mean, as ckpt_path={ranked[0]!r}"
+        )
+    if not ranked:
+        raise ConfigurationError(
+            f"ckpt_path='best': nothing was monitored in {store.run_dir}, so no checkpoint is the best. "
+            "Train with ModelCheckpoint(monitor=...), or pass ckpt_path='last'."
+        )
+    return store.first_of_pin(ranked[0])
+
+
+def _resolve_pin(pin: str, runs: Sequence[Path]) -> Resolution | None:
+    for run in runs:
+        store = CheckpointStore(run, read_only=True)
+        if pin in store.pins():
+            return _continue(run, store.first_of_pin(pin))
+    return None
+
+
+def _resolve_path(text: str, named: Path | None) -> Resolution | None:
+    path = absolute(text)
+    try:
+        directory = resolve_checkpoint(Path(text).expanduser())
+    except CheckpointNotFoundError:
+        if (path / CHECKPOINTS).is_dir():
+            found = _newest_of(path)
+            if found is None:
+                raise CheckpointNotFoundError(f"the run {path} has no checkpoint yet") from None
+            return found
+        if not path.exists():
+            return None
+        raise CheckpointNotFoundError(
+            f"{path} is neither a checkpoint nor a run. load_weights(layer, path) loads other programs' weights."
+        ) from None
+    entry = entry_from_manifest(directory, read_manifest(directory, REAL))
+    run = directory.parent.parent if directory.parent.name == CHECKPOINTS else None
+    if run is not None and (named is None or named == run):
+        return _continue(run, entry)
+    return Resolution(None, entry, False, f"fresh run from {entry.path} (step {entry.step}, epoch {entry.epoch})")
+
+
+def _continue(
+    run: Path, entry: Entry, opened: SavedCheckpoint | None = None, searched: CheckpointStore | None = None
+) -> Resolution:
+    findings = tuple(searched.findings) if searched is not None else ()
+    info = read_run(run)
+    told = info is not None and info.status not in ("running", "killed") and not findings
+    state = f", {info}" if told else ""
+    message = f"going on with {run} from {entry.name} (step {entry.step}, epoch {entry.epoch}{state})"
+    return Resolution(run, entry, False, message, opened, findings, tuple(searched.damaged) if searched else ())
+
+
+def _not_found_message(text: str, root: Path, runs: Sequence[Path]) -> str:
+    words = {"last", "latest", "best"}
+    for run in runs[:1]:
+        words.update(CheckpointStore(run, read_only=True).pins())
+    path = absolute(text)
+    parent = path.parent
+    while not parent.is_dir():
+        parent = parent.parent
+    near = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    if _looks_like_path(text):
+        suggestion = did_you_mean(path.name, near) if parent == path.parent else ""
+        listing = f"{parent} holds {_some(near)}." if near else f"{parent} is empty."
+        return f"no checkpoint at {path}.{suggestion} {listing}"
+    suggestion = did_you_mean(text, words) or did_you_mean(text, near)
+    return (
+        f"ckpt_path={text!r} is neither a path nor a tag of a run in {root}.{suggestion} "
+        f"Known here: {', '.join(sorted(words))}; or pass a path to a checkpoint or a run."
+    )
+
+
+def _some(names: Sequence[str], limit: int = 12) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _looks_like_path(text: str) -> bool:
+    return os.sep in text or "/" in text or text.endswith(_SUFFIXES)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """`path` without links and relative parts, so that a later chdir or a moved link changes nothing."""
+    return Path(path).expanduser().resolve()
+
+
+def _run_at(default_root_dir: str | os.PathLike[str], run_name: str) -> Path:
+    # Joined as written, links unresolved: what os.path.relpath led away from the root leads back.
+    return Path(os.path.normpath(Path(default_root_dir).expanduser().absolute() / run_name)).resolve()
+
+
+def _numbered_runs(root: Path) -> Iterator[tuple[int, Path]]:
+    for path in _subdirectories(root):
+        match = _VERSION.fullmatch(path.name)
+        if match is not None:
+            yield int(match[1]), path
+
+
+def _subdirectories(root: Path) -> list[Path]:
+    try:
+        return [path for path in root.iterdir() if path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

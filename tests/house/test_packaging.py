@@ -1,0 +1,172 @@
+"""The package as users get it: wheel, source archive, editable install, bare checkout, and without Paddle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "conftest.py")
+FOLDERS = ("paddlelite_trainer", "callbacks", "docs", "examples", "tests", ".ci")
+
+pytest.importorskip("setuptools", minversion="70.1", reason="needs setuptools >= 70.1, as the test extra installs")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, in which building leaves its traces."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in SOURCES:
+        shutil.copy(ROOT / name, copy / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", ".*_cache"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path) -> Path:
+    return _build("wheel", checkout)
+
+
+@pytest.fixture(scope="module")
+def source_archive(checkout: Path) -> Path:
+    return _build("sdist", checkout)
+
+
+def test_the_wheel_holds_the_package_with_its_callbacks_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    packaged = {name for name in names if ".dist-info/" not in name}
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "paddlelite_trainer").rglob("*.py")}
+    expected |= {f"paddlelite_trainer/callbacks/{path.name}" for path in (ROOT / "callbacks").glob("*.py")}
+    assert packaged == expected | {"paddlelite_trainer/py.typed"}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_stub_for_a_bare_checkout_stays_out_of_the_wheel(wheel: Path) -> None:
+    # There it would hide the types of the real package beside it.
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".pyi")]
+
+
+def test_the_source_archive_holds_what_it_takes_to_check_it(source_archive: Path) -> None:
+    with tarfile.open(source_archive) as archive:
+        inside = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"LICENSE", "CHANGELOG.md", "conftest.py", "setup.cfg", "pyproject.toml", ".ci/run"} <= inside
+    assert {"paddlelite_trainer/callbacks.pyi", "callbacks/__init__.py", "tests/house/test_packaging.py"} <= inside
+
+
+def test_a_wheel_built_from_the_source_archive_is_the_same(wheel: Path, source_archive: Path, tmp_path: Path) -> None:
+    with tarfile.open(source_archive) as archive:
+        archive.extractall(tmp_path)
+    (unpacked,) = tmp_path.iterdir()
+    rebuilt = _build("wheel", unpacked)
+    first, second = zipfile.ZipFile(wheel), zipfile.ZipFile(rebuilt)
+    assert {name: first.getinfo(name).CRC for name in first.namelist()} == {
+        name: second.getinfo(name).CRC for name in second.namelist()
+    }
+
+
+def test_an_installed_wheel_imports_callbacks_under_the_package(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    told = _python(
+        "import paddlelite_trainer.callbacks as c, paddlelite_trainer as p; print(c.__file__); print(p.Callback.__module__)",
+        PYTHONPATH=str(tmp_path / "site"),
+        cwd=tmp_path,
+    )
+    assert told.split() == [
+        str(tmp_path / "site/paddlelite_trainer/callbacks/__init__.py"),
+        "paddlelite_trainer.callback",
+    ]
+
+
+def test_an_editable_install_imports_callbacks_from_the_checkout(checkout: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(_build("editable", checkout)).extractall(tmp_path / "site")
+    told = _python(
+        # First on the path: an editable install of this environment has a finder of the same name.
+        f"import site, sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); site.addsitedir({str(tmp_path / 'site')!r})\n"
+        "import paddlelite_trainer.callbacks, paddlelite_trainer.checkpoint as k\n"
+        "print(paddlelite_trainer.callbacks.__file__, k.__file__)",
+        cwd=tmp_path,
+        without_site=True,
+    )
+    assert told.split() == [
+        str(checkout / "callbacks/__init__.py"),
+        str(checkout / "paddlelite_trainer/checkpoint/__init__.py"),
+    ]
+
+
+def test_a_bare_checkout_finds_callbacks_through_its_conftest(checkout: Path, tmp_path: Path) -> None:
+    told = _python(
+        f"import sys; sys.path.insert(0, {str(checkout)!r})\n"
+        "import conftest, paddlelite_trainer.callbacks as c; print(c.__file__)",
+        cwd=tmp_path,
+        without_site=True,
+    )
+    assert told.split() == [str(checkout / "callbacks/__init__.py")]
+
+
+def test_callbacks_are_refused_under_their_bare_name() -> None:
+    told = _python("import callbacks", cwd=ROOT, fails=True)
+    assert "import these as paddlelite_trainer.callbacks" in told
+
+
+def test_without_paddle_the_first_name_says_what_to_install(tmp_path: Path) -> None:
+    told = _python(
+        "import importlib.util as u, sys; found = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'paddle' else found(name, *more)\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from paddlelite_trainer import Trainer",
+        cwd=tmp_path,
+        fails=True,
+    )
+    assert "ImportError: paddlelite_trainer needs PaddlePaddle, which is not installed." in told
+    assert "pip install 'paddlelite_trainer[cpu]'" in told
+
+
+def test_importing_the_package_and_its_checkpoints_imports_no_paddle(tmp_path: Path) -> None:
+    told = _python(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import paddlelite_trainer, paddlelite_trainer.checkpoint\n"
+        "print(sorted(name for name in sys.modules if name.split('.')[0] in ('paddle', 'torch', 'matplotlib', 'tensorboardX')))",
+        cwd=tmp_path,
+    )
+    assert told.strip() == "[]"
+
+
+def test_the_version_is_written_once(wheel: Path) -> None:
+    version = _python("import paddlelite_trainer as p; print(p.__version__)", cwd=ROOT).strip()
+    assert wheel.name.startswith(f"paddlelite_trainer-{version}-")
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def _build(kind: str, source: Path) -> Path:
+    """Build as pip does, but with the setuptools that is here, so that no network is needed."""
+    output = source.parent / f"{source.name}-{kind}"
+    output.mkdir()
+    told = _python(f"from setuptools import build_meta; print(build_meta.build_{kind}({str(output)!r}))", cwd=source)
+    return output / told.split()[-1]
+
+
+def _python(code: str, *, cwd: Path, fails: bool = False, without_site: bool = False, **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if without_site:
+        # An editable install of this very checkout must not be what is found; the libraries must be. Paddle 2.6 asks site
+        # for the user's folder when it is imported.
+        libraries = [entry for entry in sys.path if entry.endswith("site-packages")]
+        code = f"import site, sys; site.getusersitepackages(); sys.path += {libraries!r}\n{code}"
+    ran = subprocess.run(
+        [sys.executable, *(["-S"] if without_site else []), "-c", code],
+        cwd=cwd,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ran.returncode != 0) == fails, ran.stdout + ran.stderr
+    return ran.stderr if fails else ran.stdout
