@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,26 +28,22 @@ class SavePoint:
     `reason` is "train_batch" after any batch but an epoch's last, "validation" after a batch that was followed by validation,
     "train_epoch" after an epoch's end, "lr_drop" just before a scheduler lowers the learning rate in one jump, "exception" when
     user code raised (the state is that of the last completed batch) and "stop" when the run ends within an epoch.
-    Only Trainer makes it.
+    Only the fit makes it.
     """
 
-    __slots__ = ("_trainer", "reason")
-
-    def __init__(self, reason: Reason, trainer: Trainer) -> None:
+    def __init__(self, reason: Reason, candidate: Callable[[], Entry], entries: Callable[[], Sequence[Entry]]) -> None:
         self.reason = reason
-        self._trainer = trainer
+        self._candidate, self._entries = candidate, entries
 
-    @property
+    @functools.cached_property
     def candidate(self) -> Entry:
         """The checkpoint that would be written now: its name, step, epoch and metrics."""
-        self._trainer._await_save()
-        return self._trainer._candidate()
+        return self._candidate()
 
     @property
     def entries(self) -> Sequence[Entry]:
         """Checkpoints on disk, oldest first; one that is still being written is waited for."""
-        self._trainer._await_save()
-        return self._trainer.checkpoints.entries()
+        return self._entries()
 
 
 class Callback:

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import paddle
 
@@ -16,9 +16,17 @@ from .errors import ConfigurationError, ConfigurationTypeError
 from .hyperparameters import HyperParameters, arguments_of_init
 
 if TYPE_CHECKING:
+    from .reporting.log_target import LogTarget
     from .trainer import Trainer
 
 ModuleType = TypeVar("ModuleType", bound="Module")
+
+
+class RunOfModule(Protocol):
+    """What a module needs of the fit or evaluation that it takes part in."""
+
+    target: LogTarget
+    optimization: Any
 
 
 class Module(paddle.nn.Layer):
@@ -49,6 +57,7 @@ class Module(paddle.nn.Layer):
     def __init__(self) -> None:
         super().__init__()
         self._trainer: Trainer | None = None
+        self._run: RunOfModule | None = None
         self.hparams = HyperParameters()
 
     # -- what you write ----------------------------------------------------------------------------------------------------------
@@ -191,21 +200,22 @@ class Module(paddle.nn.Layer):
         Raises:
             ConfigurationError: not a single number; the name was logged before with other options.
         """
-        trainer = self._trainer
-        if trainer is None:
+        run = self._run
+        if run is None:
             warnings.warn("self.log() was called on a module without a trainer; nothing was recorded", stacklevel=2)
             return
-        collector = trainer._collector
+        target = run.target
+        collector = target.collector
         if collector is None:
             raise ConfigurationError(
                 f"self.log({name!r}, ...) cannot be used here: no epoch is running whose metrics it could join"
             )
         if on_step is None:
-            on_step = trainer._logs_steps
+            on_step = target.on_step
         if on_epoch is None:
-            on_epoch = not trainer._logs_steps
-        if add_dataloader_idx and trainer._dataloader_suffix:
-            name += trainer._dataloader_suffix
+            on_epoch = not target.on_step
+        if add_dataloader_idx and target.suffix:
+            name += target.suffix
         collector.log(name, value, on_step, on_epoch, prog_bar, logger, reduce_fx, batch_size)
 
     def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
@@ -238,7 +248,7 @@ class Module(paddle.nn.Layer):
         Raises:
             CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError, UnsafePickleError
         """
-        from .fit.state import hyperparameters_at, load_weights_at
+        from .run.weights import hyperparameters_at, load_weights_at
 
         hparams = {**hyperparameters_at(checkpoint_path), **arguments}
         accepted = inspect.signature(cls.__init__).parameters
@@ -255,7 +265,7 @@ class Module(paddle.nn.Layer):
 
     def optimizers(self) -> Any:
         """The optimizer, or the list of several, for manual optimization."""
-        wrapped = self.trainer._manual_optimizers
+        wrapped = self._optimization.manual_optimizers
         return wrapped[0] if len(wrapped) == 1 else wrapped
 
     def lr_schedulers(self) -> Any:
@@ -265,8 +275,7 @@ class Module(paddle.nn.Layer):
 
     def manual_backward(self, loss: Any) -> None:
         """`loss.backward()`, scaled where the precision asks for it."""
-        with self.trainer.precision.outside_autocast():
-            self.trainer._backward(loss)
+        self._optimization.manual_backward(loss)
 
     def clip_gradients(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -275,14 +284,14 @@ class Module(paddle.nn.Layer):
 
         `paddle.nn.utils.clip_grad_norm_` and `clip_grad_value_` do it.
         """
-        return self.trainer._clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        return self._optimization.clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def toggle_optimizer(self, optimizer: Any) -> None:
         """Let only this optimizer's parameters collect gradients, until `untoggle_optimizer`."""
-        self.trainer._toggle(optimizer)
+        self._optimization.toggle(optimizer)
 
     def untoggle_optimizer(self, optimizer: Any) -> None:
-        self.trainer._untoggle()
+        self._optimization.untoggle()
 
     def freeze(self) -> None:
         """Stop all parameters from learning and go to eval mode."""
@@ -310,6 +319,26 @@ class Module(paddle.nn.Layer):
                 "this module has no trainer: self.trainer exists during and after fit, validate, test and predict"
             )
         return self._trainer
+
+    @property
+    def _optimization(self) -> Any:
+        """The optimizers of the fit that this module takes part in."""
+        if self._run is None or self._run.optimization is None:
+            raise ConfigurationError(
+                "this module is not being fitted: optimizers, clipping and backward by hand exist during fit"
+            )
+        return self._run.optimization
+
+    def attach_run(self, trainer: Trainer, run: RunOfModule) -> Callable[[], None]:
+        """Called by Trainer where a run begins; calling the result gives a run that this one interrupts its module back."""
+        before = self._trainer, self._run
+        self._trainer, self._run = trainer, run
+
+        def put_back() -> None:
+            if before[0] is not None and before[0].runs(before[1]):
+                self._trainer, self._run = before
+
+        return put_back
 
     @property
     def current_epoch(self) -> int:
@@ -347,7 +376,7 @@ class Module(paddle.nn.Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled module is on its own: the trainer, its data and its open files do not come along.
-        return {**self.__dict__, "_trainer": None}
+        return {**self.__dict__, "_trainer": None, "_run": None}
 
 
 def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
 @dataclass
 class Progress:
-    """Where a fit is. Only Trainer writes it; everyone may read it."""
+    """Where a fit is. fit/loop.py and fit/optimization.py write it, and what restores a state; everyone may read it."""
 
     current_epoch: int = 0
     """Completed epochs, so also the index of the running one."""
@@ -28,6 +28,8 @@ class Progress:
     """The schedules of interval "step" are still where they were before the last optimizer step."""
     seconds: float = 0.0
     """Training time of all processes that worked on this run."""
+    steps_begun: int = field(default=0, metadata={"saved": False})
+    """Optimizer steps of this process that were begun, whether or not they came to their end."""
 
     @property
     def position(self) -> tuple[Any, ...]:
@@ -39,9 +41,16 @@ class Progress:
         self.epoch_is_open = self.validation_is_due = False
         self.batches_in_epoch = self.batches_in_window = 0
 
+    def go_on_at(self, epoch: int, step: int, batches: int) -> None:
+        """Count on from where another tool's training had come."""
+        self.current_epoch, self.global_step, self.total_batches = epoch, step, batches
+
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.metadata.get("saved", True)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for field in fields(self):  # a checkpoint of an earlier version does not have them all
-            setattr(self, field.name, state.get(field.name, field.default))
+        for one in fields(self):  # a checkpoint of an earlier version does not have them all
+            if one.metadata.get("saved", True):
+                setattr(self, one.name, state.get(one.name, one.default))
+
+    snapshot, restore = state_dict, load_state_dict

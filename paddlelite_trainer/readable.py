@@ -1,92 +1,225 @@
-"""What people and callbacks read of a Trainer: counters, lengths, callbacks, ranks."""
+"""What people and callbacks read of a Trainer: counters, lengths, metrics, callbacks, ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
+from .fit.evaluation import Evaluation
+from .fit.fit import Fit
+from .settings import Settings, as_schedule
 
 if TYPE_CHECKING:
     from .callback import Callback
+    from .checkpoint import CheckpointStore, Entry
     from .data.source import BatchSource
     from .machine.ranks import Ranks
     from .machine.signals import SignalWatch
+    from .optimizers import LRSchedulerConfig
     from .progress import Progress
     from .reporting.loggers import Logger
 
 
-class Readable:
-    """Lightning's names for the state of a Trainer, which alone writes it; settable are `should_stop` and `accumulate_grad_batches`."""
+class Readable(Settings):
+    """Lightning's names for the state of a Trainer; settable are `should_stop` and `accumulate_grad_batches`.
 
-    progress: Progress
-    ranks: Ranks
-    model: Any
+    Everything here asks the run on top of `_running`, or the last fit; there is no state of its own.
+    """
+
     callbacks: list[Callback]
     loggers: list[Logger]
-    max_epochs: int | None
-    max_steps: int
-    state: str | None
-    num_sanity_val_steps: int
-    signals: SignalWatch
-    validating: bool
-    testing: bool
-    predicting: bool
-    _accumulation: dict[int, int]
-    _run_path: Path | None
-    _stop_reason: str | None
-    _stopped_for_good: bool
-    _train_source: BatchSource | None
-    _val_sources: list[BatchSource]
-    _sources_in_use: Sequence[BatchSource]
+    ranks: Ranks
+    model: Any
+    _fit: Fit
+    _running: list[Fit | Evaluation]
+    _last: Fit | Evaluation
+    _evaluated: dict[str, float]
+
+    # -- what is running -----------------------------------------------------------------------------------------------
+    @property
+    def state(self) -> str | None:
+        """ "fit", "validate", "test" or "predict" while it runs; None otherwise."""
+        if not self._running:
+            return None
+        top = self._running[-1]
+        return top.stage if isinstance(top, Evaluation) else "fit"
+
+    @property
+    def is_running(self) -> bool:
+        return bool(self._running)
+
+    def runs(self, run: object) -> bool:
+        """Whether this fit or evaluation has not ended yet."""
+        return any(one is run for one in self._running)
+
+    @property
+    def training(self) -> bool:
+        return self._running_fit and self._fit.phase == "training" and self._fit.evaluation is None
+
+    @property
+    def sanity_checking(self) -> bool:
+        return self._running_fit and self._fit.phase == "sanity"
+
+    @property
+    def validating(self) -> bool:
+        evaluation = self._evaluation
+        return evaluation is not None and evaluation.stage == "validate"
+
+    @property
+    def testing(self) -> bool:
+        evaluation = self._evaluation
+        return evaluation is not None and evaluation.stage == "test"
+
+    @property
+    def predicting(self) -> bool:
+        evaluation = self._evaluation
+        return evaluation is not None and evaluation.stage == "predict"
+
+    @property
+    def _running_fit(self) -> bool:
+        return bool(self._running) and isinstance(self._running[-1], Fit)
+
+    @property
+    def _evaluation(self) -> Evaluation | None:
+        """The evaluation at work, a fit's own validation included."""
+        if not self._running:
+            return None
+        top = self._running[-1]
+        return top if isinstance(top, Evaluation) else top.evaluation
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the last fit; in a notebook fit returns then."""
+        return self._fit.is_interrupted
+
+    @property
+    def signals(self) -> SignalWatch:
+        return self._fit.stopping.signals
+
+    # -- where a fit is ------------------------------------------------------------------------------------------------
+    @property
+    def progress(self) -> Progress:
+        return self._fit.progress
 
     @property
     def current_epoch(self) -> int:
-        return self.progress.current_epoch
+        return self._fit.progress.current_epoch
 
     @property
     def global_step(self) -> int:
-        return self.progress.global_step
+        return self._fit.progress.global_step
+
+    @property
+    def seed(self) -> int | None:
+        return self._fit.seed
 
     @property
     def should_stop(self) -> bool:
-        return self._stop_reason is not None
+        return self._fit.stopping.reason is not None
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        self._stop_reason, self._stopped_for_good = ("trainer.should_stop was set" if value else None), True
+        if value:
+            self._fit.stopping.request("trainer.should_stop was set")
+        else:
+            self._fit.stopping.withdraw()
 
     @property
     def accumulation_schedule(self) -> dict[int, int]:
         """{first epoch: accumulation window from there on}."""
-        return dict(self._accumulation)
-
-    def _window_of(self, epoch: int) -> int:
-        return self._accumulation[max(first for first in self._accumulation if first <= epoch)]
+        return dict(self.accumulation)
 
     @property
     def accumulate_grad_batches(self) -> int:
         """The accumulation window of the running epoch; set it to a number, or to {first epoch: number}."""
-        return self._window_of(self.progress.current_epoch)
+        return self.window_of(self.current_epoch)
 
     @accumulate_grad_batches.setter
     def accumulate_grad_batches(self, value: int | Mapping[int, int]) -> None:
-        self._accumulation = dict(value) if isinstance(value, Mapping) else {0: value}
+        self.accumulation = as_schedule(value)
 
+    @property
+    def cpu_threads_in_use(self) -> int | None:
+        return self._fit.cpu_threads
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+    @property
+    def callback_metrics(self) -> dict[str, float]:
+        """The newest value of every name logged, as numbers; reading brings waiting values to the host.
+
+        While a fit runs they are the fit's alone; afterwards what evaluations of their own have logged stands there too.
+        """
+        if self._running_fit:
+            return self._fit.book.callback_metrics
+        return {**self._fit.book.callback_metrics, **self._evaluated}
+
+    @property
+    def logged_metrics(self) -> dict[str, float]:
+        """What was last sent to the loggers."""
+        return self._fit.book.sent
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The newest values logged with prog_bar=True."""
+        return self._fit.book.show_steps() if self.training else self._fit.book.shown
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A record of every epoch: epoch, step, and what was logged."""
+        return self._fit.book.history
+
+    @property
+    def gradient_norm(self) -> Any:
+        """Of the last window, before clipping; a tensor where the Trainer clips by norm, else None."""
+        return self._fit.optimization.gradient_norm if self._fit.optimization is not None else None
+
+    # -- optimizers ----------------------------------------------------------------------------------------------------
+    @property
+    def optimizers(self) -> list[Any]:
+        return self._fit.optimization.optimizers if self._fit.optimization is not None else []
+
+    @property
+    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
+        return self._fit.schedules.configs if self._fit.schedules is not None else []
+
+    @property
+    def parameter_names(self) -> dict[str, str]:
+        """{Paddle's name of a parameter: its name in the module}."""
+        return self._fit.optimization.parameter_names if self._fit.optimization is not None else {}
+
+    # -- the run -------------------------------------------------------------------------------------------------------
     @property
     def run_dir(self) -> Path | None:
         """Where this run's checkpoints, logs and curves are; None before fit and where nothing is written."""
-        return self._run_path
+        return self._fit.run.path
 
     @property
     def log_dir(self) -> Path | None:
         return self.run_dir
 
     @property
+    def ckpt_path(self) -> Path | None:
+        """The checkpoint that the running stage, or the last one, took its weights from; None where it took none."""
+        run = self._running[-1] if self._running else self._last
+        return run.ckpt_path if isinstance(run, Evaluation) else run.run.ckpt_path
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The run's checkpoints."""
+        return self._fit.run.checkpoints
+
+    @property
+    def imported_best(self) -> Entry | None:
+        """The best checkpoint of another tool's run that `InitFrom(best=...)` has brought along, with its scores."""
+        return self._fit.run.imported_best
+
+    @property
     def logger(self) -> Logger | None:
         return self.loggers[0] if self.loggers else None
 
+    # -- callbacks -----------------------------------------------------------------------------------------------------
     @property
     def checkpoint_callback(self) -> Any:
         return self._first("ModelCheckpoint")
@@ -107,22 +240,23 @@ class Readable:
     def progress_bar_callback(self) -> Any:
         return self._first("ProgressBar")
 
+    # -- data ----------------------------------------------------------------------------------------------------------
     @property
     def num_training_batches(self) -> int | float:
-        length = self._train_source.length if self._train_source is not None else None
+        length = self._fit.data.length if self._fit.data is not None else None
         return float("inf") if length is None else length
 
     @property
     def num_val_batches(self) -> list[int | float]:
-        return _lengths(self._sources_in_use if self.validating and self.state == "validate" else self._val_sources)
+        return _lengths(self._sources("validate") or self._val_sources)
 
     @property
     def num_test_batches(self) -> list[int | float]:
-        return _lengths(self._sources_in_use if self.testing else ())
+        return _lengths(self._sources("test"))
 
     @property
     def num_predict_batches(self) -> list[int | float]:
-        return _lengths(self._sources_in_use if self.predicting else ())
+        return _lengths(self._sources("predict"))
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
@@ -132,7 +266,7 @@ class Readable:
     @property
     def train_dataloader(self) -> Any:
         """The training loader that was passed, or that the module or datamodule gave."""
-        return self._train_source.loader if self._train_source is not None else None
+        return self._fit.data.train.loader if self._fit.data is not None else None
 
     @property
     def val_dataloaders(self) -> Any:
@@ -141,9 +275,29 @@ class Readable:
         return None if not loaders else loaders[0] if len(loaders) == 1 else loaders
 
     @property
-    def evaluating(self) -> bool:
-        return self.validating or self.testing
+    def is_last_batch(self) -> bool:
+        return self._fit.data is not None and self._fit.data.train.is_last
 
+    @property
+    def prefetches_to_device(self) -> bool | None:
+        """Whether the next training batch is copied to the device while the step runs; None while that is being measured."""
+        prefetch = self._fit.data.train.prefetch if self._fit.data is not None else None
+        return False if prefetch is None else prefetch.is_on
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps that the whole fit will take; infinite where that cannot be known."""
+        if self._fit.data is None and self.model is not None:
+            raise ConfigurationError("estimated_stepping_batches is known from configure_optimizers on")
+        steps: float = float("inf")
+        batches = self.num_training_batches
+        if self.max_epochs is not None and self.max_epochs >= 0 and batches != float("inf"):
+            steps = sum(-(-int(batches) // self.window_of(epoch)) for epoch in range(self.max_epochs))
+        if self.max_steps >= 0:
+            steps = min(steps, self.max_steps)
+        return steps if steps == float("inf") else int(steps)
+
+    # -- ranks ---------------------------------------------------------------------------------------------------------
     @property
     def num_devices(self) -> int:
         """Devices of this job on this machine: one for each process."""
@@ -152,25 +306,6 @@ class Readable:
     @property
     def received_sigterm(self) -> bool:
         return self.signals.received is not None and self.signals.received.name == "SIGTERM"
-
-    @property
-    def is_last_batch(self) -> bool:
-        return self._train_source is not None and self._train_source.is_last
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps that the whole fit will take; infinite where that cannot be known."""
-        if self._train_source is None and self.model is not None:
-            raise ConfigurationError("estimated_stepping_batches is known from configure_optimizers on")
-        steps: float = float("inf")
-        if self.max_epochs is not None and self.max_epochs >= 0 and self.num_training_batches != float("inf"):
-            steps = 0
-            for epoch in range(self.max_epochs):
-                window = self._window_of(epoch)
-                steps += -(-int(self.num_training_batches) // window)
-        if self.max_steps >= 0:
-            steps = min(steps, self.max_steps)
-        return steps if steps == float("inf") else int(steps)
 
     @property
     def global_rank(self) -> int:
@@ -189,19 +324,33 @@ class Readable:
         return self.ranks.is_zero
 
     @property
+    def evaluating(self) -> bool:
+        return self.validating or self.testing
+
+    @property
     def lightning_module(self) -> Any:
         return self.model
 
+    # -- how -----------------------------------------------------------------------------------------------------------
+    @property
+    def _val_sources(self) -> Sequence[BatchSource]:
+        return self._fit.data.val if self._fit.data is not None else ()
+
+    def _sources(self, stage: str) -> Sequence[BatchSource]:
+        evaluation = self._evaluation
+        return evaluation.sources if evaluation is not None and evaluation.stage == stage else ()
+
     def _first(self, class_name: str) -> Any:
-        return next(iter(self._all(class_name)), None)
+        return next(self._of_class(class_name), None)
 
     def _all(self, class_name: str) -> list[Any]:
+        return list(self._of_class(class_name))
+
+    def _of_class(self, class_name: str) -> Iterator[Any]:
         # By name, so that the engine does not import callbacks/.
-        return [
-            callback
-            for callback in self.callbacks
-            if any(base.__name__ == class_name for base in type(callback).__mro__)
-        ]
+        for callback in self.callbacks:
+            if any(base.__name__ == class_name for base in type(callback).__mro__):
+                yield callback
 
 
 def _lengths(sources: Sequence[BatchSource]) -> list[int | float]:

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
+from .reporting.profiler import make_profiler
 
 
 def _is_int(value: Any) -> bool:
@@ -118,6 +119,64 @@ _CALLED_HERE = {
     "save_freq": "ModelCheckpoint(every_n_epochs=)",
     "verbose": "enable_progress_bar",
 }
+
+
+class Settings:
+    """A Trainer's arguments, checked and normalised; every part of a fit reads them.
+
+    Only Trainer's construction writes it; `accumulation` may be set later, until the epoch that it is about begins.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        check_settings(given)
+        fast_dev_run = given["fast_dev_run"]
+        self.fast_dev_run = int(fast_dev_run)
+        self.max_epochs: int | None = 1 if fast_dev_run else given["max_epochs"]
+        self.min_epochs: int = given["min_epochs"] or 0
+        self.max_steps: int = self.fast_dev_run if fast_dev_run else given["max_steps"]
+        self.min_steps: int = given["min_steps"] or 0
+        self.max_seconds = to_seconds(given["max_time"])
+        self.overfit_batches: int | float = given["overfit_batches"]
+        self.limits = {
+            "train": stage_limit(fast_dev_run, given["limit_train_batches"], self.overfit_batches),
+            "validate": stage_limit(fast_dev_run, given["limit_val_batches"], self.overfit_batches),
+            "test": stage_limit(fast_dev_run, given["limit_test_batches"]),
+            "predict": stage_limit(fast_dev_run, given["limit_predict_batches"]),
+        }
+        interval = given["val_check_interval"]
+        self.val_check_interval: int | float = 1.0 if interval is None or fast_dev_run else interval
+        self.check_val_every_n_epoch: int | None = 1 if fast_dev_run else given["check_val_every_n_epoch"]
+        self.num_sanity_val_steps: int = 0 if fast_dev_run else given["num_sanity_val_steps"]
+        self.log_every_n_steps: int = given["log_every_n_steps"]
+        self.enable_checkpointing: bool = given["enable_checkpointing"] and not fast_dev_run
+        self.enable_progress_bar: bool = given["enable_progress_bar"]
+        self.enable_model_summary: bool = given["enable_model_summary"]
+        self.accumulation = as_schedule(given["accumulate_grad_batches"])
+        """{first epoch: accumulation window from there on}"""
+        self.gradient_clip_val: float | None = given["gradient_clip_val"]
+        self.gradient_clip_algorithm: Literal["norm", "value"] | None = given["gradient_clip_algorithm"]
+        self.deterministic: bool | Literal["warn"] = given["deterministic"]
+        self.detect_anomaly: bool = given["detect_anomaly"]
+        self.reload_dataloaders_every_n_epochs: int = given["reload_dataloaders_every_n_epochs"]
+        self.default_root_dir = Path(given["default_root_dir"]).expanduser().absolute()
+        self.run_name: str | None = given["run_name"]
+        self.given_seed: int | None = given["seed"]
+        self.async_checkpoint: bool | Literal["auto"] = given["async_checkpoint"]
+        self.on_save_error: Literal["raise", "warn"] = given["on_save_error"]
+        self.profiler = make_profiler(given["profiler"])
+        self.cpu_threads: int | Literal["auto"] = given["cpu_threads"]
+        self.prefetch_to_device: bool | Literal["auto"] = given["prefetch_to_device"]
+
+    def window_of(self, epoch: int) -> int:
+        """The accumulation window of an epoch."""
+        return self.accumulation[max(first for first in self.accumulation if first <= epoch)]
+
+
+def as_schedule(windows: int | Mapping[int, int]) -> dict[int, int]:
+    """{first epoch: accumulation window from there on}, of one window or such a mapping."""
+    return dict(windows) if isinstance(windows, Mapping) else {0: windows}
+
+
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -101,6 +101,21 @@ class BatchSource:
     def close(self) -> None:
         """End worker processes and threads; safe at any time and more than once."""
         self._stream.close()
+
+    def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]], part: str) -> None:
+        """Let the wait for each batch be timed, under the name `part`."""
+        epoch, fetch = self.epoch, timed(part, next)
+
+        def watched(*position: Any, **options: Any) -> Iterator[Any]:
+            batches = epoch(*position, **options)
+            while True:
+                try:
+                    batch = fetch(batches)
+                except StopIteration:
+                    return
+                yield batch
+
+        self.epoch = watched  # type: ignore[method-assign]
 
     def _report_replay(self) -> Replay:
         return ReplayReport(self.name) if self._stream.share.rank == 0 else lambda done, total: None

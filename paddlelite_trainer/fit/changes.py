@@ -11,7 +11,7 @@ from ..errors import CheckpointMismatchError, did_you_mean
 from ..optimizers import parameters_of
 
 if TYPE_CHECKING:
-    from ..trainer import Trainer
+    from .fit import Fit
     from .state import Saved
 
 TOLD = {
@@ -30,52 +30,55 @@ POSITION_DEPENDS_ON = ("world_size", "samples", "batch_size", "batches_per_epoch
 """Fields that may only differ between epochs: within one, the position would mean other samples."""
 
 
-def fingerprint(trainer: Trainer) -> dict[str, Any]:
+def fingerprint(fit: Fit) -> dict[str, Any]:
     """The settings whose change a resume must report."""
-    source = trainer._train_source
+    source = fit.data.train if fit.data is not None else None
     loader = source.loader if source is not None else None
+    settings = fit.settings
     return {
-        "world_size": trainer.world_size,
-        "precision": trainer.precision.effective,
-        "accumulate_grad_batches": dict(trainer._accumulation),
+        "world_size": fit.ranks.world_size,
+        "precision": fit.precision.effective,
+        "accumulate_grad_batches": dict(settings.accumulation),
         "batches_per_epoch": source.length if source is not None else None,
         "samples": _length(getattr(loader, "dataset", None)),
         "batch_size": getattr(getattr(loader, "batch_sampler", None), "batch_size", None),
         "paddle": paddle.__version__,
-        "cpu_threads": trainer.cpu_threads_in_use,
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "max_epochs": trainer.max_epochs,
-        "max_steps": trainer.max_steps,
+        "cpu_threads": fit.cpu_threads,
+        "gradient_clip_val": settings.gradient_clip_val,
+        "max_epochs": settings.max_epochs,
+        "max_steps": settings.max_steps,
     }
 
 
-def check(trainer: Trainer, saved: Saved, override: Collection[str]) -> list[str]:
+def check(fit: Fit, saved: Saved, override: Collection[str]) -> list[str]:
     """Sentences about what is allowed to differ and does.
 
     Raises:
         CheckpointMismatchError: lists everything that must not differ, with saved and present value and the remedy.
     """
-    tree = saved.trainer
-    before, now = tree["run"], fingerprint(trainer)
+    tree = saved.tree
+    before, now = tree["run"], fingerprint(fit)
     changed = [field for field in TOLD if before.get(field) != now[field]]
     problems = []
     if tree["progress"]["epoch_is_open"] and "data" not in override:
         problems += [
-            f"{TOLD[field]}: saved {before.get(field)}, now {now[field]}, in the middle of epoch {tree['progress']['current_epoch']}. "
+            f"{TOLD[field]}: saved {before.get(field)}, now {now[field]}, "
+            f"in the middle of epoch {tree['progress']['current_epoch']}. "
             "Use the saved one until the epoch ends, or pass override=('data',) to begin this epoch again"
             for field in changed
             if field in POSITION_DEPENDS_ON
         ]
     if "optimizer" not in override:
-        problems += _optimizer_problems(trainer, saved)
+        problems += _optimizer_problems(fit, saved)
         if "lr_schedulers" not in override:
-            problems += _scheduler_problems(trainer, tree["lr_schedulers"])
+            problems += _scheduler_problems(fit, tree["lr_schedulers"])
     if problems:
         raise CheckpointMismatchError("the checkpoint does not fit this run:", problems)
     return [
-        f"{TOLD[field]}: saved {before.get(field)}, now {now[field]}. The run goes on with the present one, and no longer as it would have."
+        f"{TOLD[field]}: saved {before.get(field)}, now {now[field]}. "
+        "The run goes on with the present one, and no longer as it would have."
         for field in changed
-    ] + _hyper_parameters(tree["hyper_parameters"], trainer.model.hparams)
+    ] + _hyper_parameters(tree["hyper_parameters"], fit.module.hparams)
 
 
 def _hyper_parameters(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -87,43 +90,41 @@ def _hyper_parameters(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     ]
 
 
-def _optimizer_problems(trainer: Trainer, saved: Saved) -> list[str]:
-    states = saved.trainer["optimizers"]
-    if len(states) != len(trainer.optimizers):
-        return [
-            f"number of optimizers: saved {len(states)}, now {len(trainer.optimizers)}. Use as many, or pass override=('optimizer',) to start them afresh"
-        ]
+def _optimizer_problems(fit: Fit, saved: Saved) -> list[str]:
+    assert fit.optimization is not None
+    states, optimizers = saved.tree["optimizers"], fit.optimization.optimizers
+    afresh = "or pass override=('optimizer',) to start"
+    if len(states) != len(optimizers):
+        return [f"number of optimizers: saved {len(states)}, now {len(optimizers)}. Use as many, {afresh} them afresh"]
     problems = []
-    added = {name for group in saved.trainer["added_param_groups"] for name in group["parameters"]}
+    added = {name for group in saved.tree["added_param_groups"] for name in group["parameters"]}
     names = saved.checkpoint.tensors("optimizer.pdopt")
-    for index, (optimizer, state) in enumerate(zip(trainer.optimizers, states)):
+    for index, (optimizer, state) in enumerate(zip(optimizers, states)):
         which = f" {index}" if len(states) > 1 else ""
         if state["class"] != type(optimizer).__name__:
             problems.append(
-                f"class of optimizer{which}: saved {state['class']}, now {type(optimizer).__name__}. Use the saved class, or pass override=('optimizer',) to start it afresh"
+                f"class of optimizer{which}: saved {state['class']}, now {type(optimizer).__name__}. "
+                f"Use the saved class, {afresh} it afresh"
             )
             continue
         prefix = f"optimizer_{index}/"
-        mine = {trainer.parameter_names[parameter.name] for parameter in parameters_of(optimizer)} | added
+        mine = {fit.optimization.parameter_names[parameter.name] for parameter in parameters_of(optimizer)} | added
         with_state = {name[len(prefix) :].rsplit("/", 1)[0] for name in names if name.startswith(prefix)}
         problems += [
-            f"optimizer{which}'s state of parameter {name}: saved, and now it has no such parameter.{did_you_mean(name, mine)} "
-            "Give it the parameter, or pass override=('optimizer',) to start it afresh"
+            f"optimizer{which}'s state of parameter {name}: saved, and now it has no such parameter."
+            f"{did_you_mean(name, mine)} Give it the parameter, {afresh} it afresh"
             for name in sorted(with_state - mine)
         ]
     return problems
 
 
-def _scheduler_problems(trainer: Trainer, states: list[Mapping[str, Any]]) -> list[str]:
+def _scheduler_problems(fit: Fit, states: list[Mapping[str, Any]]) -> list[str]:
+    assert fit.schedules is not None
+    present = fit.schedules.configs
     remedy = "pass override=('lr_schedulers',) to go on with the present ones from their start"
-    if len(states) != len(trainer._scheduler_states):
-        return [
-            f"number of schedulers: saved {len(states)}, now {len(trainer._scheduler_states)}. Use as many, or {remedy}"
-        ]
-    pairs = [
-        (state["now"]["class"], type(present.config.scheduler).__name__)
-        for state, present in zip(states, trainer._scheduler_states)
-    ]
+    if len(states) != len(present):
+        return [f"number of schedulers: saved {len(states)}, now {len(present)}. Use as many, or {remedy}"]
+    pairs = [(state["now"]["class"], type(config.scheduler).__name__) for state, config in zip(states, present)]
     return [
         f"class of scheduler: saved {old}, now {new}. Use the saved class, or {remedy}"
         for old, new in pairs

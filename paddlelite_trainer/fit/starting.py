@@ -21,12 +21,14 @@ from ..errors import (
     ConfigurationTypeError,
     did_you_mean,
 )
+from ..machine import paddle_internals
 from ..optimizers import LRSchedulerConfig, apply_snapshot, parameters_of, restore_optimizer
-from .state import MODEL, TRAINER
+from ..run.weights import MODEL, TRAINER
 
 if TYPE_CHECKING:
     from ..checkpoint import Entry
-    from ..trainer import Trainer
+    from .fit import Fit
+    from .optimization import Optimization
 
 IMPORTED_BEST = "imported-best"
 """The pin of the best checkpoint that was brought along from another tool's run."""
@@ -89,15 +91,15 @@ class Start:
     notes: list[str]
     best: _Best | None = None
 
-    def save_best(self, trainer: Trainer) -> list[str]:
+    def save_best(self, fit: Fit) -> list[str]:
         """Make the best weights a checkpoint of the run, which has its directory now; every rank calls it. Returns the notes."""
         best = self.best
         if best is not None:
-            trainer.imported_best = trainer.ranks.on_rank_zero(lambda: best.save(trainer))
+            fit.run.adopt(fit.ranks.on_rank_zero(lambda: best.save(fit)))
         return self.notes
 
 
-def start_from(trainer: Trainer, given: str | os.PathLike[str] | InitFrom) -> Start:
+def start_from(fit: Fit, given: str | os.PathLike[str] | InitFrom) -> Start:
     """Put what `given` names into a run that has not begun; every rank calls it.
 
     Raises:
@@ -106,15 +108,15 @@ def start_from(trainer: Trainer, given: str | os.PathLike[str] | InitFrom) -> St
     init = given if isinstance(given, InitFrom) else InitFrom(given)
     if not init.training_state:
         which = init.which or "file"
-        report = load_weights(trainer.model, init.path, strict=init.strict, rename=init.rename, which=which)
+        report = load_weights(fit.module, init.path, strict=init.strict, rename=init.rename, which=which)
         return Start([str(report)])
     found = load_foreign(init.path)
-    best = _find_best(trainer, init, found)
-    report = load_weights(trainer.model, found, strict=init.strict, rename=init.rename, which=init.which or "raw")
-    notes = [str(report), *_take_progress(trainer, found)]
+    best = _find_best(fit, init, found)
+    report = load_weights(fit.module, found, strict=init.strict, rename=init.rename, which=init.which or "raw")
+    notes = [str(report), *_take_progress(fit, found)]
     state = found.optimizer_by_structured_name() if found.optimizer is not None else None
-    notes += _take_optimizer(trainer, init, state, report)
-    notes += _take_schedules(trainer, (state or {}).get("scheduler") or {})
+    notes += _take_optimizer(fit, init, state, report)
+    notes += _take_schedules(fit, (state or {}).get("scheduler") or {})
     if best is not None:
         scores = ", ".join(f"{name} {score:g}" for name, score in best.scores.items())
         notes.append(f"best: {scores}, with the weights of {best.path}, is what later checkpoints are ranked against")
@@ -127,11 +129,11 @@ def start_from(trainer: Trainer, given: str | os.PathLike[str] | InitFrom) -> St
 
 
 # -- counters ------------------------------------------------------------------------------------------------------------
-def _take_progress(trainer: Trainer, found: ForeignCheckpoint) -> list[str]:
-    progress, source = trainer.progress, trainer._train_source
+def _take_progress(fit: Fit, found: ForeignCheckpoint) -> list[str]:
+    progress, source = fit.progress, fit.data.train if fit.data is not None else None
     epoch, step = found.epoch, found.global_step
     batches = source.length if source is not None else None
-    steps = None if batches is None else math.ceil(batches / trainer.accumulate_grad_batches)
+    steps = None if batches is None else math.ceil(batches / fit.window)
     if epoch is None and step is None:
         return ["epoch and step: the files do not say; counting begins at 0"]
     if epoch is None:
@@ -143,20 +145,26 @@ def _take_progress(trainer: Trainer, found: ForeignCheckpoint) -> list[str]:
     else:
         told = f"epoch {epoch}, step {step} from the file"
     assert step is not None
-    progress.current_epoch, progress.global_step = epoch, step
-    progress.total_batches = epoch * (batches or 0)
+    progress.go_on_at(epoch, step, batches=epoch * (batches or 0))
     return [f"goes on at {told}"]
 
 
+def _optimization(fit: Fit) -> Optimization:
+    assert fit.optimization is not None
+    return fit.optimization
+
+
 # -- optimizer and schedules ---------------------------------------------------------------------------------------------
-def _take_optimizer(trainer: Trainer, init: InitFrom, state: dict[str, Any] | None, report: WeightsReport) -> list[str]:
+def _take_optimizer(fit: Fit, init: InitFrom, state: dict[str, Any] | None, report: WeightsReport) -> list[str]:
     if state is None:
         return ["optimizer: the files hold none; its state begins at zero"]
-    if len(trainer.optimizers) != 1:
-        return [f"optimizer: this run has {len(trainer.optimizers)}, and the file's state is of one; it was left aside"]
-    (optimizer,) = trainer.optimizers
-    trained = {trainer.parameter_names[parameter.name]: parameter for parameter in parameters_of(optimizer)}
-    keeps_masters = bool(getattr(optimizer, "_multi_precision", False))
+    if len(_optimization(fit).optimizers) != 1:
+        return [
+            f"optimizer: this run has {len(_optimization(fit).optimizers)}, and the file's state is of one; it was left aside"
+        ]
+    (optimizer,) = _optimization(fit).optimizers
+    trained = {_optimization(fit).parameter_names[parameter.name]: parameter for parameter in parameters_of(optimizer)}
+    keeps_masters = paddle_internals.keeps_master_weights(optimizer)
     loaded, left = set(report.loaded), list(state["unmatched"])
     tensors: dict[str, Any] = {}
     filled = set()
@@ -174,7 +182,7 @@ def _take_optimizer(trainer: Trainer, init: InitFrom, state: dict[str, Any] | No
             tensors[f"{here}/master_weight"] = master
     rest = {"class": type(optimizer).__name__, "learning_rate": None}
     try:
-        restore_optimizer(optimizer, trainer.parameter_names, tensors, rest)
+        restore_optimizer(optimizer, _optimization(fit).parameter_names, tensors, rest)
     except CheckpointMismatchError as error:
         raise CheckpointMismatchError(
             f"the optimizer's state beside {report.path} does not fit {type(optimizer).__name__}; training_state=False takes weights only.",
@@ -190,11 +198,12 @@ def _take_optimizer(trainer: Trainer, init: InitFrom, state: dict[str, Any] | No
     return notes
 
 
-def _take_schedules(trainer: Trainer, saved: Mapping[str, Any]) -> list[str]:
+def _take_schedules(fit: Fit, saved: Mapping[str, Any]) -> list[str]:
     """Each schedule goes on where a fresh one would be: a file does not say what its schedule was built from."""
+    assert fit.schedules is not None
     notes = []
     theirs = saved.get("last_lr")
-    for config in trainer.lr_scheduler_configs:
+    for config in fit.schedules.configs:
         scheduler = config.scheduler
         if config.needs_metric:
             plateau = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "last_lr")
@@ -202,20 +211,23 @@ def _take_schedules(trainer: Trainer, saved: Mapping[str, Any]) -> list[str]:
             apply_snapshot(scheduler, known)
             told = "with the file's state" if "num_bad_epochs" in known else "from its start"
         else:
-            count = _steps_of(config, trainer)
+            count = _steps_of(config, fit)
             for _ in range(count):
                 scheduler.step()
             told = f"after {count} of its steps"
         notes.append(f"learning rate: {type(scheduler).__name__} goes on {told} at {scheduler.last_lr:g}")
     if not notes:
-        notes = [f"learning rate: {float(optimizer.get_lr()):g}, as configured" for optimizer in trainer.optimizers]
+        notes = [
+            f"learning rate: {float(optimizer.get_lr()):g}, as configured"
+            for optimizer in _optimization(fit).optimizers
+        ]
     if theirs is not None:
         notes[-1] += f" (the file's schedule was at {float(theirs):g})"
     return notes
 
 
-def _steps_of(config: LRSchedulerConfig, trainer: Trainer) -> int:
-    done = trainer.progress.current_epoch if config.interval == "epoch" else trainer.progress.global_step
+def _steps_of(config: LRSchedulerConfig, fit: Fit) -> int:
+    done = fit.progress.current_epoch if config.interval == "epoch" else fit.progress.global_step
     return done // config.frequency
 
 
@@ -233,15 +245,15 @@ class _Best:
     weights: dict[str, np.ndarray]
     epoch: int | None
 
-    def save(self, trainer: Trainer) -> Entry | None:
+    def save(self, fit: Fit) -> Entry | None:
         """Make them a checkpoint of the run, of weights only, for it is not there to go on from."""
-        store, progress = trainer._store, trainer.progress
+        store, progress = fit.run.store, fit.progress
         if store is None:
             return None
         now = progress.current_epoch
         epoch = now if self.epoch is None else min(self.epoch, now)
         step = progress.global_step * epoch // now if now else progress.global_step
-        wanted = {name: str(value.dtype) for name, value in trainer.model.state_dict().items()}
+        wanted = {name: str(value.dtype) for name, value in fit.module.state_dict().items()}
         return store.save(
             step=step,
             epoch=epoch,
@@ -254,7 +266,7 @@ class _Best:
             states={
                 TRAINER: {
                     "weights_only": True,
-                    "hyper_parameters": dict(trainer.model.hparams),
+                    "hyper_parameters": dict(fit.module.hparams),
                     "progress": {**progress.state_dict(), "current_epoch": epoch, "global_step": step},
                 }
             },
@@ -265,7 +277,7 @@ class _Best:
         )
 
 
-def _find_best(trainer: Trainer, init: InitFrom, found: ForeignCheckpoint) -> _Best | None:
+def _find_best(fit: Fit, init: InitFrom, found: ForeignCheckpoint) -> _Best | None:
     if not init.best:
         return None
     best = _best_beside(found)
@@ -280,7 +292,7 @@ def _find_best(trainer: Trainer, init: InitFrom, found: ForeignCheckpoint) -> _B
                 )
             score = said[score]
         scores[name] = float(score)
-    weights, report = fit_weights(trainer.model, best.weight_set("file"), init.rename)
+    weights, report = fit_weights(fit.module, best.weight_set("file"), init.rename)
     if not report.complete:
         raise CheckpointMismatchError(
             f"the best weights, in {best.path}, do not fit the model, so nothing can be ranked against them. Leave best= out.",

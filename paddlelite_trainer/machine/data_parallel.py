@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import paddle
-
-from ..errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from ..module import Module
-    from ..trainer import Trainer
 
 
 class _TrainingStep(paddle.nn.Layer):
     """Calls training_step from a forward, where paddle.DataParallel prepares its reducer; calling it directly would not synchronise."""
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: paddle.nn.Layer) -> None:
         super().__init__()
         self.module = module
 
@@ -25,20 +19,15 @@ class _TrainingStep(paddle.nn.Layer):
         return self.module.training_step(batch, batch_idx)
 
 
-def synchronised_training_step(trainer: Trainer) -> Callable[[Any, int], Any]:
-    """A training_step whose backward averages gradients over ranks, at the end of each accumulation window only.
+def synchronised(module: paddle.nn.Layer, ends_window: Callable[[], bool]) -> Callable[[Any, int], Any]:
+    """A training_step whose backward averages gradients over ranks, where `ends_window` says so.
 
     Wrapping sends rank 0's weights and buffers to all ranks: every rank must call this.
     """
-    if not trainer.model.automatic_optimization:
-        raise ConfigurationError(
-            f"manual optimization runs on one process so far, this is one of {trainer.world_size}: gradients of a backward inside training_step would not be synchronised"
-        )
-    wrapped = paddle.DataParallel(_TrainingStep(trainer.model), find_unused_parameters=True)
-    progress = trainer.progress
+    wrapped = paddle.DataParallel(_TrainingStep(module), find_unused_parameters=True)
 
     def training_step(batch: Any, batch_idx: int) -> Any:
-        if progress.batches_in_window + 1 == trainer.accumulate_grad_batches or trainer.is_last_batch:
+        if ends_window():
             return wrapped(batch, batch_idx)
         with wrapped.no_sync():
             return wrapped(batch, batch_idx)

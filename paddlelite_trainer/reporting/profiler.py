@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import paddle
 
 if TYPE_CHECKING:
-    from ..data.source import BatchSource
-    from ..trainer import Trainer
+    from ..progress import Progress
+
+Timed = Callable[[str, Callable[..., Any]], Callable[..., Any]]
+
+
+class TimedRun(Protocol):
+    """What a profiler needs of a fit."""
+
+    @property
+    def progress(self) -> Progress: ...
+    @property
+    def hooks(self) -> Any: ...
+    @property
+    def run(self) -> Any: ...
+    @property
+    def ranks(self) -> Any: ...
+    @property
+    def settings(self) -> Any: ...
+    @property
+    def prefetch_says(self) -> str: ...
+    @property
+    def print(self) -> Callable[..., None]: ...
+
+    def time_with(self, timed: Timed, timed_hook: Timed) -> None:
+        """Replace its parts' work by what `timed` makes of it."""
 
 
 class Profiler(Protocol):
-    """What Trainer asks of a profiler."""
+    """What a fit asks of a profiler."""
 
-    def attach(self, trainer: Trainer) -> None:
+    def attach(self, run: TimedRun) -> None:
         """Called when all is ready for the first batch."""
 
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, run: TimedRun) -> None:
         """Called when the fit has ended, after an error too."""
 
 
@@ -58,6 +81,9 @@ class SimpleProfiler:
             started = clock()
             try:
                 return work(*arguments, **options)
+            except StopIteration:  # waiting for a batch that never came
+                calls[part] -= 1
+                raise
             finally:
                 whole = clock() - started
                 seconds[part] += whole - inner.pop()
@@ -67,33 +93,11 @@ class SimpleProfiler:
 
         return run
 
-    def attach(self, trainer: Trainer) -> None:
-        self.seconds.clear()
-        self.calls.clear()
-        self._inner.clear()
-        self._owners.clear()
-        for method, part in _PARTS.items():
-            # On the object, over the class's method: the loop looks names up there, and without a profiler pays nothing.
-            setattr(trainer, method, self.timed(part, getattr(trainer, method)))
-        for hook, calls in trainer._hooks.items():
-            trainer._hooks[hook] = [self._timed_hook(hook, call) for call in calls]
-        for collector in (trainer._train_metrics, trainer._val_metrics):
-            collector.log = self.timed("self.log", collector.log)  # type: ignore[method-assign]
-        self._watch(trainer._train_source, "waiting for data")
-        for source in trainer._val_sources:
-            self._watch(source, "waiting for validation data")
-        # These give new ones in the course of a fit.
-        sources, preparation = trainer._sources, trainer._batch_preparation
-
-        def watched_sources(*which: Any) -> list[BatchSource]:
-            return [self._watch(source, "waiting for data") for source in sources(*which)]
-
-        def timed_preparation(*which: Any) -> Callable[[Any], Any] | None:
-            prepare = preparation(*which)
-            return None if prepare is None else self.timed("batches to the device", prepare)
-
-        trainer.__dict__.update(_sources=watched_sources, _batch_preparation=timed_preparation)
-        self._first_step = trainer.global_step
+    def attach(self, run: TimedRun) -> None:
+        for counts in (self.seconds, self.calls, self._inner, self._owners):
+            counts.clear()  # type: ignore[attr-defined]
+        run.time_with(self.timed, self._timed_hook)
+        self._first_step = run.progress.global_step
         self._started = time.perf_counter()
 
     def _timed_hook(self, hook: str, call: Any) -> Callable[..., Any]:
@@ -103,37 +107,18 @@ class SimpleProfiler:
         self._owners[part] = owner
         return self.timed(part, call)
 
-    def _watch(self, source: Any, part: str) -> Any:
-        epoch, fetch = source.epoch, self.timed(part, next)
-        end = object()
-
-        def watched(*position: Any, **options: Any) -> Iterator[Any]:
-            batches = epoch(*position, **options)
-            while (batch := fetch(batches, end)) is not end:
-                yield batch
-            self.calls[part] -= 1  # calls are batches
-
-        source.epoch = watched
-        return source
-
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, run: TimedRun) -> None:
         if not self._started:
             return
         total = time.perf_counter() - self._started
-        for method in (*_PARTS, "_sources", "_batch_preparation"):
-            trainer.__dict__.pop(method, None)
-        for collector in (trainer._train_metrics, trainer._val_metrics):
-            collector.__dict__.pop("log", None)
         self.seconds["everything else"] = total - sum(self.seconds.values())
         self._started = 0.0
-        heading = f"Where the {total:.3f} s of this fit went, steps {self._first_step} to {trainer.global_step}, without what came before the first batch:"
-        text = f"{heading}\n{self.table(total)}"
-        source = trainer._train_source
-        if source is not None and source.prefetch is not None:
-            text += f"\n{source.prefetch.describe()}"
-        trainer.print(text)
-        if trainer.run_dir is not None and trainer.is_global_zero:
-            with (trainer.run_dir / "profile.txt").open("a", encoding="utf-8") as file:  # each process adds its own
+        steps = f"steps {self._first_step} to {run.progress.global_step}"
+        heading = f"Where the {total:.3f} s of this fit went, {steps}, without what came before the first batch:"
+        text = "\n".join(filter(None, [heading, self.table(total), run.prefetch_says]))
+        run.print(text)
+        if run.run.path is not None and run.ranks.is_zero:
+            with (run.run.path / "profile.txt").open("a", encoding="utf-8") as file:  # each process adds its own
                 file.write(text + "\n\n")
 
     def table(self, total: float) -> str:
@@ -155,21 +140,6 @@ class SimpleProfiler:
         return "\n".join([*lines, f"{'all':<{width}}  {total:>9.3f}  {1:>6.1%}"])
 
 
-# Methods of the Trainer, and what the table calls the time in them.
-_PARTS = {
-    "_step": "training_step",
-    "_backward": "backward",
-    "_step_optimizer": "optimizer step",
-    "_schedule_step": "learning rate schedules",
-    "_validate_in_fit": "validation",
-    "_log_steps": "logging: reading values",
-    "log_metrics": "logging: writing",
-    "_save_point": "checkpoints: deciding",
-    "_take_checkpoint": "checkpoints: writing",
-    "_await_save": "checkpoints: waiting for one in the background",
-}
-
-
 class PaddleProfiler:
     """paddle.profiler over batches 10 to 20; its trace, for chrome://tracing, goes to `<run_dir>/paddle_profile`."""
 
@@ -178,18 +148,18 @@ class PaddleProfiler:
     def __init__(self) -> None:
         self._profiler: Any = None
 
-    def attach(self, trainer: Trainer) -> None:
-        folder = Path(trainer.run_dir or trainer.default_root_dir) / "paddle_profile"
+    def attach(self, run: TimedRun) -> None:
+        folder = Path(run.run.path or run.settings.default_root_dir) / "paddle_profile"
         self._profiler = paddle.profiler.Profiler(
             scheduler=(self.FIRST, self.LAST), on_trace_ready=paddle.profiler.export_chrome_tracing(str(folder))
         )
         self._profiler.start()
-        trainer._hooks["on_train_batch_end"] = [*trainer._hooks.get("on_train_batch_end", ()), self._step]
+        run.hooks.add("on_train_batch_end", self._step)
 
     def _step(self, *_: Any) -> None:
         self._profiler.step()
 
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, run: TimedRun) -> None:
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import paddle
 
-if TYPE_CHECKING:
-    from ..trainer import Trainer
 
-
-def announce_fit(trainer: Trainer, notes: Sequence[str]) -> None:
-    """One block: where, on what, how precise, how large, what was restored, which schedulers step when."""
-    if not trainer.is_global_zero:
-        return
-    count = sum(int(parameter.size) for parameter in trainer.model.parameters())
-    trained = sum(int(parameter.size) for parameter in trainer.model.parameters() if not parameter.stop_gradient)
-    lines = [
-        ("run", str(trainer.run_dir) if trainer.run_dir is not None else "nothing is written"),
-        ("device", trainer.device.name + (f", {trainer.world_size} processes" if trainer.world_size > 1 else "")),
-        ("precision", trainer.precision.effective + (f" ({trainer.precision.note})" if trainer.precision.note else "")),
-        ("parameters", f"{count:,}" + (f", {trained:,} of them trained" if trained != count else "")),
-        ("seed", str(trainer.seed)),
-    ]
-    for config in trainer.lr_scheduler_configs:
-        lines.append(("schedule", config.describe()))
-    lines += [("note", note) for note in notes]
+def announce(lines: Sequence[tuple[str, str]]) -> str:
+    """One block of names and what they are."""
     width = max(len(name) for name, _ in lines)
-    trainer.print("\n".join(f"{name:<{width}}  {text}" for name, text in lines))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
 def print_results(stage: str, results: Sequence[Mapping[str, float]]) -> None:

@@ -1,0 +1,124 @@
+"""The end of a fit: the last save, errors told, everything torn down."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from ..errors import DeviceOutOfMemoryError
+from ..machine.precision import is_out_of_memory
+from ..machine.signals import in_notebook
+from ..reporting.metrics import MetricCollector
+from ..reporting.summary import describe_batch
+
+if TYPE_CHECKING:
+    from .fit import Fit
+    from .subject import Subject
+
+
+def finish(fit: Fit) -> None:
+    """After the loop: save where that is due, and call the last hooks where training is over."""
+    progress, stopping, saver = fit.progress, fit.stopping, fit.saver
+    assert saver is not None
+    saver.await_save()  # what follows depends on whether the last save is there
+    is_over = stopping.training_is_over
+    if not is_over:
+        fit.hooks.tell_of_exception(stopping.as_exception())
+    if (progress.epoch_is_open or not is_over) and not saver.is_saved:
+        saver.save_stopped(as_of_mark=progress.validation_is_due)
+    saver.await_save()
+    if not is_over:
+        return
+    if stopping.steps_are_done and stopping.reason is None:
+        stopping.request(f"max_steps={fit.settings.max_steps} reached", for_good=False)
+    fit.book.log_steps()
+    _last_hook(fit, "on_train_end")
+    fit.phase = "ending"
+    fit.target.on_step = False
+    _last_hook(fit, "on_fit_end")
+    saver.take_requested()
+    saver.await_save()
+    if stopping.reason is not None:
+        where = f"epoch {progress.current_epoch}, step {progress.global_step}"
+        fit.print(f"Stopped at {where}: {stopping.reason}")
+
+
+def _last_hook(fit: Fit, name: str) -> None:
+    """What is logged in it is published and sent to the loggers right after: no epoch's end comes any more."""
+    fit.target.collector = late = MetricCollector()
+    fit.hooks.call(name)
+    fit.book.take(late)
+
+
+def told(fit: Fit, error: BaseException) -> BaseException:
+    """Tell everybody of an exception, save if asked to, and return what leaves fit."""
+    if is_out_of_memory(error):
+        where = f"epoch {fit.progress.current_epoch}, batch {fit.progress.batches_in_epoch}"
+        prefetch = fit.data.train.prefetch if fit.data is not None else None
+        error = out_of_memory(fit.device.name, where, fit.batch, prefetches=bool(prefetch and prefetch.is_on))
+    if fit.subject is not None:
+        fit.hooks.tell_of_exception(error)
+    if fit.saver is not None:
+        fit.saver.save_after_error()
+    return error
+
+
+def out_of_memory(device: str, where: str, batch: object, *, prefetches: bool) -> DeviceOutOfMemoryError:
+    ahead = "prefetch_to_device=False, which has one batch less on the device, " if prefetches else ""
+    return DeviceOutOfMemoryError(
+        f"{device} is out of memory in {where}: {describe_batch(batch)}. What helps: {ahead}a smaller batch with "
+        "accumulate_grad_batches, precision='16-mixed' or 'bf16-mixed', a smaller model or input."
+    )
+
+
+def tear_down(fit: Fit, outcome: str) -> None:
+    """End everything, whatever happened; a teardown's own error is raised where no other is on its way."""
+    on_its_way = sys.exc_info()[1]
+    try:
+        with contextlib.ExitStack() as stack:
+            if fit.run.directory is not None:
+                ended = fit.stopping.how_it_ended(outcome, on_its_way)
+                stack.callback(fit.run.directory.close, ended)
+                if fit.run.store is not None:
+                    stack.callback(fit.run.store.close)
+            if fit.data is not None:
+                stack.callback(fit.data.close)
+            if fit.subject is not None:
+                tear_down_subject(stack, fit.subject, fit, outcome)
+            fit.let_go()
+    except Exception as error:
+        if on_its_way is None:
+            raise
+        warnings.warn(f"while ending after the {type(on_its_way).__name__} above: {error}", stacklevel=2)
+
+
+def tear_down_subject(stack: contextlib.ExitStack, subject: Subject, fit: Fit, outcome: str) -> None:
+    """In the end the hooks come first, then the datamodule, then the logs and the profile."""
+    if fit.settings.profiler is not None:
+        stack.callback(fit.settings.profiler.finish, fit)
+    for logger in fit.book.open_loggers():
+        stack.callback(fit.book.finalize, logger, outcome)
+    if subject.datamodule is not None:
+        stack.callback(subject.datamodule.teardown, "fit")
+    stack.callback(subject.hooks.call, "teardown", "fit")
+
+
+def leave_as_asked(fit: Fit) -> None:
+    """After a signal: the process ends in the way that says why, except in a notebook."""
+    received = fit.stopping.signals.received
+    if received is None:
+        return
+    fit.is_interrupted = True
+    progress = fit.progress
+    where = f"{received.name}: stopped at epoch {progress.current_epoch}, step {progress.global_step}"
+    newest = fit.run.where_it_stands()
+    if fit.saver is not None and fit.saver.is_saved:
+        fit.print(f"{where}, saved. Run the same command with ckpt_path='last' to go on.")
+    elif newest is not None:
+        fit.print(f"{where}; this was not saved. ckpt_path='last' goes on from {newest}.")
+    else:
+        fit.print(f"{where}; nothing was saved.")
+    if not in_notebook():
+        raise fit.stopping.as_exception()

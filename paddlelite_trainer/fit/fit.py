@@ -1,0 +1,219 @@
+"""Fit: one fit and its parts, made for it and dropped after it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..data.batch import batch_size_of
+from ..machine.rng import isolated_random_states
+from ..module import is_written
+from ..progress import Progress
+from ..reporting.book import Book
+from ..reporting.log_target import LogTarget
+from ..reporting.metrics import paddle_metrics_of
+from ..run.identity import Run
+from . import state
+from .evaluation import Evaluation
+from .mark import Mark
+from .stopping import StopRequests
+from .subject import Machine, Subject
+
+if TYPE_CHECKING:
+    from ..callback import Pins
+    from ..checkpoint import Entry
+    from ..module import Module
+    from ..reporting.loggers import Logger
+    from ..settings import Settings
+    from .hooks import Hooks
+    from .loading import Loading
+    from .optimization import Optimization
+    from .saving import Saver
+    from .schedules import Schedules
+    from .training_data import TrainingData
+
+Timed = Callable[[str, Callable[..., Any]], Callable[..., Any]]
+Phase = Literal["preparing", "sanity", "training", "ending"]
+
+
+class Fit:
+    """One fit. Parts that are there from the start; those that `preparation` adds, each once; and where the fit is."""
+
+    def __init__(
+        self, settings: Settings, machine: Machine, loggers: list[Logger], print_: Callable[..., None]
+    ) -> None:
+        self.settings, self.ranks, self.device, self.precision = (
+            settings,
+            machine.ranks,
+            machine.device,
+            machine.precision,
+        )
+        self.print = print_
+        # What is there from the start.
+        self.progress = Progress()
+        self.target = LogTarget()
+        self.stopping = StopRequests(settings, self.progress, self.ranks)
+        self.book = Book(
+            self.progress,
+            self.ranks,
+            loggers,
+            self.target,
+            print_,
+            log_every_n_steps=settings.log_every_n_steps,
+            may_fail=settings.on_save_error == "warn",
+        )
+        self.run = Run(settings, self.ranks)
+        # What preparation adds, once.
+        self.subject: Subject | None = None
+        self.seed: int | None = settings.given_seed
+        self.cpu_threads: int | None = None
+        self.data: TrainingData | None = None
+        self.optimization: Optimization | None = None
+        self.schedules: Schedules | None = None
+        self.saver: Saver | None = None
+        # Where the fit is.
+        self.phase: Phase = "preparing"
+        self.batch: Any = None
+        self.validated_here = False
+        self.evaluation: Evaluation | None = None
+        self.take_step: Callable[[Any, int], Any] | None = None
+        self.validate: Callable[[], None] = self._validate
+        self.is_interrupted = False
+
+    # -- what it is about ----------------------------------------------------------------------------------------------
+    @property
+    def module(self) -> Module:
+        assert self.subject is not None
+        return self.subject.module
+
+    @property
+    def hooks(self) -> Hooks:
+        assert self.subject is not None
+        return self.subject.hooks
+
+    @property
+    def loading(self) -> Loading:
+        assert self.subject is not None
+        return self.subject.loading
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is validation data and a step for it."""
+        return self.data is not None and bool(self.data.val) and is_written(self.module, "validation_step")
+
+    @property
+    def window(self) -> int:
+        """The accumulation window of the running epoch."""
+        return self.settings.window_of(self.progress.current_epoch)
+
+    def begin(self, subject: Subject, *, is_guest: bool = False) -> None:
+        """Only once it is known who listens can anybody be told of an error. A fit is never another run's guest."""
+        assert not is_guest
+        self.subject = subject
+        self.book.train.batch_size = self.current_batch_size
+        self.book.train.paddle_metrics = functools.partial(paddle_metrics_of, subject.module)
+
+    def current_batch_size(self) -> int:
+        return batch_size_of(self.batch)
+
+    # -- validation within it ------------------------------------------------------------------------------------------
+    def evaluate(self, *, limit: int | None = None, is_rehearsal: bool = False) -> list[Any]:
+        """Run the validation data; a rehearsal is published and neither logged nor shown."""
+        assert self.data is not None and self.subject is not None
+        stopping = self.stopping
+        stop_early = (lambda: stopping.signals.received is not None) if self.ranks.world_size == 1 else None
+        take = self.book.take
+        self.evaluation = Evaluation(
+            "validate",
+            self.target,
+            self.book.val,
+            (lambda collector, is_final: take(collector, False)) if is_rehearsal else take,
+            limit=limit,
+            stop_early=stop_early,
+        )
+        try:
+            return self.evaluation.run(self.subject, self.data.val)
+        finally:
+            self.evaluation = None
+
+    def _validate(self) -> None:
+        """The validation that is due; it stays due where a signal cuts it off."""
+        from .loop import validate
+
+        validate(self)
+
+    def rehearse(self) -> None:
+        """The sanity check before training, which leaves no trace."""
+        steps = self.settings.num_sanity_val_steps
+        self.phase = "sanity"
+        self.hooks.call("on_sanity_check_start")
+        with isolated_random_states():
+            self.evaluate(limit=None if steps < 0 else steps, is_rehearsal=True)
+        self.book.forget_rehearsal()
+        self.hooks.call("on_sanity_check_end")
+        self.phase = "preparing"
+
+    # -- for the saver -------------------------------------------------------------------------------------------------
+    def before_drop(self) -> None:
+        """A schedule is about to lower the rate in one jump."""
+        assert self.saver is not None
+        self.validated_here = False
+        self.saver.save_point("lr_drop")
+
+    def candidate(self) -> Entry:
+        """The checkpoint that would be written now."""
+        return self.run.checkpoints.candidate(
+            step=self.progress.global_step,
+            epoch=self.progress.current_epoch,
+            metrics=self.book.as_numbers(),
+            healthy=state.is_healthy(self),
+        )
+
+    def write(self, candidate: Entry | None, pins: Pins, weights_only: bool, as_of: Mark | None) -> Entry:
+        return state.save(self, candidate, pins, weights_only=weights_only, as_of=as_of)
+
+    def make_mark(self, hooks: tuple[str, ...]) -> Mark:
+        assert self.subject is not None and self.data is not None and self.schedules is not None
+        return Mark(
+            hooks,
+            self.progress,
+            (self.progress, self.book, self.schedules),
+            self.module,
+            self.data.train.state_dict(),
+            self.subject.callbacks,
+        )
+
+    def may_remember(self) -> bool:
+        """Gradients that wait for a step of the user's own are not copied, and a window's are dropped."""
+        assert self.optimization is not None
+        if self.progress.batches_in_window:
+            return False
+        return self.optimization.is_automatic or next(self.optimization.gradients(), None) is None
+
+    # -- the end, and profiling ----------------------------------------------------------------------------------------
+    def let_go(self) -> None:
+        """Keep nothing of the last batch, and take no more values."""
+        self.phase = "ending"
+        self.target.collector, self.target.on_step = None, False
+        self.batch = None
+        self.stopping.stop_clock()
+        if self.optimization is not None:
+            self.optimization.last_loss = None
+            self.optimization.untoggle()
+
+    def time_with(self, timed: Timed, timed_hook: Timed) -> None:
+        """Let what the fit is made of be timed; nothing has to be undone, since the parts die with it."""
+        assert self.take_step is not None
+        self.hooks.time_with(timed_hook)
+        for part in (self.optimization, self.schedules, self.book, self.saver, self.data):
+            assert part is not None
+            part.time_with(timed)
+        self.take_step = timed("training_step", self.take_step)
+        self.validate = timed("validation", self.validate)
+
+    @property
+    def prefetch_says(self) -> str:
+        """How copying ahead has done, or nothing where there is none."""
+        prefetch = self.data.train.prefetch if self.data is not None else None
+        return "" if prefetch is None else prefetch.describe()

@@ -1,0 +1,66 @@
+"""Hooks: the hooks that somebody overrides, found once, in the order in which they are called."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..callback import HOOKS as CALLBACK_HOOKS
+from ..callback import Callback, overridden, refuse_wrong_signature
+from ..module import Module
+
+if TYPE_CHECKING:
+    from ..callback import Pins, SavePoint
+
+
+class Hooks:
+    """Callbacks in list order, then the module. What nobody overrides costs nothing.
+
+    `call_with` is what a callback's hook is given before its own arguments: the trainer and the module.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback], module: Module, call_with: tuple[Any, Module]) -> None:
+        self.calls: dict[str, list[Callable[..., Any]]] = {}
+        for name in CALLBACK_HOOKS - {"on_save_point"}:
+            calls: list[Callable[..., Any]] = []
+            for callback in callbacks:
+                method = overridden(callback, name, Callback)
+                if method is not None:
+                    refuse_wrong_signature(callback, name, method, Callback)
+                    calls.append(functools.partial(method, *call_with))
+            own = overridden(module, name, Module)
+            if own is not None:
+                refuse_wrong_signature(module, name, own, Module)
+                calls.append(own)
+            if calls:
+                self.calls[name] = calls
+        self.savers: list[tuple[Callback, Callable[[SavePoint], Pins | None]]] = [
+            (callback, functools.partial(method, *call_with))
+            for callback in callbacks
+            if (method := overridden(callback, "on_save_point", Callback)) is not None
+        ]
+        self.save_exceptions = any(getattr(callback, "save_on_exception", False) for callback in callbacks)
+        self.watch_lr_drops = any(getattr(callback, "save_before_lr_drop", False) for callback in callbacks)
+
+    def of(self, name: str) -> Sequence[Callable[..., Any]]:
+        return self.calls.get(name, ())
+
+    def call(self, name: str, *arguments: Any) -> None:
+        for call in self.calls.get(name, ()):
+            call(*arguments)
+
+    def add(self, name: str, call: Callable[..., Any]) -> None:
+        """Call this too, after all others."""
+        self.calls[name] = [*self.of(name), call]
+
+    def tell_of_exception(self, error: BaseException) -> None:
+        for call in self.calls.get("on_exception", ()):
+            with contextlib.suppress(Exception):  # the first error is the one to be seen
+                call(error)
+
+    def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Let each hook be timed; `timed` is given the hook's name."""
+        for name, calls in self.calls.items():
+            self.calls[name] = [timed(name, call) for call in calls]

@@ -1,0 +1,308 @@
+"""Optimization: from a loss to a moved weight: backward, accumulation windows, clipping, optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import paddle
+
+from ..errors import ConfigurationError, TrainingError
+from ..machine import paddle_internals
+from ..machine.precision import clip_gradients_by_norm
+from ..module import Module, is_written
+from ..optimizers import ManualOptimizer, add_param_group, parameters_of, structured_names
+
+if TYPE_CHECKING:
+    from ..machine.precision import Precision
+    from ..progress import Progress
+    from ..settings import Settings
+    from .hooks import Hooks
+
+_TENSOR = paddle.Tensor
+_SCALAR_SHAPES: tuple[list[int], ...] = ([], [1])
+
+
+class Optimization:
+    """The optimizers of one fit. Only it moves them, and raises `global_step`.
+
+    `window` gives the accumulation window of the running epoch, `length` the batches of an epoch or None.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        optimizers: Sequence[Any],
+        settings: Settings,
+        precision: Precision,
+        progress: Progress,
+        hooks: Hooks,
+        length: Callable[[], int | None],
+    ) -> None:
+        self.module, self.optimizers, self.precision, self.progress = module, list(optimizers), precision, progress
+        self.settings, self.hooks, self.length = settings, hooks, length
+        self.is_automatic = module.automatic_optimization
+        self.parameter_names = structured_names(module)
+        self.manual_optimizers = [ManualOptimizer(optimizer, self._manual_step) for optimizer in self.optimizers]
+        self.added_param_groups: list[dict[str, Any]] = []
+        self.gradient_norm: Any = None
+        self.last_loss: Any = None
+        self.skips_step = False
+        self.toggled: list[tuple[Any, bool]] = []
+        self.clips = settings.gradient_clip_val is not None or is_written(module, "configure_gradient_clipping")
+        self.needs_closure = self.is_automatic and type(self.optimizers[0]).__name__ == "LBFGS"
+        self.schedules_follow = False
+        """Whether a step makes a schedule due; preparation says so once the schedules are there."""
+        self.window = self.window_length = 1
+        self.before_backward = hooks.of("on_before_backward")
+        self.after_backward = hooks.of("on_after_backward")
+        self.backward: Callable[[Any], None] = self._backward
+        self.step: Callable[[], None] = self._step
+
+    # -- the end of a batch --------------------------------------------------------------------------------------------
+    def open_window(self, window: int) -> None:
+        """Accumulate over so many batches from here on."""
+        self.window = window
+        self.window_length = self._length_of_window()
+
+    def learn(self, outputs: Any, is_last: bool) -> None:
+        """Backward through what training_step returned, and at a window's end the optimizer's step."""
+        progress = self.progress
+        loss = outputs if type(outputs) is _TENSOR else self._loss_in(outputs)
+        if loss.stop_gradient or loss.shape not in _SCALAR_SHAPES:
+            _refuse(loss)
+        for hook in self.before_backward:
+            hook(loss)
+        if progress.batches_in_window == 0 and self.window != 1:
+            self.window_length = self._length_of_window()
+        self.backward(loss if self.window == 1 else loss / self.window_length)
+        for hook in self.after_backward:
+            hook()
+        progress.batches_in_window += 1
+        if progress.batches_in_window == self.window or is_last:
+            self.step()
+
+    def _backward(self, loss: Any) -> None:
+        self.precision.scale(loss).backward()
+
+    def _step(self) -> None:
+        """The end of an accumulation window."""
+        progress, calls, optimizer = self.progress, self.hooks.calls, self.optimizers[0]
+        if progress.batches_in_window != self.window_length:
+            self._rescale_gradients(self.window_length / progress.batches_in_window)
+        progress.batches_in_window = 0
+        scaler = self.precision.scaler
+        if scaler is not None:
+            self.precision.unscale(optimizer)
+        self.skips_step = False
+        for hook in calls.get("on_before_optimizer_step", ()):
+            hook(optimizer)
+        if self.clips and not self.skips_step:
+            settings = self.settings
+            self.module.configure_gradient_clipping(
+                optimizer, settings.gradient_clip_val, settings.gradient_clip_algorithm
+            )
+        progress.steps_begun += 1  # before the step, which may fail halfway
+        if self.skips_step:
+            self.precision.discard(optimizer)
+        elif scaler is None:
+            optimizer.step()
+        else:
+            self.precision.step(optimizer)
+            self.precision.update()
+        for hook in calls.get("on_before_zero_grad", ()):
+            hook(optimizer)
+        optimizer.clear_grad(False)  # to None: with zeros, parameters the loss does not use would still move
+        progress.global_step += 1
+        progress.schedulers_are_due = self.schedules_follow
+
+    def closure_step(self, batch: Any, batch_idx: int) -> Any:
+        """One step of an optimizer that evaluates the loss several times (LBFGS)."""
+        outputs: Any = None
+        (optimizer,), progress = self.optimizers, self.progress
+
+        def closure() -> Any:
+            nonlocal outputs
+            optimizer.clear_grad(False)
+            outputs = self.module.training_step(batch, batch_idx)
+            loss = self._loss_in(outputs)
+            self.hooks.call("on_before_backward", loss)
+            loss.backward()
+            self.hooks.call("on_after_backward")
+            return loss
+
+        self.hooks.call("on_before_optimizer_step", optimizer)
+        progress.steps_begun += 1
+        optimizer.step(closure)
+        optimizer.clear_grad(False)
+        progress.global_step += 1
+        progress.schedulers_are_due = self.schedules_follow
+        return outputs
+
+    def end_open_window(self) -> bool:
+        """Step with what waits, where an epoch ended inside a window; whether there was anything."""
+        if not self.progress.batches_in_window:
+            return False
+        self.step()
+        return True
+
+    def _length_of_window(self) -> int:
+        length = self.length()
+        first = self.progress.batches_in_epoch - self.progress.batches_in_window
+        return self.window if length is None else max(1, min(self.window, length - first))
+
+    def _rescale_gradients(self, factor: float) -> None:
+        # Only where a loader of unknown length ended inside a window, or a hook ended the epoch there.
+        with paddle.no_grad():
+            for parameter in self.gradients():
+                parameter.grad.scale_(factor)
+
+    def _loss_in(self, outputs: Any) -> Any:
+        if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), _TENSOR):
+            return outputs["loss"]
+        if isinstance(outputs, _TENSOR):
+            return outputs
+        if isinstance(outputs, Mapping):
+            got = f"a dict with keys {sorted(map(str, outputs))}"
+        else:
+            got = repr(outputs) if outputs is None else type(outputs).__name__
+        raise TrainingError(
+            f"{type(self.module).__name__}.training_step returned {got} in batch {self.progress.batches_in_epoch}. "
+            "Return the loss tensor, or a dict that has it under 'loss'; "
+            "to step optimizers yourself, set automatic_optimization = False in the module."
+        )
+
+    # -- what a module calls -------------------------------------------------------------------------------------------
+    def manual_backward(self, loss: Any) -> None:
+        with self.precision.outside_autocast():
+            self.backward(loss)
+
+    def _manual_step(self, optimizer: Any, closure: Callable[[], Any] | None) -> Any:
+        result = None
+        with self.precision.outside_autocast():
+            self.skips_step = False
+            self.hooks.call("on_before_optimizer_step", optimizer)
+            self.progress.steps_begun += 1
+            if self.skips_step:
+                self.precision.discard(optimizer)
+            elif closure is not None:
+                result = optimizer.step(closure)
+            else:
+                self.precision.step(optimizer)
+        self.progress.global_step += 1
+        return result
+
+    def clip(self, optimizer: Any, value: float | None, algorithm: str | None) -> Any:
+        """Clip the optimizer's gradients in place; returns their norm before, for "norm"."""
+        if value is None:
+            return None
+        # The norm is over parameters that have a gradient, in the optimizer's order.
+        parameters = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
+        if not parameters:
+            return None
+        with self.precision.outside_autocast():
+            self.precision.unscale(getattr(optimizer, "optimizer", optimizer))
+            if algorithm == "value":
+                paddle.nn.utils.clip_grad_value_(parameters, value)
+                return None
+            self.gradient_norm = clip_gradients_by_norm(parameters, value)
+            return self.gradient_norm
+
+    def toggle(self, optimizer: Any) -> None:
+        """Let only this optimizer's parameters collect gradients."""
+        self.untoggle()
+        wanted = {id(parameter) for parameter in parameters_of(getattr(optimizer, "optimizer", optimizer))}
+        held_back = {id(parameter): parameter for other in self.optimizers for parameter in parameters_of(other)}
+        for key, parameter in held_back.items():  # each once, though several optimizers may share it
+            if key not in wanted:
+                self.toggled.append((parameter, parameter.stop_gradient))
+                parameter.stop_gradient = True
+
+    def untoggle(self) -> None:
+        for parameter, stop_gradient in self.toggled:
+            parameter.stop_gradient = stop_gradient
+        self.toggled.clear()
+
+    def skip_step(self) -> None:
+        self.skips_step = True
+
+    def add_param_group(
+        self, parameters: Iterable[Any], *, optimizer_index: int, learning_rate: float, weight_decay: float | None
+    ) -> None:
+        added = list(parameters)
+        optimizer = self.optimizers[optimizer_index]
+        add_param_group(optimizer, added, learning_rate=learning_rate, weight_decay=weight_decay)
+        self.added_param_groups.append(
+            {
+                "optimizer_index": optimizer_index,
+                "parameters": [self.parameter_names[parameter.name] for parameter in added],
+                "learning_rate": learning_rate,
+                "weight_decay": weight_decay,
+            }
+        )
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+    def gradients(self) -> Iterator[Any]:
+        """Parameters that have a gradient now, of all the optimizers."""
+        for optimizer in self.optimizers:
+            for parameter in parameters_of(optimizer):
+                if parameter.grad is not None:
+                    yield parameter
+
+    def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        self.backward, self.step = timed("backward", self.backward), timed("optimizer step", self.step)
+        self.before_backward = self.hooks.of("on_before_backward")
+        self.after_backward = self.hooks.of("on_after_backward")
+
+
+def _refuse(loss: Any) -> None:
+    if loss.shape not in _SCALAR_SHAPES:
+        raise TrainingError(
+            f"the loss must be a single number, got a tensor of shape {list(loss.shape)}. Return its mean() or sum()."
+        )
+    raise TrainingError(
+        "the loss is not attached to any parameter, so there is nothing to learn from (its stop_gradient is True). "
+        "It was detached, computed under paddle.no_grad(), passed through NumPy, or every parameter is frozen."
+    )
+
+
+def refuse_number(module: Module, optimizers: Sequence[Any]) -> None:
+    """Raise ConfigurationError for none or too many optimizers."""
+    name = type(module).__name__
+    if not optimizers and module.automatic_optimization:
+        raise ConfigurationError(
+            f"{name}.configure_optimizers returned no optimizer; fit needs one (or automatic_optimization = False)"
+        )
+    if len(optimizers) > 1 and module.automatic_optimization:
+        raise ConfigurationError(
+            f"{name}.configure_optimizers returned {len(optimizers)} optimizers: which steps when is yours to say. "
+            "Set self.automatic_optimization = False in __init__, and in training_step use self.optimizers(), "
+            "self.manual_backward(loss) and optimizer.step()."
+        )
+
+
+def refuse_unfit(optimization: Optimization, world_size: int) -> None:
+    """Raise ConfigurationError for parameters of nobody's, gradients clipped twice, and what LBFGS cannot do."""
+    module, settings = optimization.module, optimization.settings
+    for optimizer in optimization.optimizers:
+        for parameter in parameters_of(optimizer):
+            if parameter.name not in optimization.parameter_names:
+                raise ConfigurationError(
+                    f"an optimizer holds the parameter {parameter.name!r} of shape {list(parameter.shape)}, which is "
+                    f"not part of {type(module).__name__}: make its layer an attribute of the module, else no "
+                    "checkpoint would hold it"
+                )
+        clip = paddle_internals.grad_clip_of(optimizer)
+        if clip is not None and settings.gradient_clip_val is not None:
+            raise ConfigurationError(
+                f"gradients would be clipped twice: by Trainer(gradient_clip_val={settings.gradient_clip_val}) and by "
+                f"{type(optimizer).__name__}(grad_clip={type(clip).__name__}). Remove one."
+            )
+    if not optimization.needs_closure:
+        return
+    if world_size > 1:
+        raise ConfigurationError("LBFGS runs on one process: its several losses a step are not synchronised over ranks")
+    if optimization.precision.autocast is not None or max(settings.accumulation.values()) > 1:
+        raise ConfigurationError(
+            "LBFGS evaluates the loss several times a step: it works in float32 and without accumulate_grad_batches"
+        )

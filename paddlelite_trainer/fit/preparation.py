@@ -1,0 +1,277 @@
+"""Preparation: everything before the first batch, in ten steps whose order is law."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError
+from ..machine.device import use_cpu_threads
+from ..machine.rng import draw_seed, isolated_random_states, seed_everything
+from ..module import is_written
+from ..optimizers import normalise
+from ..reporting.summary import announce
+from ..run.remote_run import copies_of, resolve_with_remotes
+from . import state
+from .optimization import Optimization, refuse_number, refuse_unfit
+from .saving import Saver, ranks_talk_after
+from .schedules import Schedules
+from .training_data import TrainingData
+
+if TYPE_CHECKING:
+    from ..run.directory import Resolution
+    from .fit import Fit
+    from .starting import InitFrom, Start
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `Trainer.fit` was asked for, beside the module."""
+
+    train: Any
+    val: Any
+    ckpt_path: str | Path | None
+    override: Sequence[str]
+    init_from: str | Path | InitFrom | None
+    fitted_before: bool
+
+
+def prepare(fit: Fit, request: Request) -> bool:
+    """Everything before the first batch; False where the checkpoint's run is over already."""
+    refuse_endless(fit)
+    override = state.checked_override(request.override)
+    # 1. Which checkpoint: it decides on the seed and the threads of all that follows.
+    resolution = _resolve(fit, request)
+    saved = None
+    if resolution is not None and resolution.entry is not None:
+        saved = state.open_saved(resolution.entry, resolution.opened)
+        fit.run.ckpt_path = resolution.entry.path
+    # 2. Threads and seed, before anything computes or draws.
+    _settle_threads(fit, saved)
+    _settle_seed(fit, saved)
+    # 3. Data, before optimizers: configure_optimizers may ask how many steps there will be.
+    _open_data(fit, request)
+    # 4. Optimizers and schedules, before anything is restored into them.
+    _configure_optimizers(fit)
+    fit.take_step = _training_step(fit)
+    # 5. What a fresh run starts from, before there is a directory: what does not fit leaves none.
+    start = _start(fit, request) if saved is None and request.init_from is not None else None
+    # 6. The directory with its lock, store and logs.
+    fit.run.open(resolution, fit.book.loggers)
+    _make_saver(fit)
+    # 7. The saved state, all at once.
+    notes = _restore(fit, request, resolution, saved, override, start)
+    for logger in fit.book.loggers if fit.ranks.is_zero else ():
+        logger.log_hyperparams(fit.module.hparams)
+    if saved is None and request.fitted_before:
+        notes.append("a fresh fit: counters, optimizers and schedules begin anew, on the weights that the module has")
+    announce_fit(fit, notes)
+    fit.book.go_on_logging()
+    # 8. Perhaps there is nothing to do.
+    goes_on = saved is not None or fit.progress.current_epoch > 0 or fit.progress.global_step > 0
+    over = fit.stopping.already_over if goes_on else None
+    if over is not None:
+        fit.print(over)
+        fit.hooks.call("on_already_over")
+        return False
+    # 9. The hooks that begin a fit, around the sanity check.
+    _begin_training(fit, is_fresh=saved is None)
+    # 10. Random numbers last, as hooks may have drawn some again.
+    assert fit.saver is not None
+    if saved is not None:
+        state.restore_random_states(fit, saved)
+    elif goes_on and fit.settings.enable_checkpointing and fit.hooks.savers:
+        # What was brought along can be gone on from by itself, as of now.
+        fit.saver.take({"latest": []}, weights_only=False)
+    return True
+
+
+def refuse_endless(fit: Fit) -> None:
+    settings = fit.settings
+    if settings.max_epochs is None and settings.max_steps < 0 and settings.max_seconds is None:
+        raise ConfigurationError(
+            "when should fit end? Pass max_epochs, max_steps or max_time to Trainer; "
+            "max_epochs=-1 trains until it is stopped."
+        )
+
+
+def _resolve(fit: Fit, request: Request) -> Resolution | None:
+    assert fit.subject is not None
+    settings = fit.settings
+    remotes = copies_of(fit.subject.callbacks) if settings.enable_checkpointing else []
+    if request.ckpt_path is None and not remotes:
+        return None
+    return fit.ranks.on_rank_zero(
+        lambda: resolve_with_remotes(
+            request.ckpt_path, remotes, default_root_dir=settings.default_root_dir, run_name=settings.run_name
+        )
+    )
+
+
+def _settle_threads(fit: Fit, saved: state.Saved | None) -> None:
+    if not fit.device.is_accelerator:
+        threads = saved.tree["run"].get("cpu_threads") if saved is not None else None
+        size = sum(int(parameter.size) for parameter in fit.module.parameters())
+        fit.cpu_threads = use_cpu_threads(fit.settings.cpu_threads, threads, parameters=size)
+
+
+def _settle_seed(fit: Fit, saved: state.Saved | None) -> None:
+    given = fit.settings.given_seed
+    if saved is not None:
+        fit.seed = state.agreed_seed(given, saved)
+    elif given is None:
+        fit.seed = fit.ranks.broadcast_object(draw_seed())
+    else:
+        fit.seed = seed_everything(given, workers=True)
+    fit.loading.seed = fit.seed
+
+
+def _open_data(fit: Fit, request: Request) -> None:
+    fit.data = TrainingData(fit.loading, fit.progress, request.train, request.val)
+    _tell_what_has_no_effect(fit, request.train)
+    fit.data.open_validation()
+    if fit.data.val and not is_written(fit.module, "validation_step"):
+        fit.print("Validation data was given, and the module has no validation_step: no validation will run.")
+
+
+def _tell_what_has_no_effect(fit: Fit, train: Any) -> None:
+    assert fit.data is not None
+    settings = fit.settings
+    idle: dict[str, str] = {}
+    if settings.reload_dataloaders_every_n_epochs and train is not None:
+        idle[f"reload_dataloaders_every_n_epochs={settings.reload_dataloaders_every_n_epochs}"] = (
+            "a loader was passed to fit, and it is train_dataloader of the module or datamodule that is called again"
+        )
+    if not fit.module.automatic_optimization:
+        if settings.gradient_clip_val is not None:
+            idle[f"gradient_clip_val={settings.gradient_clip_val}"] = (
+                "with automatic_optimization = False call self.clip_gradients(optimizer, value) before optimizer.step()"
+            )
+        if settings.accumulation != {0: 1}:
+            idle[f"accumulate_grad_batches={settings.accumulation}"] = (
+                "with automatic_optimization = False call optimizer.step() after as many batches as you want"
+            )
+    if settings.prefetch_to_device is True and not (fit.data.train.prefetch and fit.data.train.prefetch.is_on):
+        idle["prefetch_to_device=True"] = fit.loading.why_no_prefetch()
+    for setting, why in idle.items():
+        warnings.warn(f"Trainer({setting}) has no effect: {why}", stacklevel=2)
+
+
+def _configure_optimizers(fit: Fit) -> None:
+    module, data = fit.module, fit.data
+    assert data is not None
+    optimizers, configs = normalise(module.configure_optimizers())
+    refuse_number(module, optimizers)
+    fit.precision.prepare(module, optimizers)
+    fit.optimization = Optimization(
+        module, optimizers, fit.settings, fit.precision, fit.progress, fit.hooks, lambda: data.length
+    )
+    refuse_unfit(fit.optimization, fit.ranks.world_size)
+    before_drop = fit.before_drop if fit.hooks.watch_lr_drops else None
+    fit.schedules = Schedules(module, configs, fit.progress, fit.ranks, lambda: fit.book.callback_metrics, before_drop)
+    fit.optimization.schedules_follow = fit.schedules.follow_steps
+
+
+def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
+    optimization, data, progress = fit.optimization, fit.data, fit.progress
+    assert optimization is not None and data is not None
+    if optimization.needs_closure:
+        return optimization.closure_step
+    if fit.ranks.world_size == 1:
+        return fit.module.training_step
+    from ..machine.data_parallel import synchronised
+
+    if not fit.module.automatic_optimization:
+        raise ConfigurationError(
+            f"manual optimization runs on one process so far, this is one of {fit.ranks.world_size}: gradients of a "
+            "backward inside training_step would not be synchronised"
+        )
+
+    def ends_window() -> bool:
+        return progress.batches_in_window + 1 == fit.window or data.train.is_last
+
+    with isolated_random_states():  # wrapping draws a number from python's generator
+        return synchronised(fit.module, ends_window)
+
+
+def _start(fit: Fit, request: Request) -> Start:
+    from .starting import start_from
+
+    assert request.init_from is not None
+    return start_from(fit, request.init_from)
+
+
+def _make_saver(fit: Fit) -> None:
+    assert fit.subject is not None
+    fit.saver = Saver(
+        fit.settings,
+        fit.progress,
+        fit.ranks,
+        fit.hooks,
+        fit.stopping,
+        fit.book,
+        fit.run,
+        ranks_talk_after(fit.settings, fit.subject.callbacks),
+        fit.candidate,
+        fit.write,
+        fit.make_mark,
+        fit.may_remember,
+    )
+
+
+def _restore(
+    fit: Fit,
+    request: Request,
+    resolution: Resolution | None,
+    saved: state.Saved | None,
+    override: Sequence[str],
+    start: Start | None,
+) -> list[str]:
+    """Notes on what was found, restored and moved away."""
+    assert fit.saver is not None
+    notes: list[str] = []
+    if resolution is not None:
+        notes += [f"WARNING: {finding}" for finding in resolution.findings]
+        notes += [resolution.message] if request.ckpt_path is not None else []
+    if saved is not None:
+        notes += state.restore(fit, saved, override)
+        fit.saver.saved_at = fit.progress.position
+        damaged = () if resolution is None else resolution.damaged
+        notes += fit.ranks.on_rank_zero(lambda: fit.run.set_aside_after(saved.entry, damaged))
+    elif start is not None:
+        notes += start.save_best(fit)
+    return notes
+
+
+def _begin_training(fit: Fit, *, is_fresh: bool) -> None:
+    fit.hooks.call("on_fit_start")
+    fit.module.train()
+    if is_fresh and fit.validates and fit.settings.num_sanity_val_steps:
+        fit.rehearse()  # the resumed run's callbacks have had it, and remember it
+    fit.stopping.start_clock()
+    fit.phase = "training"
+    fit.hooks.call("on_train_start")
+
+
+def announce_fit(fit: Fit, notes: Sequence[str]) -> None:
+    """One block: where, on what, how precise, how large, what was restored, which schedulers step when."""
+    if not fit.ranks.is_zero:
+        return
+    assert fit.schedules is not None
+    count = sum(int(parameter.size) for parameter in fit.module.parameters())
+    trained = sum(int(parameter.size) for parameter in fit.module.parameters() if not parameter.stop_gradient)
+    precision = fit.precision
+    processes = f", {fit.ranks.world_size} processes" if fit.ranks.world_size > 1 else ""
+    lines = [
+        ("run", str(fit.run.path) if fit.run.path is not None else "nothing is written"),
+        ("device", fit.device.name + processes),
+        ("precision", precision.effective + (f" ({precision.note})" if precision.note else "")),
+        ("parameters", f"{count:,}" + (f", {trained:,} of them trained" if trained != count else "")),
+        ("seed", str(fit.seed)),
+        *(("schedule", config.describe()) for config in fit.schedules.configs),
+        *(("note", note) for note in notes),
+    ]
+    fit.print(announce(lines))

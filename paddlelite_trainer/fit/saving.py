@@ -1,0 +1,220 @@
+"""Saver: when a checkpoint of a fit is due, and taking it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..callback import Pins, Reason, SavePoint
+from ..errors import CheckpointSaveError, LogWriteError
+from .mark import BATCH, VALIDATION, Mark
+
+if TYPE_CHECKING:
+    from ..checkpoint import Entry
+    from ..machine.ranks import Ranks
+    from ..progress import Progress
+    from ..reporting.book import Book
+    from ..run.identity import Run
+    from ..settings import Settings
+    from .hooks import Hooks
+    from .stopping import StopRequests
+
+
+class Saver:
+    """Asks callbacks at each save point, and writes what they and the user want kept.
+
+    `candidate` names the checkpoint that would be written now; `write` collects and writes it under pins, in full or
+    of weights only, as of a mark where there is one. `make_mark` remembers the present moment; `may_remember` tells
+    whether a checkpoint could be made of it later.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Progress,
+        ranks: Ranks,
+        hooks: Hooks,
+        stopping: StopRequests,
+        book: Book,
+        run: Run,
+        asks_ranks_after: Callable[[int], bool],
+        candidate: Callable[[], Entry],
+        write: Callable[[Entry | None, Pins, bool, Mark | None], Entry],
+        make_mark: Callable[[tuple[str, ...]], Mark],
+        may_remember: Callable[[], bool],
+    ) -> None:
+        self.settings, self.progress, self.ranks, self.hooks = settings, progress, ranks, hooks
+        self.stopping, self.book, self.run = stopping, book, run
+        self.asks_ranks_after, self.candidate, self.write = asks_ranks_after, candidate, write
+        self.make_mark, self.may_remember = make_mark, may_remember
+        self.savers = hooks.savers if run.store is not None else []
+        self.requested: dict[str, bool] = {}
+        """{tag that the user asked for: whether weights are enough}."""
+        self.saved_at: tuple[Any, ...] | None = None
+        self.keeps_marks = ranks.world_size == 1 and hooks.save_exceptions
+        self.mark: Mark | None = None
+        self._as_of: Mark | None = None
+        book.before_log = self._remember_logs
+        self.take: Callable[..., Entry | None] = self._take
+        self.save_point: Callable[[Reason], None] = self._save_point
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the newest checkpoint is of the present moment."""
+        return self.saved_at == self.progress.position
+
+    def _save_point(self, reason: Reason) -> None:
+        """Everything of this batch or epoch has run: let callbacks ask for a checkpoint, and take one."""
+        if (
+            self.ranks.world_size > 1
+            and reason == "train_batch"
+            and not self.asks_ranks_after(self.progress.global_step)
+        ):
+            return
+        pins: dict[str, Sequence[str]] = {}
+        weights_only = True  # where nobody asks for more
+        point = None
+        if self.savers:
+            point = SavePoint(reason, self.awaited_candidate, self.entries)
+            for callback, ask in self.savers:
+                wanted = ask(point)
+                if wanted:
+                    pins.update(wanted)
+                    weights_only = weights_only and getattr(callback, "save_weights_only", False)
+        leaving = self.stopping.signals.received is not None
+        if self.ranks.world_size > 1:
+            leaving = self.stopping.agree()
+            pins, weights_only, self.requested = self.ranks.broadcast_object((pins, weights_only, self.requested))
+        wants_all = reason == "stop" or (leaving and reason != "lr_drop")
+        if wants_all and self.settings.enable_checkpointing and self.hooks.savers:
+            pins.setdefault("latest", [])  # filled in with this checkpoint
+            weights_only = False
+        if pins or self.requested:
+            self.take(pins, weights_only=weights_only, point=point)
+        if self.keeps_marks and reason in ("train_batch", "validation"):
+            self.remember(BATCH)
+
+    def entries(self) -> Sequence[Entry]:
+        """Checkpoints on disk, oldest first; one that is still being written is waited for."""
+        self.await_save()
+        return self.run.checkpoints.entries()
+
+    def awaited_candidate(self) -> Entry:
+        self.await_save()
+        return self.candidate()
+
+    def _take(self, pins: Pins, *, weights_only: bool = True, point: SavePoint | None = None) -> Entry | None:
+        """Write one checkpoint under these pins and those that users asked for, full if one of them is to be.
+
+        Every rank calls it.
+        """
+        weights_only = weights_only and all(self.requested.values())
+        candidate = None
+        if self.run.store is not None:
+            candidate = self.candidate() if point is None else point.candidate
+        mine = [candidate.name] if candidate is not None else []
+        all_pins = {**pins, **dict.fromkeys(self.requested, mine)}
+        if "latest" in all_pins:
+            all_pins["latest"] = all_pins["latest"] or mine
+        self.progress.seconds = self.stopping.seconds
+        try:
+            entry = self.write(candidate, all_pins, weights_only, self._as_of)
+        except (CheckpointSaveError, LogWriteError) as error:  # it holds how far the logs had come
+            self._after_failed_save(error)
+            return None
+        self.requested.clear()
+        if not weights_only:
+            self.saved_at = self.progress.position
+        return entry
+
+    def take_requested(self) -> None:
+        """What was asked for in one of the last hooks."""
+        if self.requested:
+            self.take({})
+
+    def await_save(self) -> None:
+        """Let a background save end, before anything is decided from what is on disk; its error is raised or told."""
+        if self.run.store is None:
+            return
+        try:
+            self.run.store.wait()
+        except CheckpointSaveError as error:
+            self._after_failed_save(error)
+
+    def _after_failed_save(self, error: CheckpointSaveError | LogWriteError) -> None:
+        if self.settings.on_save_error == "raise":
+            raise error
+        self.saved_at = None
+        self.book.print(
+            f"WARNING: a checkpoint was not written, and training goes on as on_save_error='warn' asks: {error}"
+        )
+
+    # -- what an exception can still save ------------------------------------------------------------------------------
+    def remember(self, hooks: tuple[str, ...]) -> None:
+        """Remember this moment, so that an exception after it can still save it."""
+        if self.keeps_marks:
+            self.mark = self.make_mark(hooks) if self.may_remember() else None
+
+    def remember_validation(self) -> None:
+        """A validation that a signal cuts off is not part of what is saved, whoever saves it."""
+        self.mark = self.make_mark(VALIDATION)
+
+    def forget(self) -> None:
+        self.mark = None
+
+    def save_stopped(self, *, as_of_mark: bool) -> None:
+        """The last checkpoint of a process that leaves."""
+        if as_of_mark and self.mark is not None and self.mark.holds:
+            self._save_as_of(self.mark, "stop")
+        else:
+            self.save_point("stop")
+
+    def save_after_error(self) -> None:
+        """Where a callback wants it and no optimizer has moved since: save the last save point's state."""
+        mark, self.mark = self.mark, None
+        if mark is None or not self.keeps_marks or not mark.holds:
+            return
+        try:
+            where = self._save_as_of(mark, "exception")
+            self.book.print(f"Saved what was before the error: {where}.")
+        except Exception as error:
+            warnings.warn(f"the state before the error could not be saved: {error}", stacklevel=2)
+
+    def _save_as_of(self, mark: Mark, reason: Reason) -> str:
+        progress = self.progress
+        with mark.applied():
+            self._as_of = mark
+            try:
+                self.save_point(reason)
+            finally:
+                self._as_of = None
+            batch, step = progress.batches_in_epoch, progress.global_step
+            return f"epoch {progress.current_epoch}, batch {batch}, step {step}"
+
+    def _remember_logs(self) -> None:
+        mark = self.mark
+        if mark is None or not mark.holds or mark.loggers is not None:
+            return
+        try:
+            mark.loggers = [logger.state_dict() for logger in self.book.loggers]
+        except LogWriteError as error:
+            self.mark = None  # without positions in the logs no checkpoint can be made of it
+            self.book.after_failed_log(error)
+
+    def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        self.take = timed("checkpoints: writing", self.take)
+        self.save_point = timed("checkpoints: deciding", self.save_point)
+        self.await_save = timed(  # type: ignore[method-assign]
+            "checkpoints: waiting for one in the background", self.await_save
+        )
+
+
+def ranks_talk_after(settings: Settings, callbacks: Sequence[Any]) -> Callable[[int], bool]:
+    """After which steps ranks talk: it costs a round trip, so not after each, and all must give the same answer."""
+
+    def answer(step: int) -> bool:
+        every = [getattr(callback, "every_n_train_steps", None) for callback in callbacks]
+        return step % settings.log_every_n_steps == 0 or any(count and step % count == 0 for count in every)
+
+    return answer

@@ -1,0 +1,83 @@
+"""TrainingData: the training and validation sources of one fit, and when they are made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ..data.source import BatchSource
+    from ..progress import Progress
+    from .loading import Loading
+
+
+class TrainingData:
+    """What a fit reads. `train` is replaced where a loader is to be reloaded; only this object does so."""
+
+    def __init__(self, loading: Loading, progress: Progress, train: Any, val: Any) -> None:
+        self.loading, self.progress = loading, progress
+        self.every = loading.settings.reload_dataloaders_every_n_epochs if train is None else 0
+        sources = loading.sources("train", train)
+        if not sources:
+            raise ConfigurationError(
+                "limit_train_batches=0 leaves no training data"
+                if loading.settings.limits["train"] == 0
+                else "fit needs training data: pass train_dataloaders=, a datamodule, or write train_dataloader in the module"
+            )
+        self.train = sources[0]
+        self.given_val = val
+        self.val: list[BatchSource] = []
+
+    def open_validation(self) -> None:
+        self.val = self.loading.sources("validate", self.given_val)
+
+    @property
+    def length(self) -> int | None:
+        """Batches of an epoch, or None where the loader cannot tell."""
+        return self.train.length
+
+    def epoch(self) -> Iterator[Any]:
+        """This epoch's batches from where the run is, as the loader gives them."""
+        overfits = self.loading.settings.overfit_batches
+        return self.train.epoch(0 if overfits else self.progress.current_epoch, self.progress.batches_in_epoch)
+
+    def one_more_pass(self) -> Iterator[Any]:
+        """All batches of this epoch once more, on the device; the run's position stays where it is."""
+        (source,) = self.loading.sources("train", self.train.loader)
+        prepare = self.loading.preparation(source)
+        try:
+            for batch in source.epoch(self.progress.current_epoch):
+                yield batch if prepare is None else prepare(batch)
+        finally:
+            source.close()
+
+    def begin_epoch(self) -> None:
+        epoch = self.progress.current_epoch
+        if self.every and epoch and epoch % self.every == 0:
+            self._reload()
+
+    def reload_as_before(self, saved: Progress) -> None:
+        """A resumed run's training data, where it came from a call of train_dataloader in the course of the run."""
+        last = saved.current_epoch - saved.current_epoch % self.every if self.every else 0
+        if not saved.epoch_is_open and last == saved.current_epoch:
+            last -= self.every  # that call is still to come
+        if self.every and last > 0:
+            present, self.progress.current_epoch = self.progress.current_epoch, last  # as the method saw it
+            self._reload()
+            self.progress.current_epoch = present
+
+    def _reload(self) -> None:
+        old, self.train = self.train, self.loading.sources("train", None)[0]
+        old.close()
+
+    def close(self) -> None:
+        for source in (self.train, *self.val):
+            source.close()
+
+    def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        self.train.time_with(timed, "waiting for data")
+        for source in self.val:
+            source.time_with(timed, "waiting for validation data")
+        self.loading.timed = timed

@@ -1,0 +1,191 @@
+"""Book: every number of a fit, from what is logged to callbacks, history and loggers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LogWriteError
+from .metrics import MetricCollector, numbers_of, refuse_taken_names, set_numbers
+
+if TYPE_CHECKING:
+    from ..machine.ranks import Ranks
+    from ..progress import Progress
+    from .log_target import LogTarget
+    from .loggers import Logger
+
+
+class Book:
+    """The metrics of one fit. Only the fit's own parts write it; `Trainer.callback_metrics` and others read it."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        ranks: Ranks,
+        loggers: list[Logger],
+        target: LogTarget,
+        print_: Callable[..., None],
+        *,
+        log_every_n_steps: int,
+        may_fail: bool,
+    ) -> None:
+        self.progress, self.ranks, self.loggers, self.target, self.print = progress, ranks, loggers, target, print_
+        self.log_every_n_steps, self.may_fail = log_every_n_steps, may_fail
+        self.train, self.val = MetricCollector(), MetricCollector()
+        self.published: dict[str, float] = {}
+        """The newest value of every name; `callback_metrics` adds what the running step has logged."""
+        self.epoch_record: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self.sent: dict[str, float] = {}
+        """What was last sent to the loggers."""
+        self.shown: dict[str, float] = {}
+        """The newest values logged with prog_bar=True."""
+        self.next_log = 0
+        self.before_log: Callable[[], None] = lambda: None
+        self._told: set[str] = set()
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+    @property
+    def callback_metrics(self) -> dict[str, float]:
+        if self.target.on_step:  # at an epoch's end the epoch's values are there already
+            self.published.update(self.train.callback_values(epoch_end=False))
+        return self.published
+
+    def show_steps(self) -> dict[str, float]:
+        """`shown`, with what the last training step has logged."""
+        self.shown.update(self.train.step_values(prog_bar=True))
+        return self.shown
+
+    def as_numbers(self) -> dict[str, float]:
+        """callback_metrics as plain floats, for a checkpoint."""
+        return {name: float(value) for name, value in self.callback_metrics.items()}
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+    def record(self, name: str, value: float) -> None:
+        self.published[name] = self.epoch_record[name] = value
+
+    def forget_rehearsal(self) -> None:
+        self.val = MetricCollector()
+        self.published.clear()
+
+    def begin_epoch(self) -> None:
+        self.train.clear()
+        self.epoch_record = {}
+
+    def end_epoch_steps(self) -> None:
+        """The epoch's values over all ranks, for schedules and callbacks."""
+        if self.ranks.world_size > 1:
+            self.train.reduce_over(self.ranks.gather_object)
+        else:
+            self.train.read()
+        self.target.on_step = False
+        self.published.update(self.train.callback_values(epoch_end=True))
+
+    def close_epoch(self) -> None:
+        """After the last hook of the epoch: what it logged counts too."""
+        self.train.read()
+        values = self.train.callback_values(epoch_end=True)
+        self.published.update(values)
+        to_log = self.train.epoch_values(logger=True)
+        if to_log:
+            self.log_metrics(to_log)
+        place = {"epoch": self.progress.current_epoch, "step": self.progress.global_step}
+        record = {**place, **values, **self.epoch_record}
+        self.history.append({key: float(value) if isinstance(value, float) else value for key, value in record.items()})
+
+    def take(self, collector: MetricCollector, is_final: bool = True) -> dict[str, float]:
+        """Publish what an evaluation or the last hooks have collected; if it is final the loggers get it too."""
+        values = self.values_of(collector)
+        self.published.update(values)
+        if is_final:
+            self.send(collector)
+        return values
+
+    def send(self, collector: MetricCollector) -> None:
+        """What a collector holds, to the progress bar and to the loggers."""
+        self.shown.update(collector.epoch_values(prog_bar=True))
+        to_log = {**collector.step_values(logger=True), **collector.epoch_values(logger=True)}
+        if to_log:
+            self.log_metrics(to_log)
+
+    def values_of(self, collector: MetricCollector) -> dict[str, float]:
+        """What a collector holds, over all ranks; every rank calls it."""
+        if self.ranks.world_size > 1:
+            collector.reduce_over(self.ranks.gather_object)
+        return collector.callback_values(epoch_end=True)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send numbers to every logger, at `global_step` unless told otherwise, with the epoch beside them."""
+        values = {name: float(value) for name, value in metrics.items()}
+        refuse_taken_names(*values)
+        self.sent.update(values)
+        loggers = self.open_loggers()
+        if loggers:
+            self.before_log()
+        for logger in loggers:
+            try:
+                logger.log_metrics(
+                    {**values, "epoch": float(self.progress.current_epoch)},
+                    self.progress.global_step if step is None else step,
+                )
+            except LogWriteError as error:
+                self.after_failed_log(error)
+
+    def log_steps(self) -> None:
+        """Send this step's numbers to the loggers, once; of several steps in a batch at the first past a multiple."""
+        if self.progress.global_step < self.next_log:
+            return
+        self.go_on_logging()
+        values = self.train.step_values(logger=True)
+        if values:
+            self.log_metrics(values)
+
+    def go_on_logging(self) -> None:
+        """Log next at the next multiple: an earlier process has logged what came before."""
+        every = self.log_every_n_steps
+        self.next_log = (self.progress.global_step // every + 1) * every
+
+    # -- loggers -------------------------------------------------------------------------------------------------------
+    def open_loggers(self) -> list[Logger]:
+        """Those that have somewhere to write: none before a fit has begun, and on rank 0 only."""
+        if not self.ranks.is_zero:
+            return []
+        return [logger for logger in self.loggers if getattr(logger, "is_open", True)]
+
+    def finalize(self, logger: Logger, outcome: str) -> None:
+        try:
+            logger.finalize(outcome)
+        except LogWriteError as error:
+            self.after_failed_log(error)
+
+    def after_failed_log(self, error: LogWriteError) -> None:
+        if not self.may_fail:
+            raise error
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            self.print(f"WARNING: {error}. Training goes on as on_save_error='warn' asks, and what is logged waits.")
+
+    def load_state_dict(self, tree: Mapping[str, Any]) -> None:
+        """Take back what a checkpoint holds of it; the epoch's sums, which differ between ranks, come apart."""
+        self.published.update(tree["callback_metrics"])
+        self.history = list(tree["history"])
+        self.epoch_record = dict(tree["epoch_record"])
+
+    # -- going back ----------------------------------------------------------------------------------------------------
+    def snapshot(self) -> tuple[Any, ...]:
+        """What a batch, a validation or an epoch's end may change, apart from the logs themselves."""
+        counts = [(metric, numbers_of(metric)) for metric in self.train.paddle_metrics().values()]
+        return self.train.copy(), counts, dict(self.published), dict(self.epoch_record), list(self.history)
+
+    def restore(self, snapshot: tuple[Any, ...]) -> None:
+        train, counts, published, epoch_record, history = snapshot
+        self.train, self.published, self.epoch_record = train.copy(), dict(published), dict(epoch_record)
+        self.history[:] = history
+        for metric, numbers in counts:
+            set_numbers(metric, numbers)
+
+    def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        self.log_steps = timed("logging: reading values", self.log_steps)  # type: ignore[method-assign]
+        self.log_metrics = timed("logging: writing", self.log_metrics)  # type: ignore[method-assign]
+        for collector in (self.train, self.val):
+            collector.log = timed("self.log", collector.log)  # type: ignore[method-assign]

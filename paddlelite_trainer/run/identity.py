@@ -1,0 +1,107 @@
+"""Run: the directory, checkpoints and resumed checkpoint of one fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+from .directory import RunDirectory
+
+if TYPE_CHECKING:
+    from ..checkpoint import CheckpointStore, Entry
+    from ..machine.ranks import Ranks
+    from ..reporting.loggers import Logger
+    from ..settings import Settings
+
+NO_RUN = (
+    "this trainer has no run directory: it has not fitted yet, or without loggers and checkpoints, or with fast_dev_run"
+)
+
+
+class Run:
+    """Where one fit writes. Rank 0 alone has `directory` and `store`; every rank knows the `path`."""
+
+    def __init__(self, settings: Settings, ranks: Ranks) -> None:
+        self.settings, self.ranks = settings, ranks
+        self.directory: RunDirectory | None = None
+        self.path: Path | None = None
+        self.store: CheckpointStore | None = None
+        self.ckpt_path: Path | None = None
+        """The checkpoint that the fit went on from; None where it is fresh. Only preparation writes it."""
+        self.imported_best: Entry | None = None
+        """The best checkpoint of another tool's run that `InitFrom(best=...)` has brought along, with its scores."""
+
+    def open(self, resolution: Any, loggers: Sequence[Logger]) -> None:
+        """Make or take the directory with its lock, store and loggers, in place where a run goes on; every rank calls it."""
+        settings = self.settings
+        if settings.fast_dev_run or not (settings.enable_checkpointing or loggers):
+            return
+
+        def open_on_disk() -> Path:
+            from ..checkpoint import CheckpointStore
+
+            goes_on = resolution is not None and resolution.run_dir is not None
+            if goes_on:
+                self.directory = RunDirectory.resume(resolution.run_dir)
+            else:
+                self.directory = RunDirectory.create(settings.default_root_dir, run_name=settings.run_name)
+            self.store = CheckpointStore(self.directory.path)
+            for logger in loggers:
+                logger.open(self.directory.path, None if goes_on else {})
+            return self.directory.path
+
+        self.path = self.ranks.on_rank_zero(open_on_disk)
+
+    def adopt(self, entry: Entry | None) -> None:
+        """Another tool's best checkpoint is this run's to rank against."""
+        self.imported_best = entry
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The run's checkpoints.
+
+        Raises:
+            CheckpointError: there are none, for nothing is written.
+        """
+        if self.store is None:
+            raise CheckpointError(NO_RUN)
+        return self.store
+
+    @property
+    def holds_checkpoints(self) -> bool:
+        """Whether this run has saved anything; every rank gives rank 0's answer."""
+        return self.ranks.broadcast_object(self.store is not None and bool(self.store.entries()))
+
+    @property
+    def name(self) -> str | None:
+        """The run that "best" and "last" mean: this one, once it has a directory."""
+        if self.path is not None:
+            return os.path.relpath(self.path, self.settings.default_root_dir)
+        return self.settings.run_name
+
+    def set_aside_after(self, entry: Entry, damaged: Sequence[str]) -> list[str]:
+        """Move what an earlier process saved after `entry` away: once `entry` fits, it is no longer this run's.
+
+        Returns sentences about what was moved.
+        """
+        if self.store is None:
+            return []
+        moved = self.store.quarantine(damaged)
+        notes = [f"moved to checkpoints/.quarantine/: {', '.join(moved)}"] if moved else []
+        newer = self.store.set_aside_after(entry.step, entry.revision)
+        if newer:
+            names = sorted({pin for other in newer for pin in other.pins} - set(self.store.pins()))
+            free = f"; their names are free again: {', '.join(names)}" if names else ""
+            notes.append(
+                f"{len(newer)} checkpoint{'s' if len(newer) > 1 else ''} after step {entry.step} moved to "
+                f"checkpoints/.superseded/, since the run goes on from here{free}"
+            )
+        return notes
+
+    def where_it_stands(self) -> str | None:
+        """The newest checkpoint's name."""
+        entries = self.store.entries() if self.store is not None else []
+        return entries[-1].name if entries else None

@@ -1,0 +1,78 @@
+"""A checkpoint's weights and hyper-parameters, put into a module or read by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import paddle
+
+from ..errors import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, did_you_mean
+
+if TYPE_CHECKING:
+    from ..checkpoint import SavedCheckpoint
+    from ..checkpoint.weights import WeightsReport
+
+MODEL, TRAINER = "model.pdparams", "trainer.json"
+
+
+def load_weights_into(module: paddle.nn.Layer, checkpoint: SavedCheckpoint, file: str = MODEL) -> None:
+    """Set every weight; names, shapes and types must all fit, and nothing is changed where one does not.
+
+    Raises:
+        CheckpointMismatchError: lists each name with saved and present shape or type.
+    """
+    refuse_other_weights(module, checkpoint, file)
+    saved = checkpoint.tensors(file)
+    for name, tensor in module.state_dict().items():
+        tensor.set_value(saved[name])
+
+
+def refuse_other_weights(module: paddle.nn.Layer, checkpoint: SavedCheckpoint, file: str = MODEL) -> None:
+    """Raise CheckpointMismatchError for names, shapes and types that do not fit."""
+    saved = checkpoint.tensors(file)
+    present = module.state_dict()
+    problems = [
+        f"{name}: in this module, not in the checkpoint.{did_you_mean(name, saved)}"
+        for name in present
+        if name not in saved
+    ]
+    problems += [
+        f"{name}: in the checkpoint, not in this module.{did_you_mean(name, present)}"
+        for name in saved
+        if name not in present
+    ]
+    for name in present.keys() & saved.keys():
+        shape, dtype = list(present[name].shape), str(present[name].dtype).rpartition(".")[2]
+        saved_dtype = checkpoint.dtype_of(file, name)
+        if list(saved[name].shape) != shape:
+            problems.append(f"{name}: saved shape {list(saved[name].shape)}, now {shape}")
+        elif saved_dtype != dtype:
+            problems.append(f"{name}: saved as {saved_dtype}, now {dtype}")
+    if problems:
+        raise CheckpointMismatchError(
+            f"the weights of {checkpoint.entry.path} do not fit {type(module).__name__}; nothing was loaded. "
+            "To take those that fit into a fresh run, use init_from=InitFrom(path, strict=False):",
+            sorted(problems),
+        )
+
+
+def load_weights_at(module: paddle.nn.Layer, path: str | Path, *, strict: bool = True) -> WeightsReport:
+    """Weights from one of our checkpoints or a file of any Paddle tool; see checkpoint/weights.py."""
+    from ..checkpoint.weights import load_weights
+
+    return load_weights(module, path, strict=strict)
+
+
+def hyperparameters_at(path: str | Path) -> dict[str, Any]:
+    """The hyper-parameters that a checkpoint of ours holds; none for any other file."""
+    from ..checkpoint import open_checkpoint
+
+    try:
+        return dict(open_checkpoint(path).state(TRAINER)["hyper_parameters"])
+    except CheckpointNotFoundError:
+        if not Path(path).exists() and not Path(f"{path}.pdparams").exists():
+            raise
+        return {}
+    except KeyError as error:
+        raise CheckpointError(f"{path} is no checkpoint of a Trainer: its state has no {error}") from error
