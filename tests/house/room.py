@@ -28,6 +28,7 @@ class Room:
         self._weights: list[str] = []
         self._optimizers: list[str] = []
         self._hooks: list[str] = []
+        self._written: list[dict[str, str]] = []
 
     def trainer(self, *callbacks: Callback, traced: bool = False, **settings: Any) -> Trainer:
         """A Trainer that logs each step and, unless it is given a ModelCheckpoint, keeps a checkpoint of each epoch.
@@ -70,6 +71,8 @@ class Room:
         names = {parameter.name: name for name, parameter in module.named_parameters()}
         self._optimizers.append(digest([_by_structure(one.state_dict(), names) for one in trainer.optimizers]))
         self._optimizers.append(digest([float(one.get_lr()) for one in trainer.optimizers]))
+        if trainer.is_global_zero:  # the others write nothing, and may be earlier or later than it
+            self._written.append(of_directory(self.root / "runs"))  # the next fit may delete some of it
         return ended
 
     def keep(self, *values: Any) -> None:
@@ -77,14 +80,18 @@ class Room:
         self._returned.append([digest(value) for value in values])
 
     def parts(self) -> dict[str, str]:
-        """{part: hash} of everything."""
-        kept = {
+        """{part: hash} of everything; of files, as they were after each fit and are now."""
+        kept: dict[str, list[Any]] = {
             "final weights": self._weights,
             "final optimizers": self._optimizers,
             "returned": self._returned,
             "hooks": self._hooks,
         }
-        return {**{name: digest(part) for name, part in kept.items() if part}, **of_directory(self.root / "runs")}
+        if self._written:
+            self._written.append(of_directory(self.root / "runs"))
+        for part in sorted({part for written in self._written for part in written}):
+            kept[part] = [written.get(part) for written in self._written]
+        return {name: digest(part) for name, part in kept.items() if part}
 
 
 def _tracer(calls: list[str]) -> Callback:
@@ -96,20 +103,22 @@ def _tracer(calls: list[str]) -> Callback:
 def _recording(name: str, calls: list[str], kind: type[Module] | None = None) -> Callable[..., Any]:
     def on_callback(self: Any, trainer: Any, module: Any, *arguments: Any) -> None:
         reason = arguments[0].reason if name == "on_save_point" else ""
-        calls.append(f"callback.{name} {reason} {_moment(trainer, arguments)}")
+        calls.append(f"callback.{name} {reason} {_moment(trainer, module, arguments)}")
 
     def on_module(self: Any, *arguments: Any) -> Any:
-        calls.append(f"module.{name} {_moment(self.trainer, arguments)}")
+        calls.append(f"module.{name} {_moment(self.trainer, self, arguments)}")
         return getattr(kind, name)(self, *arguments)
 
     return on_callback if kind is None else on_module
 
 
-def _moment(trainer: Any, arguments: tuple[Any, ...]) -> str:
-    indices = [argument for argument in arguments if isinstance(argument, int)]
+def _moment(trainer: Trainer, module: Any, arguments: tuple[Any, ...]) -> str:
+    """Where the run is when a hook is called, and what has been done by then."""
+    given = [argument for argument in arguments if isinstance(argument, (int, str))]
     flags = [name for name in ("training", "validating", "sanity_checking", "testing") if getattr(trainer, name)]
-    stages = [argument for argument in arguments if isinstance(argument, str)]
-    return f"{trainer.current_epoch} {trainer.global_step} {indices} {stages} {flags}"
+    bias = module.head.bias
+    done = digest([bias, None if bias.grad is None else bias.grad, dict(trainer.callback_metrics), module.training])
+    return f"{trainer.current_epoch} {trainer.global_step} {given} {flags} {done}"
 
 
 def _by_structure(state: Any, names: dict[str, str]) -> dict[str, Any]:
