@@ -21,7 +21,7 @@ class EarlyStopping(Callback):
         EarlyStopping(monitor="val_loss", patience=5)
 
     The metric is evaluated once each time it is produced: after each validation for one logged there, at each epoch's end
-    for one of training. Before `min_epochs` or `min_steps` nothing stops the run; one that recovers until then goes on.
+    for one of training. Before `min_epochs` or `min_steps` the stop waits, and a run that recovers until then goes on.
     A stopped run that is started again says so and trains no further, unless the arguments given now would not have
     stopped it: they win over the saved ones.
 
@@ -35,8 +35,8 @@ class EarlyStopping(Callback):
             checkpoint, which this callback pins as `early-stopping-best`, so the best survives a crash.
         start_from_epoch: completed epochs before the first evaluation.
 
-    To read: `wait_count` (evaluations without improvement), `best_score`, `stopped_epoch` (index of the epoch that ended
-    the run, 0 if none did), `stopping_reason` (None while the run goes on).
+    To read: `wait_count` (evaluations without improvement), `best_score`, `stopped_epoch` (index of the epoch whose
+    evaluation asked for the stop, 0 if none did), `stopping_reason` (None while the run goes on).
     """
 
     BEST_PIN = "early-stopping-best"
@@ -73,6 +73,7 @@ class EarlyStopping(Callback):
         self.strict = strict
         self.check_finite = check_finite
         self.stopping_threshold = stopping_threshold
+        self._request: str | None = None
         self.divergence_threshold = divergence_threshold
         self.check_on_train_epoch_end = check_on_train_epoch_end
         if log_rank_zero_only:
@@ -135,7 +136,10 @@ class EarlyStopping(Callback):
         if self.stopping_reason is None:
             return
         reason = self.already_stopped()
-        if reason is not None:
+        if reason is not None and not _minima_are_reached(trainer):
+            self._request = f"early stopping: {reason}"
+            trainer.stop(self._request, for_good=False)
+        elif reason is not None:
             trainer.stop(f"already stopped after {self.stopped_epoch + 1} epochs: {reason}", for_good=False)
         else:
             trainer.print(
@@ -202,10 +206,14 @@ class EarlyStopping(Callback):
         else:
             self.wait_count += 1
         reason = self._reason(score)
-        completed = trainer.current_epoch + (1 if trainer.is_last_batch else 0)
-        if reason is not None and completed >= trainer.min_epochs and trainer.global_step >= trainer.min_steps:
+        if reason is not None:
             self.stopped_epoch, self.stopping_reason = trainer.current_epoch, reason
-            trainer.stop(f"early stopping: {reason}", for_good=False)
+            self._request = f"early stopping: {reason}"
+            trainer.stop(self._request, for_good=False)
+        elif self.stopping_reason is not None:  # it waited for min_epochs or min_steps, and the run has recovered
+            self.stopped_epoch, self.stopping_reason = 0, None
+            if trainer.stop_reason == self._request:
+                trainer.should_stop = False
 
     def _reason(self, score: float) -> str | None:
         if self.check_finite and not math.isfinite(score):
@@ -250,3 +258,7 @@ class EarlyStopping(Callback):
 
     def _best(self, trainer: Trainer) -> Entry | None:
         return next((entry for entry in trainer.checkpoints.entries() if self.BEST_PIN in entry.pins), None)
+
+
+def _minima_are_reached(trainer: Trainer) -> bool:
+    return trainer.current_epoch >= trainer.min_epochs and trainer.global_step >= trainer.min_steps

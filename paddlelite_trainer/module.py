@@ -329,6 +329,11 @@ class Module(paddle.nn.Layer):
             )
         return self._run.optimization
 
+    @property
+    def is_in_a_run(self) -> bool:
+        """Whether a fit or evaluation that this module takes part in has not ended yet."""
+        return self._trainer is not None and self._trainer.runs(self._run)
+
     def attach_run(self, trainer: Trainer, run: RunOfModule) -> Callable[[], None]:
         """Called by Trainer where a run begins; calling the result gives a run that this one interrupts its module back."""
         before = self._trainer, self._run

@@ -87,7 +87,8 @@ class Readable(Settings):
         if not self._running:
             return None
         top = self._running[-1]
-        return top if isinstance(top, Evaluation) else top.evaluation
+        found = top if isinstance(top, Evaluation) else top.evaluation
+        return found if found is not None and found.is_at_work else None
 
     @property
     def interrupted(self) -> bool:
@@ -125,6 +126,11 @@ class Readable(Settings):
             self._fit.stopping.request("trainer.should_stop was set")
         else:
             self._fit.stopping.withdraw()
+
+    @property
+    def stop_reason(self) -> str | None:
+        """What asked the fit to end, in a sentence; None where nothing did, or it was withdrawn."""
+        return self._fit.stopping.reason
 
     @property
     def accumulation_schedule(self) -> dict[int, int]:

@@ -32,6 +32,7 @@ from .machine.device import resolve_device
 from .machine.numerics import numeric_checks
 from .machine.precision import Precision, is_out_of_memory
 from .machine.ranks import Ranks, launch_if_several
+from .machine.rng import isolated_random_states
 from .machine.signals import WaitingEnded
 from .module import HOOKS as MODULE_HOOKS
 from .module import Module, is_written, refuse_what_is_never_called
@@ -372,7 +373,7 @@ class Trainer(Readable):
         if module is None:
             raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
         self._refuse_within_fit(stage, ckpt_path)
-        is_nested = self.is_running
+        is_nested = self.is_running or module.is_in_a_run
         evaluation = Evaluation(
             stage,
             LogTarget(),
@@ -381,6 +382,8 @@ class Trainer(Readable):
             keep_outputs=keep_outputs,
         )
         with self._entered(evaluation) as entered:
+            if is_nested:
+                entered.enter_context(isolated_random_states())  # training goes on as if there had been none
             try:
                 subject = self._begin(evaluation, stage, module, datamodule, entered)
                 sources = self._sources_of(stage, dataloaders, subject)

@@ -55,6 +55,8 @@ class Evaluation:
         self.sources: Sequence[BatchSource] = ()
         self.ckpt_path: Path | None = None
         self.batch: Any = None
+        self.is_at_work = False
+        """Between setup and teardown."""
 
     def begin(self, subject: Subject, *, is_guest: bool = False) -> None:
         self.subject, self.is_guest = subject, is_guest
@@ -64,7 +66,7 @@ class Evaluation:
 
         The module's and every sublayer's train or eval mode is as before afterwards, after an error too.
         """
-        self.sources = sources
+        self.sources, self.is_at_work = sources, True
         module = subject.module
         modes = [(layer, layer.training) for layer in module.sublayers(include_self=True)]
         self.collector.clear()
@@ -74,7 +76,7 @@ class Evaluation:
                 module.eval()
                 return self._pass(subject)
         finally:
-            self.batch = None
+            self.batch, self.is_at_work = None, False
             self.collector.clear()  # paddle metrics too: a checkpoint must not hold their counts as the next one's start
             for layer, mode in modes:
                 layer.training = mode

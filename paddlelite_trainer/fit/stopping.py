@@ -160,13 +160,9 @@ class StopRequests:
         return outcome if self.reason is None else f"stopped: {self.reason}"
 
     # -- a checkpoint's part -------------------------------------------------------------------------------------------
-    def state_dict(self) -> dict[str, str]:
-        """The reason that a run started again is to know of: one for good, or one that still waits to be carried out."""
-        state = {"stop_reason": self.reason if self.for_good else None}
-        if self.reason is not None and not self.for_good and not self.is_allowed:
-            state["waiting_stop"] = self.reason
-        return state  # type: ignore[return-value]
+    def state_dict(self) -> dict[str, str | None]:
+        """The reason that a run started again is to know of; whoever asks not for good decides anew."""
+        return {"stop_reason": self.reason if self.for_good else None}
 
     def load_state_dict(self, state: dict[str, str | None]) -> None:
-        waiting = state.get("waiting_stop")
-        self.reason, self.for_good = waiting or state["stop_reason"], waiting is None
+        self.reason, self.for_good = state["stop_reason"], True

@@ -187,6 +187,8 @@ def test_lbfgs_on_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) 
             return paddle.optimizer.LBFGS(parameters=self.parameters())
 
     trainer = quiet_trainer()
-    monkeypatch.setattr(type(trainer), "world_size", 2)
+    monkeypatch.setattr(trainer.ranks, "world_size", 2)
+    monkeypatch.setattr(trainer.ranks, "broadcast_object", lambda value: value)
+    monkeypatch.setattr(trainer.ranks, "on_rank_zero", lambda work: work())
     with pytest.raises(ConfigurationError, match="LBFGS runs on one process"):
         trainer.fit(Closure(), make_batches(1))

@@ -95,7 +95,7 @@ class Learner(Classifier):
         self.seen: list[Any] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        source = self.trainer._train_source
+        source = self._run.data.train
         state = {name: value for name, value in source.state_dict().items() if name != "own"}
         drawn = [random.random(), np.random.randn(), paddle.rand([1]).item(), paddle.randn([2]).tolist()]
         self.seen.append([batch_idx, source.is_last, source.batches_done, state, drawn, [x.tolist() for x in batch]])
@@ -622,7 +622,7 @@ def test_a_signal_while_looking_ahead_leaves_the_position_before_the_batch_in_ha
     with pytest.raises(SystemExit):
         trainer.fit(module, map_loader(dataset=Stuck(), shuffle=False))
     preempts.join()
-    assert trainer._train_source.state_dict()["batches_done"] == 2  # type: ignore[union-attr]
+    assert trainer._fit.data.train.state_dict()["batches_done"] == 2
     quiet_trainer(seed=3, prefetch_to_device=True, **saving).fit(
         resumed, map_loader(dataset=Stuck(), shuffle=False), ckpt_path="last"
     )

@@ -64,11 +64,14 @@ def test_a_failed_run_says_what_it_failed_of_and_goes_on(tmp_path: Path, capsys:
 
 
 def test_max_time_ends_the_run_with_a_checkpoint_and_a_larger_one_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    minutes = [0]
+    monkeypatch.setattr("paddlelite_trainer.fit.stopping.time.monotonic", lambda: 60.0 * minutes[0])
+
     class TakesAMinute(Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            trainer._clock -= 60
+            minutes[0] += 1
 
     first = fit(tmp_path, callbacks=(TakesAMinute(),), max_epochs=-1, max_time="00:00:05:30")
     assert first.global_step == 6
