@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import readme_tree
+from house import walls
 
 import paddlelite_trainer
 from paddlelite_trainer import Callback, Module, Trainer, callbacks, errors
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 ENGINE = sorted((ROOT / "paddlelite_trainer").rglob("*.py"))
 CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
 CLIENTS = [*CALLBACKS, *sorted((ROOT / "examples").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+SOURCES = walls.sources()
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 # What Lightning 2.6 calls, in its order, with the arguments after trainer and module. A Lightning callback needs no new names.
@@ -54,6 +56,23 @@ LIGHTNING_HOOKS = {
     "on_load_checkpoint": ["checkpoint"],
     "on_exception": ["exception"],
 }
+
+
+# -- the walls with a number -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", walls.WALLS)
+def test_a_wall_holds(number: str) -> None:
+    most, _ = walls.RATCHET[number]
+    count = walls.WALLS[number].count(SOURCES)
+    broken = "\n".join(walls.listed(number, SOURCES))
+    assert count <= most, f"{walls.WALLS[number].what}: {count}, at most {most}\n{broken}"
+
+
+@pytest.mark.parametrize("number", walls.WALLS)
+def test_a_wall_s_limit_lies_above_its_final_one_and_not_below_it(number: str) -> None:
+    today, final = walls.RATCHET[number]
+    assert today >= final
 
 
 # -- who imports whom ----------------------------------------------------------------------------------------------------------
