@@ -1,4 +1,4 @@
-"""The house's walls: who imports whom, what is public, what the documents say of the files, how long a batch's way is."""
+"""The house's walls: who imports whom, what is public, what the documents say of the files."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import ast
 import inspect
 import json
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import paddle
 import pytest
 import readme_tree
+from house import walls
 
 import paddlelite_trainer
 from paddlelite_trainer import Callback, Module, Trainer, callbacks, errors
 from paddlelite_trainer.callback import HOOKS as CALLBACK_HOOKS
-from paddlelite_trainer.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 
 ROOT = Path(__file__).parent.parent
 ENGINE = sorted((ROOT / "paddlelite_trainer").rglob("*.py"))
 CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
 CLIENTS = [*CALLBACKS, *sorted((ROOT / "examples").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+SOURCES = walls.sources()
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 # What Lightning 2.6 calls, in its order, with the arguments after trainer and module. A Lightning callback needs no new names.
@@ -58,6 +56,23 @@ LIGHTNING_HOOKS = {
     "on_load_checkpoint": ["checkpoint"],
     "on_exception": ["exception"],
 }
+
+
+# -- the walls with a number -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", walls.WALLS)
+def test_a_wall_holds(number: str) -> None:
+    most, _ = walls.RATCHET[number]
+    count = walls.WALLS[number].count(SOURCES)
+    broken = "\n".join(walls.listed(number, SOURCES))
+    assert count <= most, f"{walls.WALLS[number].what}: {count}, at most {most}\n{broken}"
+
+
+@pytest.mark.parametrize("number", walls.WALLS)
+def test_a_wall_s_limit_lies_above_its_final_one_and_not_below_it(number: str) -> None:
+    today, final = walls.RATCHET[number]
+    assert today >= final
 
 
 # -- who imports whom ----------------------------------------------------------------------------------------------------------
@@ -290,103 +305,6 @@ def test_no_file_names_a_place_on_the_machine_it_was_written_on() -> None:
     for path in _text_files():
         found = place.search(path.read_text(encoding="utf-8"))
         assert found is None, f"{path.relative_to(ROOT)}: {found[0] if found else ''}"
-
-
-# -- how long a batch's way is: Lightning takes 28 frames and more than 400 calls ------------------------------------------------
-
-
-class Tiny(Module):
-    """One linear layer, one metric."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = paddle.nn.Linear(4, 2)
-        self.frames: list[int] = []
-        self.calls_at: list[int] = []
-        self.counter = LibraryCalls()
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        if batch_idx == 0:
-            self.frames.append(len(inspect.stack(context=0)))
-        self.calls_at.append(self.counter.count)
-        loss = self.net(batch[0]).mean()
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", self.net(batch[0]).mean())
-
-    def configure_optimizers(self) -> Any:
-        return paddle.optimizer.SGD(0.1, parameters=self.parameters())
-
-
-class LibraryCalls:
-    """Counts calls of Python functions that are written in the package or in callbacks/."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._folders = (str(ROOT / "paddlelite_trainer"), str(Path(callbacks.__file__).parent))
-        self._folders += (str(Path(paddlelite_trainer.__file__).parent),)
-
-    def __call__(self, frame: Any, event: str, argument: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(self._folders):
-            self.count += 1
-
-    def __enter__(self) -> LibraryCalls:
-        sys.setprofile(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        sys.setprofile(None)
-
-
-def _batches(count: int) -> list[tuple[paddle.Tensor]]:
-    return [(paddle.ones([2, 4]),) for _ in range(count)]
-
-
-def _loader(count: int) -> paddle.io.DataLoader:
-    return paddle.io.DataLoader(paddle.io.TensorDataset([paddle.ones([2 * count, 4])]), batch_size=2, shuffle=True)
-
-
-def _trainer(root: Path, **more: Any) -> Trainer:
-    watching = [ModelCheckpoint(monitor="val_loss"), EarlyStopping("val_loss"), ProgressBar()]
-    return Trainer(max_epochs=1, default_root_dir=root, callbacks=watching, enable_model_summary=False, **more)
-
-
-def test_training_step_is_at_most_four_frames_deep(tmp_path: Path) -> None:
-    module, here = Tiny(), len(inspect.stack(context=0))
-    _trainer(tmp_path).fit(module, _batches(3), _batches(1))
-    below = here - 1  # a script would have only its own frame where pytest has many
-    assert max(module.frames) - below <= 4
-
-
-@pytest.mark.parametrize(("data", "most"), [(_batches, 18), (_loader, 26)], ids=["batches", "loader"])
-def test_a_batch_makes_few_library_calls(tmp_path: Path, data: Any, most: int) -> None:
-    module = Tiny()
-    with module.counter:
-        _trainer(tmp_path).fit(module, data(80), _batches(1))
-    per_batch = [after - before for before, after in zip(module.calls_at, module.calls_at[1:])]
-    assert statistics.median(per_batch) <= most, per_batch
-    assert statistics.median(per_batch[-20:]) <= statistics.median(per_batch[:20]), "grows from batch to batch"
-
-
-def test_what_nobody_overrides_is_not_called(tmp_path: Path) -> None:
-    """Ten callbacks without hooks of a batch add no call to a batch."""
-
-    def calls(*more: Callback) -> float:
-        module = Tiny()
-        trainer = Trainer(
-            max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[*more]
-        )
-        with module.counter:
-            trainer.fit(module, _batches(20))
-        return statistics.median(after - before for before, after in zip(module.calls_at, module.calls_at[1:]))
-
-    class Idle(Callback):
-        def on_fit_end(self, trainer: Trainer, module: Module) -> None:
-            pass
-
-    assert calls() == calls(*(Idle() for _ in range(10)))
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------------------
