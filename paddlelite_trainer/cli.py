@@ -37,10 +37,11 @@ from .checkpoint.lookup import (
     runs_at,
     state_of,
 )
+from .checkpoint.reader import QUARANTINE, SUPERSEDED, CheckpointReader
 from .checkpoint.remote import Remote, RemoteCheckpoint, fetch_checkpoint
 from .checkpoint.safetensors_format import write_safetensors
 from .checkpoint.saved import open_checkpoint, read_manifest, resolve_checkpoint
-from .checkpoint.store import QUARANTINE, SUPERSEDED, CheckpointStore
+from .checkpoint.store import CheckpointStore
 from .errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -488,11 +489,10 @@ def _prune(arguments: argparse.Namespace) -> int:
     for run in runs_at(arguments.path):
         # What is opened for writing puts itself in order, so the list is made before.
         with nullcontext() if arguments.dry_run else locked(run):
-            reader = CheckpointStore(run, read_only=True)
-            victims = reader.prune(dry_run=True, superseded=arguments.superseded)
-            deleted |= {entry.path: entry.nbytes for entry in victims}
+            reader = CheckpointReader(run)
+            deleted |= {entry.path: entry.nbytes for entry in reader.unheld(superseded=arguments.superseded)}
             if arguments.quarantine:
-                deleted |= {path: _bytes_in(path) for path in reader.empty_quarantine(dry_run=True)}
+                deleted |= {path: _bytes_in(path) for path in reader.quarantined()}
             if not arguments.dry_run:
                 store = CheckpointStore(run)
                 store.prune(superseded=arguments.superseded)

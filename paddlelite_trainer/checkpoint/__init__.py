@@ -5,6 +5,7 @@ from .copier import Copier
 from .entry import Entry
 from .filesystem import REAL, FileSystem
 from .links import is_managed
+from .reader import CheckpointReader
 from .remote import Remote
 from .saved import SavedCheckpoint, open_checkpoint
 from .state import decode_state, encode_state
@@ -13,6 +14,7 @@ from .writer import choose_background
 
 __all__ = [
     "REAL",
+    "CheckpointReader",
     "CheckpointStore",
     "Copier",
     "Entry",

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError
 from .format import lay_out
+from .reader import CheckpointReader
 from .saved import SavedCheckpoint, open_checkpoint
-from .store import CheckpointStore
 
 _BFLOAT16 = "bfloat16"
 
@@ -37,7 +37,7 @@ def average_checkpoints(
     """
     if last_k < 1:
         raise ConfigurationError(f"average_checkpoints(last_k=...) must be >= 1, got {last_k!r}")
-    entries = CheckpointStore(Path(run_dir), read_only=True).entries()
+    entries = CheckpointReader(Path(run_dir)).entries()
     if len(entries) < last_k:
         raise CheckpointNotFoundError(
             f"{run_dir} has {len(entries)} checkpoints, {last_k} are to be averaged. Lower last_k, or keep more: "

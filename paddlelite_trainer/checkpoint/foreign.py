@@ -19,10 +19,10 @@ from ..errors import (
     did_you_mean,
 )
 from .format import NAME_TABLE
+from .reader import CheckpointReader
 from .safe_pickle import read_pickle
 from .safetensors_format import read_safetensors
 from .saved import SavedCheckpoint, open_checkpoint, resolve_checkpoint
-from .store import CheckpointStore
 
 Which = Literal["file", "raw", "ema"]
 
@@ -271,7 +271,7 @@ def _locate(path: str | os.PathLike[str]) -> _Source:
 
 def _own_checkpoint(given: Path) -> Path | None:
     if (given / "checkpoints").is_dir():
-        newest = CheckpointStore(given, read_only=True).newest()
+        newest = CheckpointReader(given).newest()
         return newest.path if newest else None
     try:
         return resolve_checkpoint(given)

@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 from ..checkpoint.entry import Entry, entry_from_manifest, parse_entry_name
 from ..checkpoint.filesystem import REAL
 from ..checkpoint.links import CHECKPOINTS
+from ..checkpoint.reader import CheckpointReader
 from ..checkpoint.saved import SavedCheckpoint, read_manifest, resolve_checkpoint
-from ..checkpoint.store import CheckpointStore
 from ..errors import (
     CheckpointNotFoundError,
     CheckpointSaveError,
@@ -428,44 +428,44 @@ def _resolve_last(root: Path, named: Path | None, runs: Sequence[Path]) -> Resol
 
 
 def _newest_of(run: Path) -> Resolution | None:
-    store = CheckpointStore(run, read_only=True)
+    reader = CheckpointReader(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the findings are told with the resolution
         # Weights only, where there is nothing else: who wants to go on from them is told so.
-        entry = store.newest(complete=True) or store.newest()
-    return None if entry is None else _continue(run, entry, store.read(entry), store)
+        entry = reader.newest(complete=True) or reader.newest()
+    return None if entry is None else _continue(run, entry, reader.read(entry), reader)
 
 
 def _resolve_best(root: Path, runs: Sequence[Path]) -> Resolution:
     for run in runs:
-        store = CheckpointStore(run, read_only=True)
-        if store.entries():
-            return _continue(run, _best_of(store))
-        store.newest()  # raises where there are checkpoints, all of them damaged
+        reader = CheckpointReader(run)
+        if reader.entries():
+            return _continue(run, _best_of(reader))
+        reader.newest()  # raises where there are checkpoints, all of them damaged
     raise CheckpointNotFoundError(f"ckpt_path='best': there is no checkpoint in {root} yet")
 
 
-def _best_of(store: CheckpointStore) -> Entry:
-    pins = store.pins()
+def _best_of(reader: CheckpointReader) -> Entry:
+    pins = reader.pins()
     ranked = ["best"] if "best" in pins else sorted(pin for pin in pins if pin.startswith("best_"))
     if len(ranked) > 1:
         raise ConfigurationError(
-            f"ckpt_path='best' could mean any of {', '.join(ranked)} in {store.run_dir}: "
+            f"ckpt_path='best' could mean any of {', '.join(ranked)} in {reader.run_dir}: "
             f"pass the one you mean, as ckpt_path={ranked[0]!r}"
         )
     if not ranked:
         raise ConfigurationError(
-            f"ckpt_path='best': nothing was monitored in {store.run_dir}, so no checkpoint is the best. "
+            f"ckpt_path='best': nothing was monitored in {reader.run_dir}, so no checkpoint is the best. "
             "Train with ModelCheckpoint(monitor=...), or pass ckpt_path='last'."
         )
-    return store.first_of_pin(ranked[0])
+    return reader.first_of_pin(ranked[0])
 
 
 def _resolve_pin(pin: str, runs: Sequence[Path]) -> Resolution | None:
     for run in runs:
-        store = CheckpointStore(run, read_only=True)
-        if pin in store.pins():
-            return _continue(run, store.first_of_pin(pin))
+        reader = CheckpointReader(run)
+        if pin in reader.pins():
+            return _continue(run, reader.first_of_pin(pin))
     return None
 
 
@@ -492,7 +492,7 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
 
 
 def _continue(
-    run: Path, entry: Entry, opened: SavedCheckpoint | None = None, searched: CheckpointStore | None = None
+    run: Path, entry: Entry, opened: SavedCheckpoint | None = None, searched: CheckpointReader | None = None
 ) -> Resolution:
     findings = tuple(searched.findings) if searched is not None else ()
     info = read_run(run)
@@ -505,7 +505,7 @@ def _continue(
 def _not_found_message(text: str, root: Path, runs: Sequence[Path]) -> str:
     words = {"last", "latest", "best"}
     for run in runs[:1]:
-        words.update(CheckpointStore(run, read_only=True).pins())
+        words.update(CheckpointReader(run).pins())
     path = absolute(text)
     parent = path.parent
     while not parent.is_dir():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from paddlelite_trainer import __version__
-from paddlelite_trainer.checkpoint import CheckpointStore
+from paddlelite_trainer.checkpoint import CheckpointReader, CheckpointStore
 from paddlelite_trainer.checkpoint.filesystem import REAL
 from paddlelite_trainer.checkpoint.foreign import load_foreign
 from paddlelite_trainer.checkpoint.safe_pickle import read_pickle
@@ -102,7 +102,7 @@ def test_ls_shows_every_run_below_a_directory_by_number_and_how_each_ended(call,
 
 
 def test_ls_shows_damaged_checkpoints_as_such_and_verify_says_what_is_wrong(call, run):
-    entries = CheckpointStore(run, read_only=True).entries()
+    entries = CheckpointReader(run).entries()
     damage(entries[0])
     (entries[2].path / "manifest.json").write_bytes(b"")
     code, out, _ = call("ls", run)
@@ -117,7 +117,7 @@ def test_ls_shows_damaged_checkpoints_as_such_and_verify_says_what_is_wrong(call
 
 
 def test_ls_without_verifying_reads_no_files(call, run):
-    damage(CheckpointStore(run, read_only=True).entries()[0])
+    damage(CheckpointReader(run).entries()[0])
     _, out, _ = call("ls", run, "--no-verify")
     assert "DAMAGED" not in out and "yes" not in out
 
@@ -146,7 +146,7 @@ def test_a_warning_is_told_once(call, run):
 
 
 def test_ls_mentions_what_was_set_aside(call, run):
-    damage(CheckpointStore(run, read_only=True).entries()[2])
+    damage(CheckpointReader(run).entries()[2])
     with pytest.warns(UserWarning):
         CheckpointStore(run).newest()
     CheckpointStore(run).set_aside_after(10)
@@ -199,12 +199,12 @@ def test_what_may_not_be_read_is_unreadable_and_not_damaged(call, run, tmp_path,
         for spelling in (run / "20", directory, run / "best"):
             code, out, err = call(name, spelling, *more)
             assert code == FAILED and "Permission denied" in out + err, (name, spelling)
-    damage(CheckpointStore(run, read_only=True).entries()[0])
+    damage(CheckpointReader(run).entries()[0])
     assert call("verify", run)[0] == PROBLEMS
 
 
 def test_a_damaged_checkpoint_is_not_tagged(call, run):
-    damage(CheckpointStore(run, read_only=True).entries()[0])
+    damage(CheckpointReader(run).entries()[0])
     code, _, err = call("tag", run / "10", "mine")
     assert code == PROBLEMS and "step-000000010 is damaged and was not tagged: model.pdparams was altered" in err
     assert not (run / "mine").is_symlink()
@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_not_tagged(call, run):
 @pytest.mark.parametrize("command", ["ls", "verify"])
 def test_json_has_everything(call, run, command):
     save(run, 40, loss=float("nan"), gain=float("inf"))
-    damage(CheckpointStore(run, read_only=True).entries()[0])
+    damage(CheckpointReader(run).entries()[0])
     code, out, _ = call(command, run, "--json")
     rows = json.loads(out)
     assert code == (PROBLEMS if command == "verify" else OK)
@@ -234,7 +234,7 @@ def test_verify_takes_several_paths(call, run):
 
 
 def test_reading_commands_change_nothing(call, run):
-    damage(CheckpointStore(run, read_only=True).entries()[2])
+    damage(CheckpointReader(run).entries()[2])
     (run / "checkpoints" / ".tmp-step-000000040-00000000").mkdir()
 
     def everything():
@@ -337,7 +337,7 @@ def test_show_tells_every_version_once(call, run):
 
 
 def test_show_of_a_damaged_checkpoint_tells_what_its_manifest_says_and_what_is_wrong(call, run):
-    entry = CheckpointStore(run, read_only=True).entries()[0]
+    entry = CheckpointReader(run).entries()[0]
     damage(entry)
     code, out, _ = call("show", run / "10")
     assert code == PROBLEMS
@@ -441,9 +441,9 @@ def test_a_name_that_the_run_manages_is_moved_and_removed_only_with_force(call, 
         assert code == USAGE and err.startswith(f"paddlelite: the run manages the name {name!r} itself")
         assert err.endswith("or pass --force\n")
     assert call("tag", run / "20", name)[0] == OK  # which it has already
-    assert CheckpointStore(run, read_only=True).pins()[name] == ("step-000000020",)
+    assert CheckpointReader(run).pins()[name] == ("step-000000020",)
     assert call("tag", run / "10", name, "--move", "--force")[0] == OK
-    assert CheckpointStore(run, read_only=True).pins()[name] == ("step-000000010",)
+    assert CheckpointReader(run).pins()[name] == ("step-000000010",)
     assert call("tag", run, name, "--remove", "--force")[0] == OK
 
 
@@ -504,7 +504,7 @@ def test_repair_rebuilds_links_and_deletes_leftovers(call, run):
 def test_repair_moves_damaged_checkpoints_to_quarantine_and_the_links_go_on_without_them(call, run, file):
     CheckpointStore(run).set_pins({"top": ["step-000000030", "step-000000020"]})
     damaged = run / "checkpoints" / "step-000000030"
-    damage(CheckpointStore(run, read_only=True).entries()[2], file)
+    damage(CheckpointReader(run).entries()[2], file)
     content = (damaged / file).read_bytes()
     code, out, _ = call("repair", run)
     assert code == PROBLEMS and "damaged, moved to checkpoints/.quarantine: step-000000030\n" in out
@@ -516,7 +516,7 @@ def test_repair_moves_damaged_checkpoints_to_quarantine_and_the_links_go_on_with
 
 
 def test_repair_of_a_run_without_a_sound_checkpoint_moves_nothing(call, run):
-    for entry in CheckpointStore(run, read_only=True).entries():
+    for entry in CheckpointReader(run).entries():
         damage(entry)
     before = sorted(run.rglob("*"))
     code, out, _ = call("repair", run)
@@ -541,7 +541,7 @@ def test_repair_leaves_what_it_may_not_read(call, run, no_permission):
 
 
 def test_prune_deletes_what_was_set_aside_as_damaged_only_when_asked(call, run):
-    entries = CheckpointStore(run, read_only=True).entries()
+    entries = CheckpointReader(run).entries()
     damage(entries[0])
     damage(entries[1], "manifest.json")
     call("repair", run)
@@ -652,7 +652,7 @@ def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(call, run, tmp_p
 
 
 def test_a_damaged_checkpoint_is_not_exported(call, run, tmp_path):
-    damage(CheckpointStore(run, read_only=True).entries()[0])
+    damage(CheckpointReader(run).entries()[0])
     code, _, err = call("export", run / "10", tmp_path / "w.pdparams")
     assert code == PROBLEMS and err.count("\n") == 1
     assert not (tmp_path / "w.pdparams").exists()
