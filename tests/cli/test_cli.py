@@ -613,7 +613,7 @@ def test_a_full_disk_is_told_with_the_wanted_file_and_the_sizes(call, run, tmp_p
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("paddlelite_trainer.cli.write_safetensors", full)
+    monkeypatch.setattr("paddlelite_trainer.cli.bringing.write_safetensors", full)
     monkeypatch.setattr("shutil.copyfile", full)
     for name in ("w.safetensors", "w.pdparams"):
         code, _, err = call("export", run, tmp_path / name)
