@@ -38,8 +38,7 @@ from paddlelite_trainer.errors import (
     ConfigurationTypeError,
     RemoteError,
 )
-from paddlelite_trainer.run.directory import Resolution
-from paddlelite_trainer.run.remote_run import RemoteCopies, resolve_with_remotes
+from paddlelite_trainer.run.resolve import RemoteCopies, Resolution, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -632,7 +631,7 @@ def test_an_adoption_that_fails_at_any_call_leaves_the_store_as_it_was(there: An
 
 
 def last(url: str, root: Path) -> Resolution:
-    return resolve_with_remotes("last", [RemoteCopies(Remote(url), "raise")], default_root_dir=root, run_name=None)
+    return resolve("last", [RemoteCopies(Remote(url), "raise")], default_root_dir=root, run_name=None)
 
 
 def test_an_unhealthy_copy_is_passed_over_for_a_healthy_one(store: CheckpointStore, tmp_path: Path) -> None:
