@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import shutil
 from pathlib import Path
 
+from ..checkpoint.filesystem import atomic_file
 from ..checkpoint.lookup import checkpoint_at
 from ..checkpoint.remote import Remote, fetch_checkpoint
 from ..checkpoint.safetensors_format import write_safetensors
@@ -30,14 +30,13 @@ def export(arguments: argparse.Namespace) -> int:
     file = FILES[what]
     if file not in saved.files:
         raise CheckpointNotFoundError(f"{saved.entry.path} has no {file}; it has {', '.join(saved.files)}")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        if output.suffix == ".safetensors":
-            tensors = saved.tensors(file)
-            write_safetensors(temporary, tensors, {name: saved.dtype_of(file, name) for name in tensors})
-        else:
-            shutil.copyfile(saved.entry.path / file, temporary)  # it is a bare Paddle file already
-        os.replace(temporary, output)
+        with atomic_file(output) as temporary:
+            if output.suffix == ".safetensors":
+                tensors = saved.tensors(file)
+                write_safetensors(temporary, tensors, {name: saved.dtype_of(file, name) for name in tensors})
+            else:
+                shutil.copyfile(saved.entry.path / file, temporary)  # it is a bare Paddle file already
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     except OSError as error:
@@ -46,8 +45,6 @@ def export(arguments: argparse.Namespace) -> int:
             needed, free = saved.manifest["files"][file]["size"], shutil.disk_usage(output.parent).free
             why += f": about {size(needed)} are needed; {size(free)} were free when it failed"
         raise CheckpointError(f"{output} cannot be written: {why}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     nbytes = output.stat().st_size
     words = f"{file} of {saved.entry.path} written to {output}, {size(nbytes)}"
     return done(arguments, words, checkpoint=saved.entry.path, output=output, bytes=nbytes)

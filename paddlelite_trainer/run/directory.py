@@ -8,7 +8,6 @@ import re
 import shlex
 import socket
 import sys
-import tempfile
 import time
 import warnings
 import weakref
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from ..checkpoint.entry import parse_entry_name
+from ..checkpoint.filesystem import atomic_file
 from ..checkpoint.links import CHECKPOINTS
 from ..errors import (
     CheckpointSaveError,
@@ -328,18 +328,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace `path` in one step: a reader sees the old content or the new."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.chmod(0o644)
 
 
 def holds_checkpoints(path: Path) -> bool:
