@@ -17,8 +17,9 @@ from small_runs import batches, differing, net, trainer, whole_state
 
 from paddlelite_trainer import Callback, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint, RemoteCopy
-from paddlelite_trainer.checkpoint import CheckpointReader, Remote, copier
+from paddlelite_trainer.checkpoint import CheckpointReader, Remote
 from paddlelite_trainer.checkpoint.manifest import MANIFEST
+from paddlelite_trainer.checkpoint.remote import copier
 from paddlelite_trainer.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,

@@ -25,9 +25,15 @@ from remote_support import (
 )
 from store_support import NthCallFails, leftovers, save, step_in
 
-from paddlelite_trainer.checkpoint import CheckpointStore, Copier, Entry, Remote, copier, is_managed, open_checkpoint
+from paddlelite_trainer.checkpoint import CheckpointStore, Copier, Entry, Remote, is_managed, open_checkpoint
 from paddlelite_trainer.checkpoint.manifest import MANIFEST
-from paddlelite_trainer.checkpoint.remote import NAMES_FILE, RemoteCheckpoint, fetch_checkpoint, parse_remote_name
+from paddlelite_trainer.checkpoint.remote import (
+    NAMES_FILE,
+    RemoteCheckpoint,
+    copier,
+    fetch_checkpoint,
+    parse_remote_name,
+)
 from paddlelite_trainer.cli import FAILED, NOT_FOUND, OK, PROBLEMS, USAGE, main
 from paddlelite_trainer.errors import (
     CheckpointCorruptError,

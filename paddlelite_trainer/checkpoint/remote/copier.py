@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from ..errors import CheckpointCorruptError
-from .entry import Entry
-from .remote import OwnCopies, Remote, RemoteCheckpoint
-from .store import CheckpointStore
+from ...errors import CheckpointCorruptError
+from ..entry import Entry
+from ..store import CheckpointStore
+from . import OwnCopies, Remote, RemoteCheckpoint
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
