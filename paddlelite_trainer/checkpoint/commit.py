@@ -73,7 +73,7 @@ class Commit:
         return replace(self.entry, sha256=_sha256_of(manifest))
 
     def _write_all(self, temporary: Path, staged_pins: Path) -> bytes:
-        """Write a checkpoint's files, its manifest last, and the pins that will go with it; all of it durable on return."""
+        """Write a checkpoint's files, its manifest last, and the pins that will go with it, all durable on return."""
         file_system, plan = self.file_system, self.plan
         with ExitStack() as open_files:
 
@@ -248,7 +248,7 @@ def _sha256_of(manifest: bytes) -> str:
 
 
 def _space_for(plan: Mapping[str, Layout]) -> int:
-    """Bytes on the disk at most: whole blocks of each file, the manifest (some 300 bytes a tensor) and the directory."""
+    """Bytes on the disk at most: whole blocks of files, manifest (some 300 bytes a tensor) and directory."""
     tensors = sum(len(layout.blocks or {}) for layout in plan.values())
     sizes = [*(layout.size for layout in plan.values()), 4096 + 300 * tensors, 4096, 4096]
     return sum(-(-size // 4096) * 4096 for size in sizes)

@@ -154,7 +154,7 @@ REAL = FileSystem()
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Name a file beside `path`; what is written there takes its place, whole and on the disk, or leaves nothing behind.
+    """Name a file beside `path`: what is written there takes its place, whole and durable, or leaves nothing behind.
 
         with atomic_file(path) as temporary:
             temporary.write_bytes(content)

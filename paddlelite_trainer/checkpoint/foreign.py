@@ -41,7 +41,10 @@ _SHOWN = 10
 # -- what a foreign checkpoint holds ---------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class WeightSet:
-    """One set of weights by name, and the file they came from. bfloat16 ones are uint16 bits, named where the file tells."""
+    """One set of weights by name, and the file they came from.
+
+    bfloat16 ones are uint16 bits, named where the file tells.
+    """
 
     path: Path
     layout: str
@@ -104,7 +107,7 @@ class ForeignCheckpoint:
         return _by_structured_name(self.weights, self.parameter_names, self.path, [state], file)
 
     def weight_set(self, which: Which = "file") -> WeightSet:
-        """The weights that the `.pdparams` file itself holds ("file"), those that training goes on from ("raw"), or their average ("ema").
+        """The weights of the `.pdparams` file ("file"), those that training goes on from ("raw"), or the average ("ema").
 
         Raises:
             CheckpointNotFoundError: there is no average.

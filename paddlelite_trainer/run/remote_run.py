@@ -1,4 +1,4 @@
-"""Brings what is newer at a remote into a run on this machine, verified, with the best ones that it is ranked against."""
+"""Brings what is newer at a remote into a run on this machine, verified, with the best ones so far."""
 
 from __future__ import annotations
 

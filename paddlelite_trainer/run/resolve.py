@@ -184,8 +184,8 @@ def _resolve_here(
     text = os.fspath(ckpt_path)
     if "://" in text:
         raise ConfigurationError(
-            f"ckpt_path={text!r} is a URL. To go on with the run there add RemoteCopy({text!r}) to the callbacks and pass "
-            f"ckpt_path='last'; `paddlelite ckpt fetch {text}` brings one checkpoint here."
+            f"ckpt_path={text!r} is a URL. To go on with the run there add RemoteCopy({text!r}) to the callbacks "
+            f"and pass ckpt_path='last'; `paddlelite ckpt fetch {text}` brings one checkpoint here."
         )
     named = _run_at(default_root_dir, run_name) if run_name is not None else None
     runs = [named] if named else [path for _, path in sorted(numbered_runs(root), reverse=True)]

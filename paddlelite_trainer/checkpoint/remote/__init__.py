@@ -48,7 +48,7 @@ class RemoteCheckpoint:
 
     @property
     def order(self) -> tuple[int, tuple[int, int]]:
-        """Commits are counted over the whole life of a run, so a run that went back to an older step is in order too."""
+        """Commits are counted over a run's whole life, so one that went back to an older step is in order too."""
         return (self.commit, parse_entry_name(self.entry_name) or (0, 0))
 
 
@@ -64,13 +64,13 @@ class Remote:
     """The copies of one run's checkpoints below a URL. One process writes, any number read.
 
         <url>/
-          step-000001200.c7.0123456789abcdef/    a checkpoint; without its manifest.json, which comes last, it does not exist
+          step-000001200.c7.0123456789abcdef/    a checkpoint; its manifest.json comes last and makes it one
             model.pdparams optimizer.pdopt trainer.json ... manifest.json
           names.json                             {name: [remote checkpoints, best first]}, under a checksum
 
-    Nothing is ever renamed there, and nothing that was written is written again with other bytes, but for names.json. What is
-    read is trusted in nothing: a manifest goes through the same checks as one on the local disk, every byte is verified,
-    and no pickle is run.
+    Nothing is ever renamed there, and nothing that was written is written again with other bytes, but for names.json.
+    What is read is trusted in nothing: a manifest goes through the same checks as one on the local disk, every byte is
+    verified, and no pickle is run.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Remote:
         return data, manifest
 
     def find(self, name: str = "latest") -> RemoteCheckpoint:
-        """The checkpoint that a name means: the first that it holds, a step's newest, or for "latest" the newest of all.
+        """The checkpoint that a name means: the first it holds, a step's newest, or for "latest" the newest of all.
 
         Raises:
             CheckpointNotFoundError: there is none.
@@ -207,9 +207,9 @@ class Remote:
     # ---- writing ----
 
     def upload(self, directory: Path, go_on: Callable[[], bool] = lambda: True) -> RemoteCheckpoint | None:
-        """Copy a committed checkpoint, verified on the way: all data files, then the manifest. One that is there is left.
+        """Copy a committed checkpoint, verified on the way: all data files, then the manifest.
 
-        None where `go_on`, asked before each file, says no.
+        One that is there is left. None where `go_on`, asked before each file, says no.
 
         Raises:
             CheckpointCorruptError: the local checkpoint is damaged, and nothing of it was copied.

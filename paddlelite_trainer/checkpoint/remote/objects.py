@@ -28,7 +28,7 @@ class Objects:
         self._writes_in_place = bool(_FILE_SYSTEMS.intersection(protocols))
 
     def contents(self, folder: str = "") -> dict[str, int | None]:
-        """Name -> size of what is in a folder, or at the top; folders have no size. Empty where there is no such folder."""
+        """Name -> size of what is in a folder, or at the top; folders have no size. Empty for a folder that is not."""
         path = f"{self._root}/{folder}" if folder else self._root
 
         def ask() -> Any:
@@ -115,7 +115,8 @@ def _open_url(url: object, storage_options: Mapping[str, Any] | None) -> tuple[A
     protocol, separator, rest = url.partition("://")
     if not separator or not protocol or not rest.strip("/"):
         raise ConfigurationError(
-            f"a remote's URL has a protocol and a place, such as 's3://bucket/run' or 'file:///mnt/backup/run', got {shown!r}"
+            "a remote's URL has a protocol and a place, such as 's3://bucket/run' or 'file:///mnt/backup/run', "
+            f"got {shown!r}"
         )
     try:
         import fsspec
