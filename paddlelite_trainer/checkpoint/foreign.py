@@ -107,7 +107,7 @@ class ForeignCheckpoint:
         return _by_structured_name(self.weights, self.parameter_names, self.path, [state], file)
 
     def weight_set(self, which: Which = "file") -> WeightSet:
-        """The weights of the `.pdparams` file ("file"), those that training goes on from ("raw"), or the average ("ema").
+        """The weights of the `.pdparams` file ("file"), those to go on training from ("raw") or the average ("ema").
 
         Raises:
             CheckpointNotFoundError: there is no average.

@@ -103,8 +103,8 @@ def load_weights(
 
     `source` is a prefix, a file or a directory as in `load_foreign`, or what that returned. `rename` maps saved names
     to the model's: a dict of prefixes (`{"module.": ""}`), or a function that returns the new name, or None to leave
-    the weight out. `which` says what to take where an averaged (EMA) set exists: what the `.pdparams` file itself holds,
-    the "raw" weights or the "ema". Values are cast to the model's type, and the report says so.
+    the weight out. `which` says what to take where an averaged (EMA) set exists: what the `.pdparams` file itself
+    holds, the "raw" weights or the "ema". Values are cast to the model's type, and the report says so.
 
         report = load_weights(model, "output/best_accuracy", strict=False)
         print(report)
