@@ -188,6 +188,7 @@ class CheckpointReader:
 
     def unheld(self, *, superseded: bool = False) -> list[Entry]:
         """What `CheckpointStore.prune` would delete; with `superseded` also what `set_aside_after` has moved away."""
+        self._look()
         return [*(self._set_aside_entries() if superseded else []), *self._unheld()]
 
     def quarantined(self) -> list[Path]:
