@@ -31,7 +31,7 @@ import numpy as np
 import paddle
 from pairs import at_least_one
 
-from paddlelite_trainer.checkpoint import CheckpointStore
+from paddlelite_trainer.checkpoint import CheckpointReader, CheckpointStore
 
 MB = 1_000_000
 
@@ -169,7 +169,7 @@ def measure_size(megabytes: float, pairs: int, directory: Path) -> dict[str, flo
     for _ in range(pairs):
 
         def load() -> None:
-            fresh = CheckpointStore(directory / "ours", read_only=True)
+            fresh = CheckpointReader(directory / "ours")
             entry = fresh.newest()
             assert entry is not None
             for name, array in fresh.read(entry).tensors("model.pdparams").items():

@@ -86,7 +86,7 @@ def test_the_engine_imports_callbacks_only_in_defaults(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "paddlelite_trainer/checkpoint").glob("*.py")), ids=lambda path: path.name
+    "path", sorted((ROOT / "paddlelite_trainer/checkpoint").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_checkpoints_need_numpy_and_the_standard_library_alone(path: Path) -> None:
     for name, at_module_level in _imports(path):

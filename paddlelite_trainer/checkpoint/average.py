@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError
+from .filesystem import atomic_file
 from .format import lay_out
+from .reader import CheckpointReader
 from .saved import SavedCheckpoint, open_checkpoint
-from .store import CheckpointStore
 
 _BFLOAT16 = "bfloat16"
 
@@ -37,7 +38,7 @@ def average_checkpoints(
     """
     if last_k < 1:
         raise ConfigurationError(f"average_checkpoints(last_k=...) must be >= 1, got {last_k!r}")
-    entries = CheckpointStore(Path(run_dir), read_only=True).entries()
+    entries = CheckpointReader(Path(run_dir)).entries()
     if len(entries) < last_k:
         raise CheckpointNotFoundError(
             f"{run_dir} has {len(entries)} checkpoints, {last_k} are to be averaged. Lower last_k, or keep more: "
@@ -49,13 +50,9 @@ def average_checkpoints(
     for checkpoint in checkpoints:
         _check_alike(checkpoint, checkpoints[-1], file)
     averaged = {name: _mean(checkpoints, file, name) for name in newest}
-    unfinished = target.with_name(f".tmp-{target.name}")
-    with open(unfinished, "wb") as stream:
+    with atomic_file(target) as temporary, open(temporary, "wb") as stream:
         for piece in lay_out(averaged).pieces:
             stream.write(piece if isinstance(piece, bytes) else np.asarray(piece).tobytes())
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(unfinished, target)
     return target
 
 

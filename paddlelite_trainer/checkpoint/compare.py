@@ -23,7 +23,7 @@ class Difference:
     first: Any
     second: Any
     largest: float | None = None
-    """For tensors of one shape and type: the largest absolute difference of two elements, NaN where one is NaN alone."""
+    """The largest absolute difference of elements, for tensors of one shape and type; NaN where one is NaN alone."""
 
 
 def compare(first: SavedCheckpoint, second: SavedCheckpoint) -> Iterator[Difference]:

@@ -6,6 +6,8 @@ import mmap
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -148,3 +150,26 @@ class FileSystem:
 
 
 REAL = FileSystem()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Name a file beside `path`: what is written there takes its place, whole and durable, or leaves nothing behind.
+
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
+
+    For single files outside the store, which replaces its own through FileSystem.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -19,10 +19,10 @@ from ..errors import (
     did_you_mean,
 )
 from .format import NAME_TABLE
+from .reader import CheckpointReader
 from .safe_pickle import read_pickle
 from .safetensors_format import read_safetensors
 from .saved import SavedCheckpoint, open_checkpoint, resolve_checkpoint
-from .store import CheckpointStore
 
 Which = Literal["file", "raw", "ema"]
 
@@ -41,7 +41,10 @@ _SHOWN = 10
 # -- what a foreign checkpoint holds ---------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class WeightSet:
-    """One set of weights by name, and the file they came from. bfloat16 ones are uint16 bits, named where the file tells."""
+    """One set of weights by name, and the file they came from.
+
+    bfloat16 ones are uint16 bits, named where the file tells.
+    """
 
     path: Path
     layout: str
@@ -104,7 +107,7 @@ class ForeignCheckpoint:
         return _by_structured_name(self.weights, self.parameter_names, self.path, [state], file)
 
     def weight_set(self, which: Which = "file") -> WeightSet:
-        """The weights that the `.pdparams` file itself holds ("file"), those that training goes on from ("raw"), or their average ("ema").
+        """The weights of the `.pdparams` file ("file"), those to go on training from ("raw") or the average ("ema").
 
         Raises:
             CheckpointNotFoundError: there is no average.
@@ -271,7 +274,7 @@ def _locate(path: str | os.PathLike[str]) -> _Source:
 
 def _own_checkpoint(given: Path) -> Path | None:
     if (given / "checkpoints").is_dir():
-        newest = CheckpointStore(given, read_only=True).newest()
+        newest = CheckpointReader(given).newest()
         return newest.path if newest else None
     try:
         return resolve_checkpoint(given)

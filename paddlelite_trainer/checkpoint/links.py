@@ -54,7 +54,7 @@ def check_pin_name(name: str) -> None:
 
 
 def is_managed(name: str) -> bool:
-    """Whether this name means something by itself: a run gives it to checkpoints and takes it away again, or it is a ckpt_path."""
+    """Whether a run gives this name to checkpoints and takes it away again, or it means something as a ckpt_path."""
     return bool(_MANAGED.fullmatch(name))
 
 
@@ -63,7 +63,8 @@ def check_tag(name: str) -> None:
     check_pin_name(name)
     if is_managed(name):
         raise ConfigurationError(
-            f"{name!r} is one of the names that runs give to checkpoints by themselves: choose another for a tag of your own"
+            f"{name!r} is one of the names that runs give to checkpoints by themselves: "
+            "choose another for a tag of your own"
         )
 
 

@@ -11,8 +11,8 @@ from ..errors import CheckpointCorruptError, CheckpointNotFoundError, Configurat
 from .entry import Entry, entry_from_manifest, parse_entry_name
 from .filesystem import REAL
 from .links import CHECKPOINTS
+from .reader import CheckpointReader
 from .saved import inspect, read_manifest, resolve_checkpoint
-from .store import CheckpointStore
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Row:
 
 def listed(found: Found, *, verify: bool) -> Iterator[Row]:
     """The checkpoints found, oldest first, those with a damaged manifest too; with `verify` every byte is checked."""
-    store = CheckpointStore(found.path, read_only=True)
-    held = store.pins()
+    reader = CheckpointReader(found.path)
+    held = reader.pins()
     if found.checkpoint is None:
         paths = [found.path / CHECKPOINTS / name for name in names_in(found.path / CHECKPOINTS)]
     else:
@@ -106,7 +106,7 @@ def entry_at(path: Path, manifest: dict[str, Any]) -> Entry:
     entry = entry_from_manifest(path, manifest)
     if path.parent.name != CHECKPOINTS:
         return entry
-    pins = CheckpointStore(path.parent.parent, read_only=True).pins()
+    pins = CheckpointReader(path.parent.parent).pins()
     return replace(entry, pins=tuple(name for name, held in pins.items() if path.name in held))
 
 
@@ -159,7 +159,7 @@ def checkpoint_at(text: str) -> Path:
         raise ConfigurationError(f"{text} has {len(found)} runs; name one of them, such as {found[-1].path}/latest")
     if found[0].checkpoint is not None:
         return found[0].checkpoint
-    newest = CheckpointStore(found[0].path, read_only=True).newest(prefer_healthy=False)
+    newest = CheckpointReader(found[0].path).newest(prefer_healthy=False)
     if newest is None:
         raise CheckpointNotFoundError(f"the run {found[0].path} has no checkpoint yet")
     return newest.path
@@ -183,7 +183,7 @@ def _one_checkpoint(path: Path) -> Path | None:
     if revisions:
         return path.parent / CHECKPOINTS / revisions[-1]
     try:
-        return CheckpointStore(path.parent, read_only=True).first_of_pin(path.name).path
+        return CheckpointReader(path.parent).first_of_pin(path.name).path
     except CheckpointNotFoundError:
         return None
 
@@ -229,9 +229,9 @@ def _not_found_message(path: Path) -> str:
         return f"{path} is no run and no checkpoint"
     parent = path.parent
     if (parent / CHECKPOINTS).is_dir():
-        store = CheckpointStore(parent, read_only=True)
+        reader = CheckpointReader(parent)
         steps = dict.fromkeys(map(_step_of, names_in(parent / CHECKPOINTS)))
-        near = [*map(str, steps), *store.pins()]
+        near = [*map(str, steps), *reader.pins()]
     else:
         near = sorted(entry.name for entry in parent.iterdir() if entry.name[0] != ".") if parent.is_dir() else []
     listing = f" {parent} holds {', '.join(near[:12])}{' ...' if len(near) > 12 else ''}." if near else ""

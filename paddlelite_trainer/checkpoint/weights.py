@@ -1,4 +1,4 @@
-"""Puts weights of any checkpoint into a layer, all that fit or none, and reports by name what was missing, left over or of another shape."""
+"""Puts weights of any checkpoint into a layer, all that fit or none, and reports by name what did not."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class WeightsReport:
                 for name, saved, model, reason in self.mismatched[:_SHOWN]
             ]
             lines.append(
-                f"of another shape or type ({len(self.mismatched)}): {'; '.join(shown)}{self._more(self.mismatched)}"
+                f"of another shape or type ({len(self.mismatched)}): {'; '.join(shown)}{_more(self.mismatched)}"
             )
         return lines
 
@@ -84,11 +84,11 @@ class WeightsReport:
 
     @staticmethod
     def _named(names: Sequence[str], others: Sequence[str]) -> str:
-        return ", ".join(f"{name}{did_you_mean(name, others)}" for name in names[:_SHOWN]) + WeightsReport._more(names)
+        return ", ".join(f"{name}{did_you_mean(name, others)}" for name in names[:_SHOWN]) + _more(names)
 
-    @staticmethod
-    def _more(items: Sequence[Any]) -> str:
-        return f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+
+def _more(items: Sequence[Any]) -> str:
+    return f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
 
 
 def load_weights(
@@ -101,10 +101,10 @@ def load_weights(
 ) -> WeightsReport:
     """Load another program's weights (or ours) into `layer`, all that fit or, when `strict`, all or none.
 
-    `source` is a prefix, a file or a directory as in `load_foreign`, or what that returned. `rename` maps saved names to
-    the model's: a dict of prefixes (`{"module.": ""}`), or a function that returns the new name, or None to leave the
-    weight out. `which` says what to take where an averaged (EMA) set exists: what the `.pdparams` file itself holds,
-    the "raw" weights or the "ema". Values are cast to the model's type, and the report says so.
+    `source` is a prefix, a file or a directory as in `load_foreign`, or what that returned. `rename` maps saved names
+    to the model's: a dict of prefixes (`{"module.": ""}`), or a function that returns the new name, or None to leave
+    the weight out. `which` says what to take where an averaged (EMA) set exists: what the `.pdparams` file itself
+    holds, the "raw" weights or the "ema". Values are cast to the model's type, and the report says so.
 
         report = load_weights(model, "output/best_accuracy", strict=False)
         print(report)
@@ -117,7 +117,8 @@ def load_weights(
         raise ConfigurationTypeError(f"load_weights takes a layer and then a path, got {source!r} for the path")
     if not callable(getattr(layer, "set_state_dict", None)):
         raise ConfigurationTypeError(
-            f"load_weights takes a layer first, got a {type(layer).__name__}; load_foreign(path).weights is a dict of arrays"
+            f"load_weights takes a layer first, got a {type(layer).__name__}; "
+            "load_foreign(path).weights is a dict of arrays"
         )
     if which not in ("file", "raw", "ema"):
         raise ConfigurationError(f"which must be 'file', 'raw' or 'ema', got {which!r}")

@@ -1,4 +1,4 @@
-"""Where a run lives, who may write there, and which checkpoint a `ckpt_path` means."""
+"""Where a run lives, who may write there, and what its run.json says."""
 
 from __future__ import annotations
 
@@ -8,39 +8,35 @@ import re
 import shlex
 import socket
 import sys
-import tempfile
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from ..checkpoint.entry import Entry, entry_from_manifest, parse_entry_name
-from ..checkpoint.filesystem import REAL
+from ..checkpoint.entry import parse_entry_name
+from ..checkpoint.filesystem import atomic_file
 from ..checkpoint.links import CHECKPOINTS
-from ..checkpoint.saved import SavedCheckpoint, read_manifest, resolve_checkpoint
-from ..checkpoint.store import CheckpointStore
 from ..errors import (
-    CheckpointNotFoundError,
     CheckpointSaveError,
     ConfigurationError,
-    ConfigurationTypeError,
     RunLockedError,
     TrainerError,
-    did_you_mean,
 )
+
+if TYPE_CHECKING:
+    from .resolve import Resolution
 
 RUN_FILE = "run.json"
 OUTCOMES = ("finished", "stopped", "failed", "interrupted")
 
 _VERSION = re.compile(r"version_(\d+)")
-_SUFFIXES = (".pdparams", ".pdopt")
 _OWNER_WAIT_SECONDS = 0.5
 
 
@@ -114,7 +110,7 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str]) -> RunDirectory:
-        """Lock the directory of a run that goes on in place; `resolve_ckpt_path` says which.
+        """Lock the directory of a run that goes on in place; `resolve` says which.
 
         Raises:
             RunLockedError: it is running.
@@ -139,6 +135,26 @@ class RunDirectory:
                 warnings.warn(f"cannot record in {self.path / RUN_FILE} that the run {outcome}: {error}", stacklevel=2)
         _held.discard(self)
         self._lock.release(force=True)
+
+    def drop_lock(self) -> None:
+        """In a forked child: keep the run locked no longer than the parent does."""
+        self._lock.drop()
+
+
+class _Lock(FileLock):
+    """A lock whose copy in a forked child can be let go without releasing what the parent holds."""
+
+    def drop(self) -> None:
+        try:
+            context = self._context
+            descriptor, context.lock_file_fd = context.lock_file_fd, None
+        except AttributeError:  # another filelock keeps it elsewhere
+            return
+        if descriptor is not None:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass
 
 
 def new_run(default_root_dir: str | os.PathLike[str], run_name: str | None = None) -> Path:
@@ -182,8 +198,8 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
         lock.release(force=True)
 
 
-def _acquire(path: Path) -> FileLock:
-    lock = FileLock(path / ".lock", thread_local=False)
+def _acquire(path: Path) -> _Lock:
+    lock = _Lock(path / ".lock", thread_local=False)
     try:
         # A worker forked in the very moment in which its parent was killed lets go only when it next runs.
         lock.acquire(timeout=0.3, poll_interval=0.02)
@@ -212,14 +228,7 @@ def _forget_locks_after_fork() -> None:
     # flock belongs to the open file, which a forked child shares: without this a worker that outlives a killed parent
     # would keep the run locked. Closing the child's descriptor releases nothing that the parent holds; releasing would.
     for run in list(_held):
-        context = getattr(run._lock, "_context", None)
-        descriptor = getattr(context, "lock_file_fd", None)
-        if context is not None and descriptor is not None:
-            context.lock_file_fd = None
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass
+        run.drop_lock()
     _held.clear()
 
 
@@ -228,7 +237,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _make_next_version(root: Path) -> Path:
-    number = max((number for number, _ in _numbered_runs(root)), default=-1) + 1
+    number = max((number for number, _ in numbered_runs(root)), default=-1) + 1
     while True:
         path = root / f"version_{number}"
         try:
@@ -319,18 +328,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace `path` in one step: a reader sees the old content or the new."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.chmod(0o644)
 
 
 def holds_checkpoints(path: Path) -> bool:
@@ -341,28 +341,25 @@ def holds_checkpoints(path: Path) -> bool:
         return False
 
 
-# -- which checkpoint is meant ---------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Resolution:
-    """What a `ckpt_path` means: where the run goes on, from which checkpoint, and one line that says so.
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """`path` without links and relative parts, so that a later chdir or a moved link changes nothing."""
+    return Path(path).expanduser().resolve()
 
-    `run_dir` is the run to go on with in place; None asks for a fresh directory. `entry` is the checkpoint to restore;
-    None where `fresh` is true.
-    """
 
-    run_dir: Path | None
-    entry: Entry | None
-    fresh: bool
-    message: str
-    opened: SavedCheckpoint | None = None
-    """The checkpoint, open, where finding it has verified it already; it does not travel to other processes."""
-    findings: tuple[str, ...] = ()
-    """A sentence for each newer checkpoint that was passed over."""
-    damaged: tuple[str, ...] = ()
-    """Names of those of them that are damaged."""
+def numbered_runs(root: Path) -> Iterator[tuple[int, Path]]:
+    """The directories `version_<N>` below `root`, each with its number."""
+    for path in subdirectories(root):
+        match = _VERSION.fullmatch(path.name)
+        if match is not None:
+            yield int(match[1]), path
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Resolution, (self.run_dir, self.entry, self.fresh, self.message, None, self.findings, self.damaged)
+
+def subdirectories(root: Path) -> list[Path]:
+    """Those of a directory that may not be there."""
+    try:
+        return [path for path in root.iterdir() if path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def resolve_ckpt_path(
@@ -371,185 +368,7 @@ def resolve_ckpt_path(
     default_root_dir: str | os.PathLike[str],
     run_name: str | None = None,
 ) -> Resolution:
-    """Find the checkpoint that `ckpt_path` means; writes nothing and takes no lock.
+    """`resolve.resolve`, under the name that it had here."""
+    from .resolve import resolve
 
-    "last" and a run's path choose by verifying every byte; for the others that is left to who opens the checkpoint.
-
-    - None: a fresh run.
-    - "last" or "latest": the newest sound checkpoint of the newest run that has any. A fresh run where no checkpoint
-      exists yet, so that one command starts and restarts a job.
-    - "best": the best checkpoint of that run, by its recorded metric.
-    - a path: a checkpoint, a run, or a link such as `runs/version_3/best`, with or without .pdparams.
-    - any other name: the newest checkpoint tagged so.
-
-    The newest run is the `version_<N>` of the highest number; `run_name` (a path below the root, or an absolute one)
-    says which run instead. The run that the checkpoint belongs to goes on in place, unless `run_name` names another.
-
-    Raises:
-        CheckpointNotFoundError: nothing is there; the message lists what is near.
-        CheckpointCorruptError: checkpoints are there and none of them verifies.
-        ConfigurationError: "best" where nothing, or more than one thing, was monitored.
-    """
-    root = absolute(default_root_dir)
-    if ckpt_path is None:
-        return Resolution(None, None, True, "fresh run")
-    if not isinstance(ckpt_path, (str, os.PathLike)):
-        raise ConfigurationTypeError(
-            f"ckpt_path must be None, 'last', 'best', a tag or a path, got {ckpt_path!r}, a {type(ckpt_path).__name__}"
-        )
-    text = os.fspath(ckpt_path)
-    if "://" in text:
-        raise ConfigurationError(
-            f"ckpt_path={text!r} is a URL. To go on with the run there add RemoteCopy({text!r}) to the callbacks and pass "
-            f"ckpt_path='last'; `paddlelite ckpt fetch {text}` brings one checkpoint here."
-        )
-    named = _run_at(default_root_dir, run_name) if run_name is not None else None
-    runs = [named] if named else [path for _, path in sorted(_numbered_runs(root), reverse=True)]
-    if text in ("last", "latest"):
-        return _resolve_last(root, named, runs)
-    if text == "best":
-        return _resolve_best(root, runs)
-    found = _resolve_path(text, named) or (None if _looks_like_path(text) else _resolve_pin(text, runs))
-    if found is None:
-        raise CheckpointNotFoundError(_not_found_message(text, root, runs))
-    return found
-
-
-def _resolve_last(root: Path, named: Path | None, runs: Sequence[Path]) -> Resolution:
-    for run in runs:
-        found = _newest_of(run)
-        if found is not None:
-            return found
-    message = f"no checkpoint in {named or root} yet: fresh run"
-    others = sorted(path.name for path in _subdirectories(root) if (path / CHECKPOINTS).is_dir() and path not in runs)
-    if others and named is None:
-        message += f" (runs with names go on by run_name=: {', '.join(others)})"
-    return Resolution(None, None, True, message)
-
-
-def _newest_of(run: Path) -> Resolution | None:
-    store = CheckpointStore(run, read_only=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the findings are told with the resolution
-        # Weights only, where there is nothing else: who wants to go on from them is told so.
-        entry = store.newest(complete=True) or store.newest()
-    return None if entry is None else _continue(run, entry, store.read(entry), store)
-
-
-def _resolve_best(root: Path, runs: Sequence[Path]) -> Resolution:
-    for run in runs:
-        store = CheckpointStore(run, read_only=True)
-        if store.entries():
-            return _continue(run, _best_of(store))
-        store.newest()  # raises where there are checkpoints, all of them damaged
-    raise CheckpointNotFoundError(f"ckpt_path='best': there is no checkpoint in {root} yet")
-
-
-def _best_of(store: CheckpointStore) -> Entry:
-    pins = store.pins()
-    ranked = ["best"] if "best" in pins else sorted(pin for pin in pins if pin.startswith("best_"))
-    if len(ranked) > 1:
-        raise ConfigurationError(
-            f"ckpt_path='best' could mean any of {', '.join(ranked)} in {store.run_dir}: "
-            f"pass the one you mean, as ckpt_path={ranked[0]!r}"
-        )
-    if not ranked:
-        raise ConfigurationError(
-            f"ckpt_path='best': nothing was monitored in {store.run_dir}, so no checkpoint is the best. "
-            "Train with ModelCheckpoint(monitor=...), or pass ckpt_path='last'."
-        )
-    return store.first_of_pin(ranked[0])
-
-
-def _resolve_pin(pin: str, runs: Sequence[Path]) -> Resolution | None:
-    for run in runs:
-        store = CheckpointStore(run, read_only=True)
-        if pin in store.pins():
-            return _continue(run, store.first_of_pin(pin))
-    return None
-
-
-def _resolve_path(text: str, named: Path | None) -> Resolution | None:
-    path = absolute(text)
-    try:
-        directory = resolve_checkpoint(Path(text).expanduser())
-    except CheckpointNotFoundError:
-        if (path / CHECKPOINTS).is_dir():
-            found = _newest_of(path)
-            if found is None:
-                raise CheckpointNotFoundError(f"the run {path} has no checkpoint yet") from None
-            return found
-        if not path.exists():
-            return None
-        raise CheckpointNotFoundError(
-            f"{path} is neither a checkpoint nor a run. load_weights(layer, path) loads other programs' weights."
-        ) from None
-    entry = entry_from_manifest(directory, read_manifest(directory, REAL))
-    run = directory.parent.parent if directory.parent.name == CHECKPOINTS else None
-    if run is not None and (named is None or named == run):
-        return _continue(run, entry)
-    return Resolution(None, entry, False, f"fresh run from {entry.path} (step {entry.step}, epoch {entry.epoch})")
-
-
-def _continue(
-    run: Path, entry: Entry, opened: SavedCheckpoint | None = None, searched: CheckpointStore | None = None
-) -> Resolution:
-    findings = tuple(searched.findings) if searched is not None else ()
-    info = read_run(run)
-    told = info is not None and info.status not in ("running", "killed") and not findings
-    state = f", {info}" if told else ""
-    message = f"going on with {run} from {entry.name} (step {entry.step}, epoch {entry.epoch}{state})"
-    return Resolution(run, entry, False, message, opened, findings, tuple(searched.damaged) if searched else ())
-
-
-def _not_found_message(text: str, root: Path, runs: Sequence[Path]) -> str:
-    words = {"last", "latest", "best"}
-    for run in runs[:1]:
-        words.update(CheckpointStore(run, read_only=True).pins())
-    path = absolute(text)
-    parent = path.parent
-    while not parent.is_dir():
-        parent = parent.parent
-    near = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    if _looks_like_path(text):
-        suggestion = did_you_mean(path.name, near) if parent == path.parent else ""
-        listing = f"{parent} holds {_some(near)}." if near else f"{parent} is empty."
-        return f"no checkpoint at {path}.{suggestion} {listing}"
-    suggestion = did_you_mean(text, words) or did_you_mean(text, near)
-    return (
-        f"ckpt_path={text!r} is neither a path nor a tag of a run in {root}.{suggestion} "
-        f"Known here: {', '.join(sorted(words))}; or pass a path to a checkpoint or a run."
-    )
-
-
-def _some(names: Sequence[str], limit: int = 12) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def _looks_like_path(text: str) -> bool:
-    return os.sep in text or "/" in text or text.endswith(_SUFFIXES)
-
-
-def absolute(path: str | os.PathLike[str]) -> Path:
-    """`path` without links and relative parts, so that a later chdir or a moved link changes nothing."""
-    return Path(path).expanduser().resolve()
-
-
-def _run_at(default_root_dir: str | os.PathLike[str], run_name: str) -> Path:
-    # Joined as written, links unresolved: what os.path.relpath led away from the root leads back.
-    return Path(os.path.normpath(Path(default_root_dir).expanduser().absolute() / run_name)).resolve()
-
-
-def _numbered_runs(root: Path) -> Iterator[tuple[int, Path]]:
-    for path in _subdirectories(root):
-        match = _VERSION.fullmatch(path.name)
-        if match is not None:
-            yield int(match[1]), path
-
-
-def _subdirectories(root: Path) -> list[Path]:
-    try:
-        return [path for path in root.iterdir() if path.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return resolve(ckpt_path, default_root_dir=default_root_dir, run_name=run_name)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from where it has remote copies: this machine's, or a newer one that is brought here first."""
+"""Brings what is newer at a remote into a run on this machine, verified, with the best ones so far."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -16,10 +16,10 @@ from ..checkpoint.remote import OwnCopies, Remote, RemoteCheckpoint, commit_of
 from ..checkpoint.saved import read_manifest
 from ..checkpoint.store import CheckpointStore
 from ..errors import CheckpointCorruptError, ConfigurationError, RemoteError
-from .directory import Resolution, locked, new_run, resolve_ckpt_path
+from .directory import locked
 
 if TYPE_CHECKING:
-    from ..callback import Callback
+    from .resolve import RemoteCopies, Resolution
 
 T = TypeVar("T")
 ATTEMPTS = 4
@@ -29,73 +29,21 @@ RANKED_AGAINST = ("best", "imported-best", "early-stopping-best")
 
 
 @dataclass(frozen=True)
-class RemoteCopies:
-    """Where a callback copies checkpoints to, and what it says about a start at which the remote does not answer."""
+class Brought:
+    """The checkpoint that is in the run's store now; None where this machine's own is to be taken."""
 
-    remote: Remote
-    if_unreachable: Literal["raise", "local"]
-
-
-def copies_of(callbacks: Sequence[Callback]) -> list[RemoteCopies]:
-    """Of those callbacks that have a `remote`."""
-    copies = [
-        RemoteCopies(remote, getattr(callback, "if_unreachable", "raise"))
-        for callback in callbacks
-        if isinstance(remote := getattr(callback, "remote", None), Remote)
-    ]
-    urls = [one.remote.url for one in copies]
-    for url in urls:
-        if urls.count(url) > 1:
-            raise ConfigurationError(
-                f"{urls.count(url)} callbacks copy to {url}, and each would take the other's names away. "
-                "Name all that is to be copied in one, or give each a URL of its own."
-            )
-    return copies
+    entry: Entry | None
+    findings: tuple[str, ...]
+    """A sentence for each one that was passed over or could not be brought."""
 
 
-def resolve_with_remotes(
-    ckpt_path: str | os.PathLike[str] | None,
-    remotes: Sequence[RemoteCopies],
-    *,
-    default_root_dir: Path,
-    run_name: str | None,
-) -> Resolution:
-    """What `ckpt_path` means, as `resolve_ckpt_path`, with "last" meaning the newest here and at every remote.
-
-    What is newer at a remote is brought into the run's store, verified and committed there. A run that begins afresh is
-    refused a remote that holds a run already, since the two would be mixed.
-
-    Raises:
-        RemoteError: a remote does not answer, and its callback does not say to go on with what is here.
-        CheckpointCorruptError: there are checkpoints, here or there, and none of them is sound.
-    """
-    local, broken = _local(ckpt_path, default_root_dir, run_name, tolerant=bool(remotes))
-    for copies in remotes:
-        remote = copies.remote
-        try:
-            there = _patiently(remote.prepare)
-            if os.fspath(ckpt_path or "") in ("last", "latest"):
-                brought = _bring_newer(remote, there, local, default_root_dir, run_name)
-                local, broken = (local, broken) if brought is None else (brought, None)
-            if local is not None and local.run_dir is None:
-                _refuse_used(remote, there)
-        except CheckpointCorruptError as error:  # of this remote; another one may have a sound one
-            broken = broken or error
-        except RemoteError as error:
-            if copies.if_unreachable == "raise":
-                raise RemoteError(
-                    f"The remote copies cannot be reached, and there may be a newer checkpoint among them than here. {error}. "
-                    "RemoteCopy(..., if_unreachable='local') goes on without them."
-                ) from error
-            if local is not None:
-                local = _with_finding(local, f"The remote copies cannot be reached; going on without them. {error}")
-    if broken is not None:
-        raise broken
-    assert local is not None
-    return local
+def contents(remote: Remote) -> list[RemoteCheckpoint]:
+    """The checkpoints there, newest first; that one may write there is tried out."""
+    return _patiently(remote.prepare)
 
 
-def _refuse_used(remote: Remote, there: Sequence[RemoteCheckpoint]) -> None:
+def refuse_used(remote: Remote, there: Sequence[RemoteCheckpoint]) -> None:
+    """Raise ConfigurationError where a run that begins afresh would be mixed with the one that is there."""
     if _patiently(lambda: remote.holds_any(there)):
         raise ConfigurationError(
             f"{remote.url} already holds a run's checkpoints, and this run begins afresh. To go on with that run pass "
@@ -103,56 +51,41 @@ def _refuse_used(remote: Remote, there: Sequence[RemoteCheckpoint]) -> None:
         )
 
 
-def _local(
-    ckpt_path: str | os.PathLike[str] | None, root: Path, run_name: str | None, *, tolerant: bool
-) -> tuple[Resolution | None, CheckpointCorruptError | None]:
-    try:
-        return resolve_ckpt_path(ckpt_path, default_root_dir=root, run_name=run_name), None
-    except CheckpointCorruptError as error:
-        if not tolerant:
-            raise
-        return None, error
+def bring_newer(
+    remote: Remote, there: Sequence[RemoteCheckpoint], *, newer_than: Entry | None, run_dir: Callable[[], Path]
+) -> Brought:
+    """Bring the newest sound checkpoint that is newer than this machine's into `run_dir()`, asked for only then.
 
-
-def _bring_newer(
-    remote: Remote, there: Sequence[RemoteCheckpoint], local: Resolution | None, root: Path, run_name: str | None
-) -> Resolution | None:
-    """Bring the newest sound checkpoint that is newer than the local one; None where the local one is to be taken."""
-    here = -1
-    if local is not None and local.entry is not None:
-        here = commit_of(read_manifest(local.entry.path, REAL))
-    newer = [one for one in there if one.commit > here]
+    Raises:
+        CheckpointCorruptError: there are checkpoints, none of them is sound, and there is none on this machine.
+    """
+    here = -1 if newer_than is None else commit_of(read_manifest(newer_than.path, REAL))
     findings: list[str] = []
     unhealthy: list[RemoteCheckpoint] = []
-    run_dir = local.run_dir if local is not None else None
-
-    def bring(checkpoint: RemoteCheckpoint) -> Resolution:
-        nonlocal run_dir
-        run_dir = run_dir or new_run(root, run_name)
-        return _brought(remote, checkpoint, run_dir, root, run_name, findings)
-
-    for checkpoint in newer:
+    for checkpoint in there:
+        if checkpoint.commit <= here:
+            continue
         try:
             usable = _usable(remote, checkpoint)
             if usable == "yes":
-                found = bring(checkpoint)
+                found = _bring(remote, checkpoint, run_dir(), findings)
                 passed = [
                     f"Remote checkpoint {one.name} holds NaN or infinite values; it was passed over."
                     for one in unhealthy
                 ]
-                return _with_finding(found, *passed)
+                return Brought(found.entry, (*found.findings, *passed))
             if usable == "unhealthy":
                 unhealthy.append(checkpoint)
         except CheckpointCorruptError as error:
             findings.append(f"Remote checkpoint {checkpoint.name} is damaged and was passed over. {error}")
-    if unhealthy and (local is None or local.entry is None):
-        return bring(unhealthy[0])
-    if findings and (local is None or local.entry is None):
+    if unhealthy and newer_than is None:
+        return _bring(remote, unhealthy[0], run_dir(), findings)
+    if findings and newer_than is None:
         raise CheckpointCorruptError(
             f"There are checkpoints at {remote.url} and none of them can be used; for a fresh run choose another URL."
             + "".join(f"\n  - {finding}" for finding in findings)
         )
-    return None if local is None else _with_finding(local, *findings)
+    return Brought(None, tuple(findings))
 
 
 def _usable(remote: Remote, checkpoint: RemoteCheckpoint) -> Literal["yes", "no", "unhealthy"]:
@@ -165,14 +98,7 @@ def _usable(remote: Remote, checkpoint: RemoteCheckpoint) -> Literal["yes", "no"
     return "yes" if entry.healthy else "unhealthy"
 
 
-def _brought(
-    remote: Remote,
-    checkpoint: RemoteCheckpoint,
-    run_dir: Path,
-    root: Path,
-    run_name: str | None,
-    findings: Sequence[str],
-) -> Resolution:
+def _bring(remote: Remote, checkpoint: RemoteCheckpoint, run_dir: Path, findings: Sequence[str]) -> Brought:
     with locked(run_dir):
         store = CheckpointStore(run_dir)
         # What was the latest here stays until the next save: only then has the one that came proved to fit.
@@ -187,8 +113,7 @@ def _brought(
                     own.add(one.entry_name, one.digest)
         except RemoteError as error:  # the newest is here, and that is what the run goes on from
             findings = [*findings, f"The best ones could not be brought from {remote.url}. {error}"]
-    found = resolve_ckpt_path(entry.path, default_root_dir=root, run_name=run_name)
-    return _with_finding(replace(found, message=f"{found.message}, brought from {remote.url}"), *findings)
+    return Brought(entry, tuple(findings))
 
 
 def _bring_ranked(store: CheckpointStore, remote: Remote, names: Mapping[str, Sequence[RemoteCheckpoint]]) -> list[str]:
@@ -225,10 +150,6 @@ def _adopt(store: CheckpointStore, remote: Remote, checkpoint: RemoteCheckpoint,
     return _patiently(lambda: store.adopt(checkpoint.entry_name, fill, pins))
 
 
-def _with_finding(resolution: Resolution, *findings: str) -> Resolution:
-    return replace(resolution, findings=(*resolution.findings, *findings))
-
-
 def _patiently(ask: Callable[[], T]) -> T:
     """Ask again a few times where the remote does not answer."""
     for attempt in range(1, ATTEMPTS):
@@ -237,3 +158,23 @@ def _patiently(ask: Callable[[], T]) -> T:
         except RemoteError:
             time.sleep(FIRST_RETRY_SECONDS * 2 ** (attempt - 1) * secrets.SystemRandom().uniform(0.5, 1.0))
     return ask()
+
+
+def copies_of(callbacks: Sequence[object]) -> list[RemoteCopies]:
+    """`resolve.copies_of`, under the name that it had here."""
+    from .resolve import copies_of
+
+    return copies_of(callbacks)
+
+
+def resolve_with_remotes(
+    ckpt_path: str | os.PathLike[str] | None,
+    remotes: Sequence[RemoteCopies],
+    *,
+    default_root_dir: Path,
+    run_name: str | None,
+) -> Resolution:
+    """`resolve.resolve`, under the name that it had here."""
+    from .resolve import resolve
+
+    return resolve(ckpt_path, remotes, default_root_dir=default_root_dir, run_name=run_name)

@@ -17,8 +17,9 @@ from small_runs import batches, differing, net, trainer, whole_state
 
 from paddlelite_trainer import Callback, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint, RemoteCopy
-from paddlelite_trainer.checkpoint import CheckpointStore, Remote, copier
+from paddlelite_trainer.checkpoint import CheckpointReader, Remote
 from paddlelite_trainer.checkpoint.manifest import MANIFEST
+from paddlelite_trainer.checkpoint.remote import copier
 from paddlelite_trainer.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,
@@ -68,7 +69,7 @@ def entries_of(root: Path) -> set[str]:
 
 
 def held_in(root: Path) -> set[str]:
-    return {name for held in CheckpointStore(root / "version_0", read_only=True).pins().values() for name in held}
+    return {name for held in CheckpointReader(root / "version_0").pins().values() for name in held}
 
 
 def steps_there(url: str) -> list[int]:

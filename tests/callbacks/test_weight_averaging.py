@@ -13,7 +13,7 @@ from small_runs import BATCHES, batches, differing, net, same, trainer, weights,
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callbacks import ExponentialMovingAverage, ModelCheckpoint, StochasticWeightAveraging
-from paddlelite_trainer.checkpoint import CheckpointStore, average_checkpoints, open_checkpoint
+from paddlelite_trainer.checkpoint import CheckpointReader, CheckpointStore, average_checkpoints, open_checkpoint
 from paddlelite_trainer.errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError
 
 
@@ -155,7 +155,7 @@ def test_the_last_checkpoints_average_is_a_model_file(tmp_path: Path) -> None:
 def test_averages_can_be_averaged_and_go_where_they_are_told(tmp_path: Path) -> None:
     callbacks = [ExponentialMovingAverage(0.5), ModelCheckpoint(keep_last_n=2)]
     trainer(tmp_path, callbacks).fit(net(), batches())
-    entries = CheckpointStore(tmp_path / "version_0", read_only=True).entries()
+    entries = CheckpointReader(tmp_path / "version_0").entries()
     path = average_checkpoints(tmp_path / "version_0", 2, to=tmp_path / "mean.pdparams", file="ema.pdparams")
     parts = [open_checkpoint(entry.path).tensors("ema.pdparams")["head.bias"] for entry in entries]
     expected = np.mean(parts, axis=0, dtype=np.float64).astype("float32")

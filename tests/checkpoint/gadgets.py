@@ -100,10 +100,14 @@ def callables(sentinel):
 
 def structures(sentinel):
     """Hostile or senseless uses of single operations, by name."""
+    named = {**_operations(sentinel), **_arrays(sentinel), **_values()}
+    return {name: in_state_dict(value) for name, value in named.items()}
+
+
+def _operations(sentinel):
     system = by_line("os", "system")
     touch = text(f"touch {sentinel}")
-    object_dtype = dtype("O8", b"(K\x03" + text("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?t")
-    named = {
+    return {
         "INST": b"(" + touch + b"ios\nsystem\n",
         "OBJ": b"(" + system + touch + b"o",
         "NEWOBJ": system + b"(" + touch + b"t\x81",
@@ -129,6 +133,14 @@ def structures(sentinel):
         "call of an array": array(b"(K\x01t", dtype("f4"), b"C\x04\x00\x00\x80?") + b"(tR",
         "call of a dict's item": b"}(" + text("f") + system + b"u(tR",
         "arguments that are no tuple": by_line("collections", "OrderedDict") + b"]R",
+    }
+
+
+def _arrays(sentinel):
+    system = by_line("os", "system")
+    touch = text(f"touch {sentinel}")
+    object_dtype = dtype("O8", b"(K\x03" + text("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?t")
+    return {
         "array of objects": array(b"(K\x01t", object_dtype, b"](" + call(system, touch) + b"e"),
         "array of objects in an array of objects": array(
             b"(K\x01t", object_dtype, b"](" + array(b"(K\x01t", object_dtype, b"](" + call(system, touch) + b"e") + b"e"
@@ -155,6 +167,11 @@ def structures(sentinel):
         "empty array of endless dimensions": array(b"(K\x00" + b"K\x01" * 40 + b"t", dtype("f4"), b"C\x00"),
         "array of a shape of floats": array(b"(G\x00\x00\x00\x00\x00\x00\x00\x00t", dtype("f4"), b"C\x00"),
         "array whose bytes are text": array(b"(K\x01t", dtype("f4"), text("€uro")),
+    }
+
+
+def _values():
+    return {
         "another codec": call(by_line("_codecs", "encode"), text("a"), text("rot13")),
         "a codec module": call(by_line("_codecs", "encode"), text("a"), text(CANARY)),
         "bytes of a size": call(by_line("builtins", "bytes"), b"J\xff\xff\xff\x7f"),
@@ -174,7 +191,6 @@ def structures(sentinel):
         "a mark that was never set": b"t",
         "an empty stack": b"000000",
     }
-    return {name: in_state_dict(value) for name, value in named.items()}
 
 
 def bombs(count=110_000):

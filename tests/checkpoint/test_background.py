@@ -1,4 +1,4 @@
-"""Background saves: a snapshot that nothing changes, one at a time, errors that surface, and no part in forked children."""
+"""Background saves: a snapshot that nothing changes, one at a time, errors that surface, none in forked children."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from store_support import HookedFileSystem, assert_links_lead_somewhere, files_of, in_child, leftovers, save, step_in
 
-from paddlelite_trainer.checkpoint import CheckpointStore, choose_background, open_checkpoint
+from paddlelite_trainer.checkpoint import CheckpointReader, CheckpointStore, choose_background, open_checkpoint
 from paddlelite_trainer.errors import CheckpointSaveError
 
 
@@ -216,7 +216,7 @@ def kill_at_random(run, times):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         acknowledged = int.from_bytes(said[-8:], "big")
         highest = max(highest, acknowledged)
-        reader_store = CheckpointStore(run, read_only=True)
+        reader_store = CheckpointReader(run)
         newest = reader_store.newest()
         assert (newest.step if newest else 0) >= highest, f"{highest} was acknowledged"
         for entry in reader_store.entries():
@@ -247,7 +247,7 @@ def read_for_ever(run, result):
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     reads = 0
-    store = CheckpointStore(run, read_only=True)
+    store = CheckpointReader(run)
     while not stop.is_set():
         assert step_in(open_checkpoint(run / "latest")) >= 1
         assert step_in(open_checkpoint(run / "latest.pdparams")) >= 1
@@ -259,7 +259,7 @@ def read_for_ever(run, result):
 
 
 def plain_read(path):
-    """As paddle.load reads: whole, whatever is deleted meanwhile. Only between two parts of the path can it come too late."""
+    """Read as paddle.load does: whole, whatever is deleted; only between two parts of the path can it be too late."""
     while True:
         try:
             return path.read_bytes()
@@ -292,7 +292,7 @@ def test_saves_between_any_calls_of_a_reader_do_not_disturb_it(memory_dir, name,
         if name:
             saved = open_checkpoint(run / name, file_system=file_system)
         else:
-            store = CheckpointStore(run, file_system=file_system, read_only=True)
+            store = CheckpointReader(run, file_system=file_system)
             saved = store.read(store.newest())
         if file_system.calls < moment:
             break

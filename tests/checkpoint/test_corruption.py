@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from store_support import copy_run, files_of, links_of, save, step_in
 
-from paddlelite_trainer.checkpoint import CheckpointStore, open_checkpoint
+from paddlelite_trainer.checkpoint import CheckpointReader, CheckpointStore, open_checkpoint
 from paddlelite_trainer.checkpoint.manifest import seal, unseal
 from paddlelite_trainer.errors import CheckpointCorruptError, CheckpointNotFoundError
 
@@ -38,7 +38,7 @@ def assert_found(run, what):
     """The damage is seen on every way to the checkpoint, and the one before is used."""
     with pytest.raises((CheckpointCorruptError, CheckpointNotFoundError)):
         open_checkpoint(newest_directory(run))
-    store = CheckpointStore(run, read_only=True)
+    store = CheckpointReader(run)
     assert store.verify("step-000000002"), what
     with pytest.warns(UserWarning, match="step-000000002 is damaged; using step-000000001"):
         assert store.newest().step == 1, what

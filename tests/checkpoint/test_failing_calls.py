@@ -23,7 +23,7 @@ from store_support import (
     step_in,
 )
 
-from paddlelite_trainer.checkpoint import CheckpointStore
+from paddlelite_trainer.checkpoint import CheckpointReader, CheckpointStore
 from paddlelite_trainer.errors import CheckpointSaveError
 
 
@@ -39,7 +39,7 @@ def template(memory_dir):
 
 def description(run):
     """Everything that a user can see of a run: pins, entries, links."""
-    store = CheckpointStore(run, read_only=True)
+    store = CheckpointReader(run)
     return store.pins(), [(entry.name, entry.sha256) for entry in store.entries()], links_of(run)
 
 
@@ -230,7 +230,7 @@ def test_a_directory_that_cannot_be_written_is_a_clear_error(tmp_path):
             CheckpointStore(disk / "fresh")
         with pytest.raises(CheckpointSaveError, match="Read-only file system"):
             CheckpointStore(disk / "run")
-        reader = CheckpointStore(disk / "run", read_only=True)
+        reader = CheckpointReader(disk / "run")
         assert step_in(reader.read(reader.newest())) == 1
     finally:
         subprocess.run(["umount", disk], check=True)

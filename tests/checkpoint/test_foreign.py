@@ -1,15 +1,14 @@
-"""Checkpoints of other Paddle programs: where their files are, what they hold, and how they get into a layer."""
+"""Checkpoints of other Paddle programs: where their files are, and what they hold."""
 
 import pickle
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_support import PADDLE_FILES, TABLE, adam, dump, f4, save_own, weights
 
-from paddlelite_trainer.checkpoint import CheckpointStore
 from paddlelite_trainer.checkpoint.foreign import load_foreign, optimizer_by_structured_name
-from paddlelite_trainer.checkpoint.safetensors_format import read_safetensors, write_safetensors
+from paddlelite_trainer.checkpoint.safetensors_format import write_safetensors
 from paddlelite_trainer.checkpoint.weights import load_weights
 from paddlelite_trainer.errors import (
     CheckpointCorruptError,
@@ -17,42 +16,6 @@ from paddlelite_trainer.errors import (
     CheckpointNotFoundError,
     ConfigurationError,
 )
-
-PADDLE_FILES = Path(__file__).parent / "paddle_files"
-TABLE = "StructuredToParameterName@@"
-
-
-class Layer:
-    """The two methods of a Layer that loading weights needs."""
-
-    def __init__(self, **weights):
-        self.weights = {name.replace("__", "."): np.asarray(value) for name, value in weights.items()}
-
-    def state_dict(self):
-        return dict(self.weights)
-
-    def set_state_dict(self, state_dict):
-        for name, value in state_dict.items():
-            assert self.weights[name].shape == value.shape and self.weights[name].dtype == value.dtype
-            self.weights[name] = value
-
-
-def f4(*values):
-    return np.array(values, "f4")
-
-
-def dump(path, content, protocol=4):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(content, protocol))
-
-
-def weights(value, names=("w", "b")):
-    """What paddle.save writes of a layer whose parameters are all `value`."""
-    return {name: f4(value, value) for name in names} | {TABLE: {name: f"linear_0.{name}_0" for name in names}}
-
-
-def adam(value, **more):
-    return {f"linear_0.w_0_{name}_0": f4(value, value) for name in ("moment1", "moment2")} | {TABLE: {}} | more
 
 
 # -- the layouts -----------------------------------------------------------------------------------------------------
@@ -154,19 +117,6 @@ def test_safetensors_with_bfloat16(tmp_path):
         found = load_foreign(tmp_path / spelling)
         assert (found.layout, found.bfloat16) == ("safetensors", {"b"})
         np.testing.assert_array_equal(found.weights["b"], bits)
-
-
-def save_own(run, value=1.0, **pins):
-    store = CheckpointStore(run)
-    name = store.candidate(5, 2).name
-    files = {
-        "model.pdparams": {"w": f4(value, value), "b": f4(value, value)},
-        "optimizer.pdopt": {"w.moment1": f4(3)},
-        "ema.pdparams": {"w": f4(0.5, 0.5), "b": f4(0.5, 0.5)},
-    }
-    entry = store.save(step=5, epoch=2, files=files, states={}, pins={"latest": [name]})
-    store.close()
-    return entry
 
 
 @pytest.mark.parametrize("spelling", ["", "latest", "latest.pdparams", "checkpoints/step-000000005"])
@@ -289,219 +239,6 @@ def test_weights_without_a_table_of_names_cannot_tell_whose_state_it_is(tmp_path
     dump(tmp_path / "x.pdopt", adam(1))
     with pytest.raises(CheckpointMismatchError, match="no table of parameter names"):
         optimizer_by_structured_name(tmp_path / "x.pdparams", tmp_path / "x.pdopt")
-
-
-# -- into a layer ----------------------------------------------------------------------------------------------------
-def test_weights_that_fit_are_loaded(tmp_path):
-    dump(tmp_path / "x.pdparams", weights(3))
-    layer = Layer(w=f4(0, 0), b=f4(0, 0))
-    report = load_weights(layer, tmp_path / "x")
-    assert report.complete and report.loaded == ["w", "b"]
-    assert [value.tolist() for value in layer.weights.values()] == [[3, 3], [3, 3]]
-    assert str(report) == f"2 of the model's 2 weights loaded from {tmp_path / 'x.pdparams'} (paddle)"
-
-
-def unfitting(tmp_path):
-    dump(tmp_path / "x.pdparams", {"w": f4(1), "fc.wieght": f4(1), "head": np.ones((2, 3), "f4")})
-    return Layer(w=f4(0), fc__weight=f4(0), head=np.zeros((2, 5), "f4"))
-
-
-def test_what_does_not_fit_is_listed_and_nothing_is_loaded(tmp_path):
-    layer = unfitting(tmp_path)
-    with pytest.raises(CheckpointMismatchError) as caught:
-        load_weights(layer, tmp_path / "x")
-    assert caught.value.problems == [
-        "in the model and not in the file (1): fc.weight Did you mean 'fc.wieght'?",
-        "in the file and not in the model (1): fc.wieght",
-        "of another shape or type (1): head is [2, 3] in the file and [2, 5] in the model",
-    ]
-    assert "the model, which is unchanged" in str(caught.value)
-    assert all((value == 0).all() for value in layer.weights.values())
-
-
-def test_without_strict_what_fits_is_loaded_and_the_rest_reported(tmp_path):
-    layer = unfitting(tmp_path)
-    report = load_weights(layer, tmp_path / "x", strict=False)
-    assert (report.loaded, report.missing, report.unexpected) == (["w"], ["fc.weight"], ["fc.wieght"])
-    assert [tuple(mismatch) for mismatch in report.mismatched] == [("head", (2, 3), (2, 5), "")]
-    assert layer.weights["w"] == 1 and (layer.weights["head"] == 0).all()
-    lines = str(report).splitlines()
-    assert lines[0].startswith("1 of the model's 3 weights loaded from ")
-    assert len(lines) == 4 and all(line.startswith("  ") for line in lines[1:])
-
-
-def test_a_long_list_is_cut(tmp_path):
-    dump(tmp_path / "x.pdparams", {"w": f4(1)})
-    layer = Layer(w=f4(0), **{f"layer_{i}": f4(0) for i in range(30)})
-    report = load_weights(layer, tmp_path / "x", strict=False)
-    assert "layer_9 and 20 more" in str(report) and "layer_10" not in str(report)
-
-
-@pytest.mark.parametrize(
-    ("saved", "rename", "hint"),
-    [
-        (["module.w", "module.b"], {"module.": ""}, "{'module.': ''}"),
-        (["b"], lambda name: "net." + name, "{'': 'net.'}"),
-    ],
-)
-def test_names_that_differ_by_a_prefix_get_a_hint_that_works(tmp_path, saved, rename, hint):
-    model = Layer(w=f4(0), b=f4(0)) if len(saved) == 2 else Layer(net__b=f4(0))
-    dump(tmp_path / "x.pdparams", {name: f4(1) for name in saved})
-    with pytest.raises(CheckpointMismatchError) as caught:
-        load_weights(model, tmp_path / "x")
-    assert f"With rename={hint} {len(saved)} more names meet." in str(caught.value)
-    assert load_weights(model, tmp_path / "x", rename=rename).complete
-
-
-def test_rename_takes_the_longest_prefix_and_may_leave_weights_out(tmp_path):
-    dump(tmp_path / "x.pdparams", {"a.w": f4(1), "a.b.w": f4(2)})
-    layer = Layer(x__w=f4(0), y__w=f4(0))
-    load_weights(layer, tmp_path / "x", rename={"a.": "x.", "a.b.": "y."})
-    assert [float(value[0]) for value in layer.weights.values()] == [1, 2]
-    report = load_weights(Layer(**{"a.w": f4(0)}), tmp_path / "x", rename=lambda name: None if ".b." in name else name)
-    assert report.complete
-    with pytest.raises(ConfigurationError, match=r"rename gives a\.w and a\.b\.w one name, w"):
-        load_weights(layer, tmp_path / "x", rename={"a.": "", "a.b.": ""})
-
-
-@pytest.mark.parametrize(
-    ("saved", "wanted"), [("f2", "f4"), ("f8", "f4"), ("f4", "f2"), ("i4", "i8"), ("?", "i8"), ("i8", "f4")]
-)
-def test_types_are_cast_and_it_is_said(tmp_path, saved, wanted):
-    dump(tmp_path / "x.pdparams", {"w": np.array([1, 0], saved)})
-    layer = Layer(w=np.zeros(2, wanted))
-    report = load_weights(layer, tmp_path / "x")
-    assert layer.weights["w"].tolist() == [1, 0] and layer.weights["w"].dtype == np.dtype(wanted)
-    assert report.notes == [f"1 cast from {np.dtype(saved).name} to {np.dtype(wanted).name}"]
-
-
-@pytest.mark.parametrize(("saved", "wanted"), [(f4(1.5), "i8"), (np.array([2**40]), "i4"), (np.array([300]), "u1")])
-def test_whole_numbers_are_never_changed_by_a_cast(tmp_path, saved, wanted):
-    dump(tmp_path / "x.pdparams", {"w": saved})
-    with pytest.raises(CheckpointMismatchError, match=f"values that {np.dtype(wanted).name} cannot hold"):
-        load_weights(Layer(w=np.zeros(1, wanted)), tmp_path / "x")
-
-
-class BFloat16:
-    """A stand-in for a bfloat16 Tensor."""
-
-    def __init__(self, shape):
-        self.shape, self.dtype = shape, "paddle.bfloat16"
-
-
-def test_bfloat16_is_widened_and_rounded_to_nearest_even(tmp_path):
-    dump(tmp_path / "x.pdparams", {"w": np.array([0x3F80, 0xC040, 0x7F80], "u2")})
-    layer = Layer(w=f4(0, 0, 0))
-    assert load_weights(layer, tmp_path / "x").notes == ["1 cast from bfloat16 to float32"]
-    assert layer.weights["w"].tolist() == [1.0, -3.0, float("inf")]
-
-    class Half(Layer):
-        def state_dict(self):
-            return {"w": BFloat16([6])}
-
-        def set_state_dict(self, state_dict):
-            self.bits = state_dict["w"]
-
-    half = Half()
-    exact, tie_to_even, tie_to_even_up, above = 0x3F800000, 0x3F808000, 0x3F818000, 0x3F808001
-    bits = np.array([exact, tie_to_even, tie_to_even_up, above, 0x7F800001, 0xFF800000], "u4")
-    dump(tmp_path / "x.pdparams", {"w": bits.view("f4")})
-    load_weights(half, tmp_path / "x")
-    assert [hex(value) for value in half.bits] == ["0x3f80", "0x3f80", "0x3f82", "0x3f81", "0x7fc0", "0xff80"]
-    dump(tmp_path / "x.pdparams", {"w": np.arange(6, dtype="u2")})
-    assert load_weights(half, tmp_path / "x").notes == []
-    assert half.bits.tolist() == list(range(6))
-
-
-def test_which_weights_is_the_user_s_choice_where_there_is_an_average(tmp_path):
-    dump(tmp_path / "7.pdparams", weights(0.5))
-    dump(tmp_path / "7.pdema", weights(1))
-    layer = Layer(w=f4(0, 0), b=f4(0, 0))
-    for which, value in {"file": 0.5, "raw": 1, "ema": 0.5}.items():
-        report = load_weights(layer, tmp_path / "7", which=which)
-        assert layer.weights["w"][0] == value
-        assert report.notes == [f"these are the {'raw' if which == 'raw' else 'averaged (EMA)'} weights"]
-    (tmp_path / "7.pdema").unlink()
-    with pytest.raises(CheckpointNotFoundError, match="no averaged weights beside"):
-        load_weights(layer, tmp_path / "7", which="ema")
-    with pytest.raises(ConfigurationError, match="which must be 'file', 'raw' or 'ema', got 'both'"):
-        load_weights(layer, tmp_path / "7", which="both")
-
-
-def test_our_own_checkpoint_goes_into_a_layer_too(tmp_path):
-    save_own(tmp_path)
-    layer = Layer(w=f4(0, 0), b=f4(0, 0))
-    for which, value in {"file": 1, "raw": 1, "ema": 0.5}.items():
-        assert load_weights(layer, tmp_path / "latest", which=which).complete
-        assert layer.weights["w"][0] == value
-
-
-def test_a_layer_that_refuses_its_own_names_is_an_error(tmp_path):
-    class Refusing(Layer):
-        def set_state_dict(self, state_dict):
-            return [], ["w"]
-
-    dump(tmp_path / "x.pdparams", {"w": f4(1)})
-    with pytest.raises(CheckpointMismatchError, match="did not take weights of its own names"):
-        load_weights(Refusing(w=f4(0)), tmp_path / "x")
-
-
-# -- safetensors -----------------------------------------------------------------------------------------------------
-def sample():
-    types = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-    types += ["float16", "float32", "float64"]
-    arrays = {f"a.{type}": np.arange(6).astype(type).reshape(2, 3) for type in types}
-    arrays |= {"empty": np.zeros((0, 4), "f4"), "no dimension": np.array(3, "f4"), "žlutý": np.ones(1, "f4")}
-    return arrays, {name: array.dtype.name for name, array in arrays.items()}
-
-
-def test_the_safetensors_library_reads_what_we_write(tmp_path):
-    library = pytest.importorskip("safetensors.numpy")
-    arrays, dtypes = sample()
-    write_safetensors(tmp_path / "x", arrays, dtypes)
-    read = library.load_file(tmp_path / "x")
-    assert set(read) == set(arrays)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(read[name], array)
-        assert read[name].dtype == array.dtype and read[name].shape == array.shape
-
-
-def test_we_read_what_the_safetensors_library_writes(tmp_path):
-    library = pytest.importorskip("safetensors.numpy")
-    arrays, _ = sample()
-    library.save_file(arrays, tmp_path / "x", {"made by": "a test"})
-    read, bfloat16 = read_safetensors(tmp_path / "x")
-    assert bfloat16 == set()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(read[name], array)
-        assert read[name].dtype == array.dtype
-
-
-def test_every_truncation_of_a_safetensors_file_is_noticed(tmp_path):
-    write_safetensors(tmp_path / "x", {"a": f4(1, 2), "b": f4(3)}, {"a": "float32", "b": "float32"})
-    content = (tmp_path / "x").read_bytes()
-    for length in range(len(content)):
-        (tmp_path / "y").write_bytes(content[:length])
-        with pytest.raises(CheckpointCorruptError, match="not a sound safetensors file"):
-            read_safetensors(tmp_path / "y")
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
-        b'{"a": {"dtype": "F32", "shape": [99999999999], "data_offsets": [0, 8]}}',
-        b'{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, -8]}}',
-        b'{"a": {"dtype": "O", "shape": [2], "data_offsets": [0, 8]}}',
-        b'{"a": {"shape": [2]}}',
-        b"[]",
-        b"[" * 5000,
-    ],
-)
-def test_a_lying_safetensors_header_is_refused(tmp_path, header):
-    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(CheckpointCorruptError, match="not a sound safetensors file"):
-        read_safetensors(tmp_path / "x")
 
 
 # -- with Paddle itself ----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 from store_support import HookedFileSystem, assert_links_lead_somewhere, in_child, leftovers, links_of, save, step_in
 
-from paddlelite_trainer.checkpoint import CheckpointStore, FileSystem
+from paddlelite_trainer.checkpoint import CheckpointReader, CheckpointStore, FileSystem
 from paddlelite_trainer.errors import ConfigurationError
 
 
@@ -246,7 +246,7 @@ def test_a_hundred_leftovers_are_cleaned_when_the_store_is_opened(tmp_path):
             (path / "nested").mkdir()
     (tmp_path / "checkpoints/.tmp-pins-00000000").write_text("half")
     (tmp_path / ".tmp-link-00000000").symlink_to("checkpoints/step-000000001")
-    CheckpointStore(tmp_path, read_only=True).entries()
+    CheckpointReader(tmp_path).entries()
     assert len(leftovers(tmp_path)) == 102, "a reader deletes nothing"
     CheckpointStore(tmp_path)
     assert leftovers(tmp_path) == []

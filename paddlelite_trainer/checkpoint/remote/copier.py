@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from ..errors import CheckpointCorruptError
-from .entry import Entry
-from .remote import OwnCopies, Remote, RemoteCheckpoint
-from .store import CheckpointStore
+from ...errors import CheckpointCorruptError
+from ..entry import Entry
+from ..store import CheckpointStore
+from . import OwnCopies, Remote, RemoteCheckpoint
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
@@ -71,9 +71,10 @@ class Copier:
     def wait(
         self, seconds: float, *, is_urgent: Callable[[], bool] = lambda: False, urgent_seconds: float = 0.0
     ) -> bool:
-        """Return when all is copied, or after so many seconds; from the moment that `is_urgent`, after at most `urgent_seconds`.
+        """Return when all is copied, or after so many seconds: whether all is copied.
 
-        Whether all is copied. A failure that is waiting to be tried again is tried at once.
+        From the moment that `is_urgent` it waits at most `urgent_seconds` more. A failure that is waiting to be tried
+        again is tried at once.
         """
         deadline, is_hurried = time.monotonic() + seconds, False
         with self._changed:
@@ -93,7 +94,7 @@ class Copier:
                 self._changed.wait(_LOOK_SECONDS)
 
     def finish(self) -> list[Entry]:
-        """End: begin nothing any more, and return what was not copied, oldest first. A call that hangs is left behind."""
+        """Begin nothing any more, and return what was not copied, oldest first; a call that hangs is left behind."""
         with self._changed:
             is_idle = not (self._is_working or self._news)
             self._abandoned = True
@@ -243,7 +244,7 @@ class Copier:
             self._copied[entry.sha256] = copied
 
     def _write_names(self) -> None:
-        """Each wanted name leads to what it holds and is there; where nothing of it is there yet, to what it led to before."""
+        """Let each wanted name lead to what it holds and is there; while nothing of it is there, to what it led to."""
         if self._names is None:
             self._names = self._remote.names()
         with self._changed:

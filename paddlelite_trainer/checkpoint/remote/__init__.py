@@ -9,29 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import (
+from ...errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointNotFoundError,
     CheckpointSaveError,
     ConfigurationError,
-    ConfigurationTypeError,
     RemoteError,
     did_you_mean,
 )
-from .entry import Entry, entry_from_manifest, parse_entry_name
-from .filesystem import REAL, FileSystem
-from .links import check_pin_name
-from .manifest import MANIFEST, parse_files, seal, unseal
-from .saved import inspect
+from ..entry import Entry, entry_from_manifest, parse_entry_name
+from ..filesystem import REAL, FileSystem
+from ..links import check_pin_name
+from ..manifest import MANIFEST, parse_files, seal, unseal
+from ..saved import inspect
+from .objects import Objects
 
 NAMES_FILE = "names.json"
 MAX_REMOTE_MANIFEST_BYTES = 256 << 20
 DOWNLOAD_CHUNK_BYTES = 16 << 20
 _NAME = re.compile(r"(step-[0-9r-]+)\.c(\d{1,18})\.([0-9a-f]{16})")
-# Where a file is there while it is being written: it is written under another name and moved.
-_FILE_SYSTEMS = {"file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs", "arrow_hdfs", "dbfs"}
-_UPLOADING = ".uploading"
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class RemoteCheckpoint:
 
     @property
     def order(self) -> tuple[int, tuple[int, int]]:
-        """Commits are counted over the whole life of a run, so a run that went back to an older step is in order too."""
+        """Commits are counted over a run's whole life, so one that went back to an older step is in order too."""
         return (self.commit, parse_entry_name(self.entry_name) or (0, 0))
 
 
@@ -63,111 +60,17 @@ def parse_remote_name(name: object) -> RemoteCheckpoint | None:
     return RemoteCheckpoint(match[1], int(match[2]), match[3])
 
 
-class Objects:
-    """The few calls that reach a remote, through fsspec; a key is `folder/file` below the URL, or `file`.
-
-    Each raises FileNotFoundError for what is not there and RemoteError for anything else that goes wrong.
-    """
-
-    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        """Raises ConfigurationError for a URL that nothing installed can open; it does not connect."""
-        self.url = _without_password(url) if isinstance(url, str) else str(url)
-        self._fs, self._root = _open_url(url, storage_options)
-        protocols = self._fs.protocol if isinstance(self._fs.protocol, (tuple, list)) else (self._fs.protocol,)
-        self._writes_in_place = bool(_FILE_SYSTEMS.intersection(protocols))
-
-    def contents(self, folder: str = "") -> dict[str, int | None]:
-        """Name -> size of what is in a folder, or at the top; folders have no size. Empty where there is no such folder."""
-        path = f"{self._root}/{folder}" if folder else self._root
-
-        def ask() -> Any:
-            self._fs.invalidate_cache()  # other processes write there too
-            return self._fs.ls(path, detail=True)
-
-        try:
-            found = self._call(ask, folder)
-        except FileNotFoundError:
-            return {}
-        own = path.rstrip("/").rpartition("/")[2]
-        names = {str(one["name"]).rstrip("/").rpartition("/")[2]: one for one in found}
-        return {
-            name: None if one.get("type") == "directory" else one.get("size")
-            for name, one in names.items()
-            if not (name == own and str(one["name"]).strip("/") == path.strip("/"))  # some list the folder itself
-        }
-
-    def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
-        return bytes(self._call(lambda: self._fs.cat_file(f"{self._root}/{key}", start=start, end=end), key))
-
-    def size(self, key: str) -> int | None:
-        """Bytes of an object; None where the remote does not say."""
-
-        def ask() -> Any:
-            self._fs.invalidate_cache()
-            return self._fs.info(f"{self._root}/{key}").get("size")
-
-        found = self._call(ask, key)
-        return None if found is None else int(found)
-
-    def put(self, key: str, data: bytes) -> None:
-        """Make an object of these bytes; a reader sees all of it or what was there before."""
-        self._write(key, lambda path: self._fs.pipe_file(path, data))
-
-    def put_file(self, source: Path, key: str) -> None:
-        self._write(key, lambda path: self._fs.put_file(str(source), path))
-
-    def delete(self, key: str) -> None:
-        """Delete an object; one that is gone already is no error."""
-        try:
-            self._call(lambda: self._fs.rm_file(f"{self._root}/{key}"), key)
-        except FileNotFoundError:
-            pass
-
-    def delete_folder(self, folder: str) -> None:
-        """Remove an empty folder, where folders are more than parts of keys."""
-        if self._writes_in_place:
-            self._call(lambda: self._fs.rmdir(f"{self._root}/{folder}"), folder)
-
-    def _write(self, key: str, write: Callable[[str], None]) -> None:
-        path = f"{self._root}/{key}"
-
-        def run() -> None:
-            if not self._writes_in_place:
-                write(path)
-                return
-            temporary = f"{self._root}/{_UPLOADING}"  # always this name, so that a crash leaves one file at most
-            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            write(temporary)
-            self._fs.mv(temporary, path)
-
-        try:
-            self._call(run, key)
-        except FileNotFoundError as error:  # a bucket that does not exist
-            raise RemoteError(f"{self.url}/{key}: {_first_line(error)}") from error
-
-    def _call(self, function: Callable[[], Any], key: str) -> Any:
-        try:
-            return function()
-        except FileNotFoundError:
-            raise
-        except BaseException as error:  # every client library raises exceptions of its own
-            # asyncio's CancelledError is no Exception, and here it is one more failure of the storage.
-            if not isinstance(error, Exception) and type(error).__name__ != "CancelledError":
-                raise
-            raise RemoteError(f"{self.url}{'/' if key else ''}{key}: {_first_line(error)}") from error
-
-
 class Remote:
     """The copies of one run's checkpoints below a URL. One process writes, any number read.
 
         <url>/
-          step-000001200.c7.0123456789abcdef/    a checkpoint; without its manifest.json, which comes last, it does not exist
+          step-000001200.c7.0123456789abcdef/    a checkpoint; its manifest.json comes last and makes it one
             model.pdparams optimizer.pdopt trainer.json ... manifest.json
           names.json                             {name: [remote checkpoints, best first]}, under a checksum
 
-    Nothing is ever renamed there, and nothing that was written is written again with other bytes, but for names.json. What is
-    read is trusted in nothing: a manifest goes through the same checks as one on the local disk, every byte is verified,
-    and no pickle is run.
+    Nothing is ever renamed there, and nothing that was written is written again with other bytes, but for names.json.
+    What is read is trusted in nothing: a manifest goes through the same checks as one on the local disk, every byte is
+    verified, and no pickle is run.
     """
 
     def __init__(
@@ -221,7 +124,7 @@ class Remote:
         return data, manifest
 
     def find(self, name: str = "latest") -> RemoteCheckpoint:
-        """The checkpoint that a name means: the first that it holds, a step's newest, or for "latest" the newest of all.
+        """The checkpoint that a name means: the first it holds, a step's newest, or for "latest" the newest of all.
 
         Raises:
             CheckpointNotFoundError: there is none.
@@ -304,9 +207,9 @@ class Remote:
     # ---- writing ----
 
     def upload(self, directory: Path, go_on: Callable[[], bool] = lambda: True) -> RemoteCheckpoint | None:
-        """Copy a committed checkpoint, verified on the way: all data files, then the manifest. One that is there is left.
+        """Copy a committed checkpoint, verified on the way: all data files, then the manifest.
 
-        None where `go_on`, asked before each file, says no.
+        One that is there is left. None where `go_on`, asked before each file, says no.
 
         Raises:
             CheckpointCorruptError: the local checkpoint is damaged, and nothing of it was copied.
@@ -438,39 +341,3 @@ def fetch_checkpoint(remote: Remote, checkpoint: RemoteCheckpoint, folder: Path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return entry_from_manifest(target, saved.manifest)
-
-
-def _open_url(url: object, storage_options: Mapping[str, Any] | None) -> tuple[Any, str]:
-    if not isinstance(url, str):
-        raise ConfigurationTypeError(f"a remote's URL is a str such as 's3://bucket/run', got {url!r}")
-    shown = _without_password(url)
-    protocol, separator, rest = url.partition("://")
-    if not separator or not protocol or not rest.strip("/"):
-        raise ConfigurationError(
-            f"a remote's URL has a protocol and a place, such as 's3://bucket/run' or 'file:///mnt/backup/run', got {shown!r}"
-        )
-    try:
-        import fsspec
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{shown} needs fsspec, which is not installed: pip install 'paddlelite_trainer[remote]', "
-            "and for s3:// s3fs, for gs:// gcsfs, for oss:// ossfs"
-        ) from error
-    try:
-        file_system, root = fsspec.core.url_to_fs(url, **(storage_options or {}))
-    except ImportError as error:
-        raise ConfigurationError(f"{protocol}:// needs a package that is not installed. {error}") from error
-    except Exception as error:  # an unknown protocol, or what a client library thinks of the options
-        known = fsspec.available_protocols()
-        hint = did_you_mean(protocol, known) if protocol not in known else ""
-        raise ConfigurationError(f"{shown} cannot be opened: {_first_line(error)}.{hint}") from error
-    return file_system, str(root).rstrip("/")
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url).rstrip("/")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,320 @@
+"""Looks at the checkpoints of one run: lists them, verifies them, finds the one to go on from; changes nothing."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, did_you_mean
+from .entry import Entry, entry_from_manifest, parse_entry_name
+from .filesystem import REAL, FileSystem
+from .links import CHECKPOINTS, Links
+from .manifest import MANIFEST
+from .pins import PINS_FILE, RECOVERED, Pins, parse_pins
+from .saved import FOLLOW_ATTEMPTS, SavedCheckpoint, inspect, open_checkpoint, read_manifest
+
+QUARANTINE = ".quarantine"
+SUPERSEDED = ".superseded"
+
+
+class CheckpointReader:
+    """Looks at the checkpoints of one run directory, also while another process writes there; any number at a time.
+
+        reader = CheckpointReader("runs/version_0")
+        saved = reader.read(reader.newest())
+        saved.tensors("model.pdparams"), saved.state("trainer.json")
+
+    It changes nothing, and sees at every call what the run's writer, a `CheckpointStore`, has changed meanwhile.
+    """
+
+    def __init__(self, run_dir: str | Path, *, file_system: FileSystem = REAL) -> None:
+        self.findings: list[str] = []
+        """Why the last `newest` did not return the very newest: a sentence for each checkpoint passed over."""
+        self.damaged: list[str] = []
+        """Names of those that the last `newest` passed over because they are damaged."""
+        self.run_dir = Path(os.path.abspath(run_dir))
+        self.directory = self.run_dir / CHECKPOINTS
+        self._fs = file_system
+        self._links = Links(self.run_dir, file_system)
+        self._opened: SavedCheckpoint | None = None  # what newest() has just verified, for read()
+        self._manifests: dict[tuple[str, int, int], dict[str, Any]] = {}  # by name, inode and time
+        self._entries: tuple[Entry, ...] = ()
+        self._pins = Pins()
+        self._recorded = Pins()  # with the checkpoints that are gone
+        self._open()
+
+    def entries(self) -> list[Entry]:
+        """The committed checkpoints, oldest first; one that is being saved in the background is not yet among them."""
+        self._look()
+        return list(self._entries)
+
+    def by_pin(self, name: str) -> list[Entry]:
+        """The checkpoints that a pin holds, in its order (best first); none for a name that is no pin."""
+        entries = {entry.name: entry for entry in self.entries()}
+        return [entries[held] for held in self._pins.held.get(name, ()) if held in entries]
+
+    def first_of_pin(self, name: str) -> Entry:
+        """The checkpoint that a pin holds first, its best; never another in its place.
+
+        Raises:
+            CheckpointNotFoundError: there is no such pin.
+            CheckpointCorruptError: its first checkpoint is damaged or gone; the message names it and the sound rest.
+            OSError: whether it is there cannot be read.
+        """
+        before: tuple[str, ...] = ()
+        for _ in range(FOLLOW_ATTEMPTS):
+            entries = {entry.name: entry for entry in self.entries()}
+            held = self._held_by(name)
+            if held and held[0] in entries:
+                return entries[held[0]]
+            if held == before:  # else it was looked at while its writer moved it on
+                break
+            before = held
+        if not held:
+            raise CheckpointNotFoundError(
+                f"There is no pin {name!r} in {self.run_dir}.{did_you_mean(name, self._pins.held)}"
+            )
+        path, problem = self.directory / held[0], "it is gone"
+        if self._fs.exists(path):
+            try:
+                entry_from_manifest(path, read_manifest(path, self._fs))
+                problem = f"its manifest is that of another: {path / MANIFEST}"
+            except CheckpointCorruptError as error:
+                problem = f"it is damaged: {error}"
+        rest = ", ".join(other for other in held[1:] if not self.verify(other))
+        raise CheckpointCorruptError(
+            f"{self.run_dir / name} means {held[0]}, and {problem}. "
+            + (f"Sound among the others that {name!r} holds: {rest}." if rest else f"{name!r} holds no other.")
+        )
+
+    def pins(self) -> dict[str, tuple[str, ...]]:
+        """Pin -> names of the checkpoints it holds."""
+        self.entries()
+        return dict(self._pins.held)
+
+    def newest(self, *, prefer_healthy: bool = True, complete: bool = False) -> Entry | None:
+        """The newest checkpoint every byte of which verifies; None when there are none at all.
+
+        Damaged ones are passed over, with a warning that names them and the one used instead.
+        With `prefer_healthy` an older healthy one goes before an unhealthy newest, with a warning too. With `complete`
+        those that hold weights only are passed over: one cannot go on from them.
+
+        Raises:
+            CheckpointCorruptError: there are checkpoints and none of them verifies.
+            CheckpointError: none of them can be read (no permission, a failing disk).
+        """
+        self.findings = []
+        for _ in range(FOLLOW_ATTEMPTS):
+            self._look()
+            chosen, damaged, unhealthy = self._search(prefer_healthy, complete)
+            # A reader beside a writer may have looked at one that was being deleted; then there is a newer one.
+            if all(self._fs.exists(self.directory / name) for name in damaged):
+                break
+        if chosen is None and unhealthy:
+            chosen = unhealthy[0]
+            unhealthy = []
+        if chosen is None:
+            if damaged:
+                report = "".join(f"\n  - {name}: {'; '.join(problems)}" for name, (problems, _) in damaged.items())
+                if not any(content_is_wrong for _, content_is_wrong in damaged.values()):
+                    raise CheckpointError(
+                        f"There are checkpoints in {self.directory} and none of them can be read.{report}"
+                    )
+                raise CheckpointCorruptError(
+                    f"There are checkpoints in {self.directory} and none of them can be used; "
+                    f"move them away to start afresh.{report}"
+                )
+            return None
+        self.damaged = list(damaged)
+        for name, (problems, content_is_wrong) in damaged.items():
+            moved = content_is_wrong and self._quarantined(name)
+            where = f" It was moved to {CHECKPOINTS}/{QUARANTINE}/." if moved else ""
+            self.findings.append(f"Checkpoint {name} is damaged; using {chosen.name}. {'; '.join(problems)}.{where}")
+        if unhealthy:
+            names = ", ".join(entry.name for entry in unhealthy)
+            self.findings.append(
+                f"Checkpoint {names} holds NaN or infinite values; using {chosen.name}, the newest healthy one."
+            )
+        for finding in self.findings:
+            warnings.warn(finding, stacklevel=2)
+        return self._refreshed(chosen)
+
+    def _search(
+        self, prefer_healthy: bool, complete: bool
+    ) -> tuple[Entry | None, dict[str, tuple[list[str], bool]], list[Entry]]:
+        """The newest that will do, and what was passed over: the damaged with their problems, and the unhealthy."""
+        damaged: dict[str, tuple[list[str], bool]] = {}
+        unhealthy: list[Entry] = []
+        for name in self._names_newest_first():
+            saved, problems, content_is_wrong = inspect(self.directory / name, self._fs, self._pins.of(name))
+            if saved is None:
+                damaged[name] = (problems, content_is_wrong)
+            elif complete and saved.entry.info.get("weights_only"):
+                continue
+            elif prefer_healthy and not saved.entry.healthy:
+                unhealthy.append(saved.entry)
+            else:
+                self._opened = saved
+                return saved.entry, damaged, unhealthy
+        return None, damaged, unhealthy
+
+    def verify(self, entry: Entry | str) -> list[str]:
+        """Every problem of a checkpoint, each byte checked against the manifest; empty when it is sound."""
+        return inspect(self._directory_of(entry), self._fs)[1]
+
+    def read(self, entry_or_path: Entry | str | Path) -> SavedCheckpoint:
+        """Open a checkpoint for reading, verified in the same pass.
+
+        Raises:
+            CheckpointNotFoundError: it is not there.
+            CheckpointCorruptError: its bytes are not what was written.
+        """
+        if isinstance(entry_or_path, Entry):
+            opened, self._opened = self._opened, None
+            if (
+                opened is not None
+                and opened.entry.path == entry_or_path.path
+                and opened.entry.sha256 == entry_or_path.sha256
+            ):
+                return opened
+        path = entry_or_path.path if isinstance(entry_or_path, Entry) else entry_or_path
+        saved = open_checkpoint(path, file_system=self._fs)
+        saved.entry = replace(saved.entry, pins=self._pins.of(saved.entry.name))
+        return saved
+
+    def unheld(self, *, superseded: bool = False) -> list[Entry]:
+        """What `CheckpointStore.prune` would delete; with `superseded` also what `set_aside_after` has moved away."""
+        self._look()
+        return [*(self._set_aside_entries() if superseded else []), *self._unheld()]
+
+    def quarantined(self) -> list[Path]:
+        """The checkpoints that were set aside as damaged."""
+        folder = self.directory / QUARANTINE
+        names = self._fs.listdir(folder) if self._fs.exists(folder) else []
+        # The second of one name that was set aside is called step-000000001.1.
+        return [folder / name for name in sorted(names) if parse_entry_name(name.split(".")[0])]
+
+    # ---- what a writer does otherwise ----
+
+    def _open(self) -> None:
+        self._load()
+
+    def _look(self) -> None:
+        """Take over what another process may have changed."""
+        self._load()
+
+    def _held_by(self, pin: str) -> tuple[str, ...]:
+        """What a pin is recorded to hold, be it there or gone."""
+        return self._recorded.held.get(pin, ())
+
+    def _quarantined(self, name: str) -> bool:
+        """Whether a damaged checkpoint was moved away."""
+        return False
+
+    def _manifest_of(self, name: str) -> dict[str, Any]:
+        status = self._fs.lstat(self.directory / name / MANIFEST)
+        key = (name, status.st_ino, status.st_mtime_ns)
+        if key not in self._manifests:
+            self._manifests[key] = read_manifest(self.directory / name, self._fs)
+        return self._manifests[key]
+
+    def _unheld(self) -> list[Entry]:
+        """The committed checkpoints that no pin holds, but for the newest healthy one."""
+        held = self._pins.all_held()
+        healthy = [entry for entry in self._entries if entry.healthy]
+        last_healthy = healthy[-1].name if healthy else None
+        return [entry for entry in self._entries if entry.name not in held and entry.name != last_healthy]
+
+    # ---- what is there ----
+
+    def _load(self) -> None:
+        """Read manifests and pins; where they disagree, take what the process that died was about to do."""
+        manifests: dict[str, dict[str, Any]] = {}
+        entries = []
+        for name in self._names():
+            try:
+                manifest = self._manifest_of(name)
+                entry = entry_from_manifest(self.directory / name, manifest)
+            except (CheckpointCorruptError, OSError):
+                continue  # not committed, or damaged: newest() reports and quarantines it
+            if entry.name == name:
+                manifests[name] = manifest
+                entries.append(entry)
+        self._manifests = {key: found for key, found in self._manifests.items() if key[0] in manifests}
+        self._pins = self._reconciled(manifests)
+        self._entries = self._with_pins(entries)
+
+    def _reconciled(self, manifests: Mapping[str, dict[str, Any]]) -> Pins:
+        recorded = self._recorded_pins()
+        pins = recorded or Pins()
+        existing = set(self._names())
+        for name, manifest in sorted(manifests.items(), key=lambda item: int(item[1].get("sequence", 0))):
+            sequence = int(manifest.get("sequence", 0))
+            if name not in pins.known and (recorded is None or sequence == pins.sequence + 1):
+                changes = {
+                    pin: [held for held in entries if held in existing] for pin, entries in manifest["pins"].items()
+                }
+                pins = pins.with_pins(changes, links=bool(manifest["links"])).at(pins.known | {name}, sequence)
+        if recorded is None and manifests:
+            pins = pins.with_pins(
+                {
+                    pin: [entry]
+                    for pin, entry in self._links.found().items()
+                    if entry in existing and pin not in pins.held
+                }
+            )
+        lost = [
+            name for name in manifests if name not in pins.all_held() and (recorded is None or name not in pins.known)
+        ]
+        if lost:
+            pins = pins.with_pins({RECOVERED: [*pins.held.get(RECOVERED, ()), *lost]})
+        self._recorded = pins
+        gone = pins.all_held() - existing
+        newest_left = max(manifests, key=lambda name: parse_entry_name(name) or (0, 0), default=None)
+        return pins.without_entries(gone, newest_left).at(existing, pins.sequence)
+
+    def _recorded_pins(self) -> Pins | None:
+        path = self.directory / PINS_FILE
+        try:
+            return parse_pins(self._fs.read(path))
+        except FileNotFoundError:
+            return None
+        except CheckpointCorruptError as error:
+            warnings.warn(
+                f"The record of pins was rebuilt from the checkpoints and links in {self.run_dir}: {error}",
+                stacklevel=4,
+            )
+            return None
+
+    def _names(self) -> list[str]:
+        try:
+            return [name for name in self._fs.listdir(self.directory) if parse_entry_name(name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _names_newest_first(self) -> list[str]:
+        return sorted(self._names(), key=lambda name: parse_entry_name(name) or (0, 0), reverse=True)
+
+    def _with_pins(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+        pinned = [replace(entry, pins=self._pins.of(entry.name)) for entry in entries]
+        return tuple(sorted(pinned, key=lambda entry: entry.order))
+
+    def _refreshed(self, entry: Entry) -> Entry:
+        return replace(entry, pins=self._pins.of(entry.name))
+
+    def _directory_of(self, entry: Entry | str) -> Path:
+        return entry.path if isinstance(entry, Entry) else self.directory / entry
+
+    def _set_aside_entries(self) -> list[Entry]:
+        found = []
+        folder = self.directory / SUPERSEDED
+        for name in sorted(self._fs.listdir(folder)) if self._fs.exists(folder) else []:
+            try:
+                found.append(entry_from_manifest(folder / name, read_manifest(folder / name, self._fs)))
+            except CheckpointCorruptError:
+                continue
+        return found
