@@ -188,6 +188,17 @@ def overridden(instance: object, hook: str, base: type) -> Callable[..., Any] | 
     return method
 
 
+def keyed(callbacks: Sequence[Callback]) -> list[tuple[str, Any]]:
+    """Callbacks with their state keys; the second of one key is `key#2`, and so on."""
+    seen: dict[str, int] = {}
+    pairs = []
+    for callback in callbacks:
+        key = callback.state_key
+        seen[key] = seen.get(key, 0) + 1
+        pairs.append((key if seen[key] == 1 else f"{key}#{seen[key]}", callback))
+    return pairs
+
+
 def refuse_misspelt_hooks(instance: object, base: type, known: frozenset[str]) -> None:
     """Raise ConfigurationError for a public method that is almost, but not quite, a hook that its class does not define."""
     inherited = set(dir(base))

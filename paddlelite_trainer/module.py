@@ -334,10 +334,13 @@ class Module(paddle.nn.Layer):
         """Whether a fit or evaluation that this module takes part in has not ended yet."""
         return self._trainer is not None and self._trainer.runs(self._run)
 
-    def attach_run(self, trainer: Trainer, run: RunOfModule) -> Callable[[], None]:
-        """Called by Trainer where a run begins; calling the result gives a run that this one interrupts its module back."""
+    def attach_run(self, shown: Any, run: RunOfModule) -> Callable[[], None]:
+        """Called where a run begins, with what `self.trainer` is to be.
+
+        Calling the result gives a run that this one interrupts its module back.
+        """
         before = self._trainer, self._run
-        self._trainer, self._run = trainer, run
+        self._trainer, self._run = shown, run
 
         def put_back() -> None:
             if before[0] is not None and before[0].runs(before[1]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -40,6 +42,31 @@ class Progress:
         """Go back to the start of the running epoch; what was learned in it stays."""
         self.epoch_is_open = self.validation_is_due = False
         self.batches_in_epoch = self.batches_in_window = 0
+
+    def begin_step(self) -> None:
+        """Before an optimizer's step, which may fail halfway."""
+        self.steps_begun += 1
+
+    def end_step(self, *, schedulers_are_due: bool) -> None:
+        self.global_step += 1
+        self.schedulers_are_due = schedulers_are_due
+
+    def open_epoch(self) -> None:
+        self.epoch_is_open = True
+
+    def close_epoch(self) -> None:
+        self.current_epoch += 1
+        self.batches_in_epoch = 0
+        self.epoch_is_open = False
+
+    @contextlib.contextmanager
+    def seen_at(self, epoch: int) -> Iterator[None]:
+        """Within, it looks as if `epoch` ran, for a method that is called late."""
+        present, self.current_epoch = self.current_epoch, epoch
+        try:
+            yield
+        finally:
+            self.current_epoch = present
 
     def go_on_at(self, epoch: int, step: int, batches: int) -> None:
         """Count on from where another tool's training had come."""

@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import paddle
-
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback, refuse_misspelt_hooks
-from .data.module import HOOKS as DATA_HOOKS
 from .data.module import DataModule
 from .defaults import default_callbacks, default_loggers
-from .errors import CheckpointError, ConfigurationError, ConfigurationTypeError
+from .errors import CheckpointError, ConfigurationError
 from .fit import state as fit_state
-from .fit.ending import finish, leave_as_asked, out_of_memory, tear_down, told
+from .fit.apart import load_weights, refuse_other_weights_in_fit, sources_of, tear_down_evaluation, told_of
+from .fit.ending import finish, leave_as_asked, tear_down, told
 from .fit.evaluation import Evaluation
 from .fit.evaluation import Stage as EvaluationStage
 from .fit.fit import Fit
 from .fit.hooks import Hooks
-from .fit.loading import METHODS, Loading
+from .fit.loading import Loading
 from .fit.loop import train
 from .fit.preparation import Request, prepare
-from .fit.subject import Machine, Subject
+from .fit.subject import Machine, Subject, refuse_both, refuse_unfit_for
 from .machine.device import resolve_device
 from .machine.numerics import numeric_checks
-from .machine.precision import Precision, is_out_of_memory
+from .machine.precision import Precision
 from .machine.ranks import Ranks, launch_if_several
 from .machine.rng import isolated_random_states
 from .machine.signals import WaitingEnded
-from .module import HOOKS as MODULE_HOOKS
-from .module import Module, is_written, refuse_what_is_never_called
+from .module import Module, is_written
 from .readable import Readable
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
-from .run.directory import locked, resolve_ckpt_path
+from .run.directory import locked
 from .run.weights import load_weights_at
 from .settings import explains_unknown_arguments
 
@@ -173,7 +168,7 @@ class Trainer(Readable):
         """
         if isinstance(train_dataloaders, DataModule):
             train_dataloaders, datamodule = None, train_dataloaders
-        _refuse_both(datamodule, train_dataloaders, val_dataloaders)
+        refuse_both(datamodule, train_dataloaders, val_dataloaders)
         if self._running:
             raise ConfigurationError(
                 f"trainer.fit() was called while this Trainer's {self.state} runs. Call it afterwards, or with a Trainer of its own."
@@ -368,12 +363,12 @@ class Trainer(Readable):
     ) -> list[Any]:
         if isinstance(dataloaders, DataModule):
             dataloaders, datamodule = None, dataloaders
-        _refuse_both(datamodule, dataloaders)
+        refuse_both(datamodule, dataloaders)
         module = model if model is not None else self.model
         if module is None:
             raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
-        self._refuse_within_fit(stage, ckpt_path)
         is_nested = self.is_running or module.is_in_a_run
+        refuse_other_weights_in_fit(stage, ckpt_path, is_nested=is_nested)
         evaluation = Evaluation(
             stage,
             LogTarget(),
@@ -386,13 +381,16 @@ class Trainer(Readable):
                 entered.enter_context(isolated_random_states())  # training goes on as if there had been none
             try:
                 subject = self._begin(evaluation, stage, module, datamodule, entered)
-                sources = self._sources_of(stage, dataloaders, subject)
+                sources = sources_of(stage, dataloaders, subject)
                 for source in sources:
                     entered.callback(source.close)
                 if not is_nested:
                     self.precision.prepare(module, self.optimizers)
                 if ckpt_path is not None:
-                    evaluation.ckpt_path = self._load_weights(stage, ckpt_path)
+                    has_fitted = self._fit.subject is not None
+                    evaluation.use_weights_of(
+                        load_weights(module, stage, ckpt_path, self._fit.run, self.print, has_fitted)
+                    )
                 results = evaluation.run(subject, sources)
                 if verbose and self.is_global_zero and stage != "predict":
                     from .reporting.summary import print_results
@@ -400,53 +398,12 @@ class Trainer(Readable):
                     print_results(stage, results)
                 return results
             except BaseException as error:
-                leaves: BaseException = error
-                if is_out_of_memory(error):
-                    where = f"batch {self.progress.batches_in_epoch}"
-                    leaves = out_of_memory(self.device.name, where, evaluation.batch, prefetches=False)
-                if evaluation.subject is not None:
-                    evaluation.subject.hooks.tell_of_exception(leaves)
+                leaves = told_of(evaluation, error, self.device.name)
                 if leaves is error:
                     raise
                 raise leaves from error
             finally:
-                self._end_evaluation(evaluation)
-
-    def _refuse_within_fit(self, stage: str, ckpt_path: str | Path | None) -> None:
-        if self.is_running and ckpt_path is not None:
-            raise ConfigurationError(
-                f"trainer.{stage}(ckpt_path=...) would replace the weights that the running fit trains. "
-                "Evaluate a module of its own, with a Trainer of its own."
-            )
-
-    def _sources_of(self, stage: EvaluationStage, dataloaders: Any, subject: Subject) -> list[Any]:
-        sources = subject.loading.sources(stage, dataloaders)
-        word = {"validate": "validation"}.get(stage, stage)
-        if not sources:
-            raise ConfigurationError(
-                f"trainer.{stage}() needs data: pass dataloaders=, a datamodule, or write {METHODS[stage]} in the module"
-            )
-        if stage != "predict" and not is_written(subject.module, f"{word}_step"):
-            raise ConfigurationError(f"trainer.{stage}() needs {type(subject.module).__name__}.{word}_step")
-        return sources
-
-    def _load_weights(self, stage: str, ckpt_path: str | Path) -> Path:
-        run = self._fit.run
-        has_fitted = self._fit.subject is not None
-        if str(ckpt_path) in ("best", "last", "latest") and has_fitted and not run.holds_checkpoints:
-            raise CheckpointError(
-                f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): the fit of this trainer saved nothing, so it has no "
-                "such checkpoint (enable_checkpointing=False, fast_dev_run, or none was due). "
-                "Leave ckpt_path out for the weights that the module has, or give a path."
-            )
-        resolution = resolve_ckpt_path(ckpt_path, default_root_dir=self.default_root_dir, run_name=run.name)
-        if resolution.entry is None:
-            raise CheckpointError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {resolution.message}")
-        for finding in resolution.findings:
-            self.print(f"WARNING: {finding}")
-        load_weights_at(self.model, resolution.entry.path)
-        self.print(f"Weights of {resolution.entry.path}")
-        return resolution.entry.path
+                tear_down_evaluation(evaluation, self._fit.book)
 
     def _take(self, collector: MetricCollector, is_final: bool) -> dict[str, float]:
         """What an evaluation apart from any fit has logged: shown and sent, and no number of the fit's."""
@@ -462,23 +419,6 @@ class Trainer(Readable):
         values = self._fit.book.values_of(collector)
         self._evaluated.update(values)
         return values
-
-    def _end_evaluation(self, evaluation: Evaluation) -> None:
-        on_its_way = sys.exc_info()[1]
-        subject = evaluation.subject
-        try:
-            with contextlib.ExitStack() as stack:
-                if not evaluation.is_guest:
-                    for logger in self._fit.book.open_loggers():
-                        stack.callback(self._fit.book.finalize, logger, "finished")
-                if subject is not None and subject.datamodule is not None and not evaluation.is_guest:
-                    stack.callback(subject.datamodule.teardown, evaluation.stage)
-                if subject is not None and not evaluation.is_guest:
-                    stack.callback(subject.hooks.call, "teardown", evaluation.stage)
-        except Exception as error:
-            if on_its_way is None:
-                raise
-            warnings.warn(f"while ending after the {type(on_its_way).__name__} above: {error}", stacklevel=2)
 
     # -- before any of them ------------------------------------------------------------------------------------------
     def _new_fit(self) -> Fit:
@@ -511,7 +451,7 @@ class Trainer(Readable):
         entered: contextlib.ExitStack,
     ) -> Subject:
         """Check and attach the module, find the hooks, set everything up."""
-        _refuse_unfit(stage, model, datamodule)
+        refuse_unfit_for(stage, model, datamodule)
         is_guest = len(self._running) > 1 and model is self.model
         self.model = model
         if stage == "fit" or datamodule is not None:
@@ -523,8 +463,8 @@ class Trainer(Readable):
         if not is_guest:
             self._merge_callbacks(model, stage)
         hooks = Hooks(self.callbacks, model, (self, model))
-        loading = Loading(model, self.datamodule, self, self.ranks, self.device, self.precision)
-        loading.seed = self.seed if self.seed is not None else 0
+        seed = self.seed if self.seed is not None else 0
+        loading = Loading(model, self.datamodule, self, self.ranks, self.device, self.precision, seed)
         subject = Subject(model, self.datamodule, self.callbacks, hooks, loading)
         run.begin(subject, is_guest=is_guest and datamodule is None)
         if not (is_guest and datamodule is None):
@@ -568,35 +508,3 @@ class Trainer(Readable):
             progress_bar=self.enable_progress_bar and self.is_global_zero,
             model_summary=self.enable_model_summary and self.is_global_zero,
         )
-
-
-def _refuse_unfit(stage: str, model: Any, datamodule: Any) -> None:
-    """Raise ConfigurationError for a module or datamodule that this stage cannot use."""
-    if not isinstance(model, Module):
-        takes = f"trainer.{stage} takes a paddlelite_trainer.Module, got"
-        if isinstance(model, paddle.nn.Layer):
-            raise ConfigurationTypeError(
-                f"{takes} {type(model).__name__}: derive it from Module instead of paddle.nn.Layer"
-            )
-        if isinstance(model, type):
-            raise ConfigurationTypeError(f"{takes} the class {model.__name__}; pass an object: {model.__name__}()")
-        raise ConfigurationTypeError(f"{takes} {type(model).__name__}")
-    refuse_what_is_never_called(model)
-    if stage == "fit":
-        for method in ("training_step", "configure_optimizers"):
-            if not is_written(model, method):
-                refuse_misspelt_hooks(model, Module, MODULE_HOOKS)
-                raise ConfigurationError(f"{type(model).__name__} has no {method}; fit needs it")
-    refuse_misspelt_hooks(model, Module, MODULE_HOOKS)
-    if datamodule is None:
-        return
-    if not isinstance(datamodule, DataModule):
-        raise ConfigurationTypeError(
-            f"datamodule must be a paddlelite_trainer.DataModule, got {type(datamodule).__name__}"
-        )
-    refuse_misspelt_hooks(datamodule, DataModule, DATA_HOOKS)
-
-
-def _refuse_both(datamodule: DataModule | None, *loaders: Any) -> None:
-    if datamodule is not None and any(loader is not None for loader in loaders):
-        raise ConfigurationError("data comes from a datamodule or from loaders: pass one of them, not both")

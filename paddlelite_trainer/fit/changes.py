@@ -12,7 +12,7 @@ from ..optimizers import parameters_of
 
 if TYPE_CHECKING:
     from .fit import Fit
-    from .state import Saved
+    from .saved import Saved
 
 TOLD = {
     "world_size": "number of processes",

@@ -35,8 +35,8 @@ def finish(fit: Fit) -> None:
         stopping.request(f"max_steps={fit.settings.max_steps} reached", for_good=False)
     fit.book.log_steps()
     _last_hook(fit, "on_train_end")
-    fit.phase = "ending"
-    fit.target.on_step = False
+    fit.enter("ending")
+    fit.target.expect_steps(False)
     _last_hook(fit, "on_fit_end")
     saver.take_requested()
     saver.await_save()
@@ -47,7 +47,8 @@ def finish(fit: Fit) -> None:
 
 def _last_hook(fit: Fit, name: str) -> None:
     """What is logged in it is published and sent to the loggers right after: no epoch's end comes any more."""
-    fit.target.collector = late = MetricCollector()
+    late = MetricCollector()
+    fit.target.collect(late, on_step=fit.target.on_step)
     fit.hooks.call(name)
     fit.book.take(late)
 
@@ -110,7 +111,7 @@ def leave_as_asked(fit: Fit) -> None:
     received = fit.stopping.signals.received
     if received is None:
         return
-    fit.is_interrupted = True
+    fit.note_interruption()
     progress = fit.progress
     where = f"{received.name}: stopped at epoch {progress.current_epoch}, step {progress.global_step}"
     newest = fit.run.where_it_stands()

@@ -58,6 +58,9 @@ class Evaluation:
         self.is_at_work = False
         """Between setup and teardown."""
 
+    def use_weights_of(self, path: Path) -> None:
+        self.ckpt_path = path
+
     def begin(self, subject: Subject, *, is_guest: bool = False) -> None:
         self.subject, self.is_guest = subject, is_guest
 
@@ -70,7 +73,7 @@ class Evaluation:
         module = subject.module
         modes = [(layer, layer.training) for layer in module.sublayers(include_self=True)]
         self.collector.clear()
-        self.collector.batch_size = self._batch_size
+        self.collector.look_at(self._batch_size)
         try:
             with self.target.into(None if self.stage == "predict" else self.collector), paddle.no_grad():
                 module.eval()
@@ -86,7 +89,7 @@ class Evaluation:
         call(f"on_{word}_start")
         call(f"on_{word}_epoch_start")
         outputs = [self._over(subject, source, index) for index, source in enumerate(self.sources)]
-        self.target.suffix = ""
+        self.target.add_to_names("")
         if self.stage == "predict":
             call(f"on_{word}_epoch_end")
             call(f"on_{word}_end")
@@ -95,8 +98,8 @@ class Evaluation:
         call(f"on_{word}_epoch_end")
         values = self.take(self.collector, True)
         late = MetricCollector()
-        late.batch_size = self._batch_size
-        self.target.collector = late
+        late.look_at(self._batch_size)
+        self.target.collect(late, on_step=False)
         call(f"on_{word}_end")
         values.update(self.take(late, True))
         return self._by_loader(values)
@@ -108,7 +111,7 @@ class Evaluation:
         more = (index,) if several else ()
         step = getattr(module, f"{self.word}_step")
         step_more = more if is_written(module, f"{self.word}_step") else ()  # Module's own has no use for it
-        self.target.suffix = f"/dataloader_idx_{index}" if several else ""
+        self.target.add_to_names(f"/dataloader_idx_{index}" if several else "")
         prepare, autocast = loading.preparation(source, index), loading.precision.autocast
         starts, ends = hooks.of(f"on_{self.word}_batch_start"), hooks.of(f"on_{self.word}_batch_end")
         kept: list[Any] = []

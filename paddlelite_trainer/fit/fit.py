@@ -14,15 +14,11 @@ from ..reporting.book import Book
 from ..reporting.log_target import LogTarget
 from ..reporting.metrics import paddle_metrics_of
 from ..run.identity import Run
-from . import state
 from .evaluation import Evaluation
-from .mark import Mark
 from .stopping import StopRequests
 from .subject import Machine, Subject
 
 if TYPE_CHECKING:
-    from ..callback import Pins
-    from ..checkpoint import Entry
     from ..module import Module
     from ..reporting.loggers import Logger
     from ..settings import Settings
@@ -75,10 +71,10 @@ class Fit:
         # Where the fit is.
         self.phase: Phase = "preparing"
         self.batch: Any = None
-        self.validated_here = False
         self.evaluation: Evaluation | None = None
+        # What the loop calls, timed where a profiler wants it.
         self.take_step: Callable[[Any, int], Any] | None = None
-        self.validate: Callable[[], None] = self._validate
+        self.validate: Callable[[], None] = lambda: None
         self.is_interrupted = False
 
     # -- what it is about ----------------------------------------------------------------------------------------------
@@ -111,8 +107,36 @@ class Fit:
         """Only once it is known who listens can anybody be told of an error. A fit is never another run's guest."""
         assert not is_guest
         self.subject = subject
-        self.book.train.batch_size = self.current_batch_size
-        self.book.train.paddle_metrics = functools.partial(paddle_metrics_of, subject.module)
+        self.book.train.look_at(self.current_batch_size, functools.partial(paddle_metrics_of, subject.module))
+
+    def use_threads(self, count: int) -> None:
+        self.cpu_threads = count
+
+    def use_seed(self, seed: int) -> None:
+        self.seed = seed
+        self.loading.use_seed(seed)
+
+    def use_data(self, data: TrainingData) -> None:
+        self.data = data
+
+    def use_optimization(self, optimization: Optimization, schedules: Schedules) -> None:
+        self.optimization, self.schedules = optimization, schedules
+
+    def use_verbs(self, take_step: Callable[[Any, int], Any], validate: Callable[[], None]) -> None:
+        self.take_step, self.validate = take_step, validate
+
+    def use_saver(self, saver: Saver) -> None:
+        self.saver = saver
+
+    def enter(self, phase: Phase) -> None:
+        self.phase = phase
+
+    def handle(self, batch: Any) -> None:
+        """Remember the batch at hand: its size weighs what is logged, and an error tells of it."""
+        self.batch = batch
+
+    def note_interruption(self) -> None:
+        self.is_interrupted = True
 
     def current_batch_size(self) -> int:
         return batch_size_of(self.batch)
@@ -137,12 +161,6 @@ class Fit:
         finally:
             self.evaluation = None
 
-    def _validate(self) -> None:
-        """The validation that is due; it stays due where a signal cuts it off."""
-        from .loop import validate
-
-        validate(self)
-
     def rehearse(self) -> None:
         """The sanity check before training, which leaves no trace."""
         steps = self.settings.num_sanity_val_steps
@@ -154,35 +172,10 @@ class Fit:
         self.hooks.call("on_sanity_check_end")
         self.phase = "preparing"
 
-    # -- for the saver -------------------------------------------------------------------------------------------------
     def before_drop(self) -> None:
         """A schedule is about to lower the rate in one jump."""
         assert self.saver is not None
-        self.validated_here = False
         self.saver.save_point("lr_drop")
-
-    def candidate(self) -> Entry:
-        """The checkpoint that would be written now."""
-        return self.run.checkpoints.candidate(
-            step=self.progress.global_step,
-            epoch=self.progress.current_epoch,
-            metrics=self.book.as_numbers(),
-            healthy=state.is_healthy(self),
-        )
-
-    def write(self, candidate: Entry | None, pins: Pins, weights_only: bool, as_of: Mark | None) -> Entry:
-        return state.save(self, candidate, pins, weights_only=weights_only, as_of=as_of)
-
-    def make_mark(self, hooks: tuple[str, ...]) -> Mark:
-        assert self.subject is not None and self.data is not None and self.schedules is not None
-        return Mark(
-            hooks,
-            self.progress,
-            (self.progress, self.book, self.schedules),
-            self.module,
-            self.data.train.state_dict(),
-            self.subject.callbacks,
-        )
 
     def may_remember(self) -> bool:
         """Gradients that wait for a step of the user's own are not copied, and a window's are dropped."""
@@ -195,12 +188,11 @@ class Fit:
     def let_go(self) -> None:
         """Keep nothing of the last batch, and take no more values."""
         self.phase = "ending"
-        self.target.collector, self.target.on_step = None, False
+        self.target.collect(None, on_step=False)
         self.batch = None
         self.stopping.stop_clock()
         if self.optimization is not None:
-            self.optimization.last_loss = None
-            self.optimization.untoggle()
+            self.optimization.let_go()
 
     def time_with(self, timed: Timed, timed_hook: Timed) -> None:
         """Let what the fit is made of be timed; nothing has to be undone, since the parts die with it."""

@@ -41,11 +41,19 @@ class Loading:
         ranks: Ranks,
         device: Device,
         precision: Precision,
+        seed: int = 0,
     ) -> None:
         self.module, self.datamodule, self.settings = module, datamodule, settings
         self.ranks, self.device, self.precision = ranks, device, precision
-        self.seed = 0
+        self.seed = seed
         self.timed: Callable[[str, Callable[..., Any]], Callable[..., Any]] | None = None
+
+    def use_seed(self, seed: int) -> None:
+        self.seed = seed
+
+    def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Let the sources and preparations made from here on be timed."""
+        self.timed = timed
 
     def sources(self, stage: Stage, given: Any) -> list[BatchSource]:
         """Of the loaders given, or of the datamodule's or module's method; none where there are none."""

@@ -14,6 +14,7 @@ from .evaluation import EvaluationAbandoned
 from .mark import BATCH, EPOCH_END
 
 if TYPE_CHECKING:
+    from ..callback import Reason
     from .fit import Fit
 
 _AT_EPOCH_END = -1  # a validation period that is known only when the last batch has come
@@ -48,7 +49,7 @@ def train(fit: Fit) -> None:
                 reseed(fit)
             if prepare_batch is not None:
                 batch = prepare_batch(batch)
-            fit.batch = batch
+            fit.batch = batch  # not by a method, which would be a call for every batch
             for hook in batch_start:
                 skip_rest |= hook(batch, batch_idx) == -1
             if skip_rest:
@@ -65,6 +66,7 @@ def train(fit: Fit) -> None:
             progress.batches_in_epoch += 1  # after the hooks: only what is completely done counts
             progress.total_batches += 1
             optimization.last_loss = None if optimization.skips_step else outputs
+            reason: Reason = "train_batch"
             if validate_every and (
                 is_last
                 if validate_every < 0
@@ -74,14 +76,15 @@ def train(fit: Fit) -> None:
                 validate()
                 if progress.validation_is_due:  # abandoned for a signal; the resumed run begins with it
                     return
-            if progress.schedulers_are_due:  # after validation, whose value a plateau schedule may watch
-                catch_up()
+                reason = "validation"
+            # After validation, whose value a plateau schedule may watch; at a drop it was saved already.
+            if progress.schedulers_are_due and catch_up():
+                reason = "train_batch"
             if progress.global_step >= book.next_log:
                 book.log_steps()
             if is_last or progress.batches_in_window:
                 continue  # an epoch's last batch is saved with the epoch's end, and no checkpoint splits a window
-            save_point("validation" if fit.validated_here else "train_batch")
-            fit.validated_here = False
+            save_point(reason)
             if stopping.end_here():
                 return
         if not skip_rest:
@@ -106,8 +109,7 @@ def _open_epoch(fit: Fit) -> bool:
     """Start or re-enter the epoch; whether there is something to train in it."""
     progress, optimization, saver, data = fit.progress, fit.optimization, fit.saver, fit.data
     assert optimization is not None and saver is not None and data is not None and fit.schedules is not None
-    fit.target.collector, fit.target.on_step = fit.book.train, True
-    fit.validated_here = False
+    fit.target.collect(fit.book.train, on_step=True)
     optimization.open_window(fit.window)
     if progress.epoch_is_open:
         validates = progress.validation_is_due
@@ -118,18 +120,17 @@ def _open_epoch(fit: Fit) -> bool:
         fit.schedules.catch_up()
         if validates and not (data.train.is_last or progress.batches_in_window):
             saver.save_point("validation")
-            fit.validated_here = False
             if fit.stopping.end_here():
                 return False
         saver.remember(BATCH)
         return True
     data.begin_epoch()
     fit.book.begin_epoch()
-    fit.target.on_step = False
+    fit.target.expect_steps(False)
     reseed_where_states_are_lost(fit, "epoch start", progress.current_epoch)
     fit.hooks.call("on_train_epoch_start")
-    fit.target.on_step = True
-    progress.epoch_is_open = True
+    fit.target.expect_steps(True)
+    progress.open_epoch()
     saver.remember(BATCH)
     return True
 
@@ -143,10 +144,7 @@ def _close_epoch(fit: Fit) -> None:
     fit.schedules.step("epoch", progress.current_epoch + 1)
     fit.hooks.call("on_train_epoch_end")
     fit.book.close_epoch()
-    progress.current_epoch += 1
-    progress.batches_in_epoch = 0
-    progress.epoch_is_open = False
-    fit.validated_here = False
+    progress.close_epoch()
     saver.save_point("train_epoch")
 
 
@@ -163,7 +161,6 @@ def validate(fit: Fit) -> None:
         return
     fit.saver.forget()
     fit.progress.validation_is_due = False
-    fit.validated_here = True
     fit.book.epoch_record.update({name: value for result in results for name, value in result.items()})
 
 

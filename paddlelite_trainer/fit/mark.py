@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..callback import Callback, overridden
+from ..callback import Callback, keyed, overridden
 from ..machine.rng import isolated_random_states, random_snapshot, set_random_snapshot
-from .state import keyed
 
 if TYPE_CHECKING:
     from ..module import Module
@@ -72,6 +71,10 @@ class Mark:
         """{state key: state}, which a checkpoint takes instead of what these callbacks say later."""
         self.loggers: list[Any] | None = None
         """Positions in the logs; None while nothing was logged since: asking costs a write to the files."""
+
+    def remember_logs(self, positions: list[Any]) -> None:
+        """Where the logs are, before anything is written to them."""
+        self.loggers = positions
 
     @property
     def holds(self) -> bool:

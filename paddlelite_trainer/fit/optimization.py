@@ -38,6 +38,8 @@ class Optimization:
         progress: Progress,
         hooks: Hooks,
         length: Callable[[], int | None],
+        *,
+        schedules_follow: bool,
     ) -> None:
         self.module, self.optimizers, self.precision, self.progress = module, list(optimizers), precision, progress
         self.settings, self.hooks, self.length = settings, hooks, length
@@ -51,8 +53,8 @@ class Optimization:
         self.toggled: list[tuple[Any, bool]] = []
         self.clips = settings.gradient_clip_val is not None or is_written(module, "configure_gradient_clipping")
         self.needs_closure = self.is_automatic and type(self.optimizers[0]).__name__ == "LBFGS"
-        self.schedules_follow = False
-        """Whether a step makes a schedule due; preparation says so once the schedules are there."""
+        self.schedules_follow = schedules_follow
+        """Whether a step makes a schedule due."""
         self.window = self.window_length = 1
         self.before_backward = hooks.of("on_before_backward")
         self.after_backward = hooks.of("on_after_backward")
@@ -132,11 +134,10 @@ class Optimization:
             return loss
 
         self.hooks.call("on_before_optimizer_step", optimizer)
-        progress.steps_begun += 1
+        progress.begin_step()
         optimizer.step(closure)
         optimizer.clear_grad(False)
-        progress.global_step += 1
-        progress.schedulers_are_due = self.schedules_follow
+        progress.end_step(schedulers_are_due=self.schedules_follow)
         return outputs
 
     def end_open_window(self) -> bool:
@@ -182,14 +183,14 @@ class Optimization:
         with self.precision.outside_autocast():
             self.skips_step = False
             self.hooks.call("on_before_optimizer_step", optimizer)
-            self.progress.steps_begun += 1
+            self.progress.begin_step()
             if self.skips_step:
                 self.precision.discard(optimizer)
             elif closure is not None:
                 result = optimizer.step(closure)
             else:
                 self.precision.step(optimizer)
-        self.progress.global_step += 1
+        self.progress.end_step(schedulers_are_due=False)
         return result
 
     def clip(self, optimizer: Any, value: float | None, algorithm: str | None) -> Any:
@@ -222,6 +223,11 @@ class Optimization:
         for parameter, stop_gradient in self.toggled:
             parameter.stop_gradient = stop_gradient
         self.toggled.clear()
+
+    def let_go(self) -> None:
+        """Keep no batch's results, and leave every parameter as the user has it."""
+        self.last_loss = None
+        self.untoggle()
 
     def skip_step(self) -> None:
         self.skips_step = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,18 @@ from ..machine.rng import draw_seed, isolated_random_states, seed_everything
 from ..module import is_written
 from ..optimizers import normalise
 from ..reporting.summary import announce
-from ..run.remote_run import copies_of, resolve_with_remotes
+from ..run.resolve import copies_of, resolve
 from . import state
+from .loop import validate
+from .mark import Mark
 from .optimization import Optimization, refuse_number, refuse_unfit
+from .saved import Saved, agreed_seed, open_saved
 from .saving import Saver, ranks_talk_after
-from .schedules import Schedules
+from .schedules import Schedules, follow_steps
 from .training_data import TrainingData
 
 if TYPE_CHECKING:
-    from ..run.directory import Resolution
+    from ..run.resolve import Resolution
     from .fit import Fit
     from .starting import InitFrom, Start
 
@@ -47,8 +51,8 @@ def prepare(fit: Fit, request: Request) -> bool:
     resolution = _resolve(fit, request)
     saved = None
     if resolution is not None and resolution.entry is not None:
-        saved = state.open_saved(resolution.entry, resolution.opened)
-        fit.run.ckpt_path = resolution.entry.path
+        saved = open_saved(resolution.entry, resolution.opened)
+        fit.run.goes_on_from(resolution.entry.path)
     # 2. Threads and seed, before anything computes or draws.
     _settle_threads(fit, saved)
     _settle_seed(fit, saved)
@@ -56,7 +60,7 @@ def prepare(fit: Fit, request: Request) -> bool:
     _open_data(fit, request)
     # 4. Optimizers and schedules, before anything is restored into them.
     _configure_optimizers(fit)
-    fit.take_step = _training_step(fit)
+    fit.use_verbs(_training_step(fit), partial(validate, fit))
     # 5. What a fresh run starts from, before there is a directory: what does not fit leaves none.
     start = _start(fit, request) if saved is None and request.init_from is not None else None
     # 6. The directory with its lock, store and logs.
@@ -105,35 +109,35 @@ def _resolve(fit: Fit, request: Request) -> Resolution | None:
     if request.ckpt_path is None and not remotes:
         return None
     return fit.ranks.on_rank_zero(
-        lambda: resolve_with_remotes(
+        lambda: resolve(
             request.ckpt_path, remotes, default_root_dir=settings.default_root_dir, run_name=settings.run_name
         )
     )
 
 
-def _settle_threads(fit: Fit, saved: state.Saved | None) -> None:
+def _settle_threads(fit: Fit, saved: Saved | None) -> None:
     if not fit.device.is_accelerator:
         threads = saved.tree["run"].get("cpu_threads") if saved is not None else None
         size = sum(int(parameter.size) for parameter in fit.module.parameters())
-        fit.cpu_threads = use_cpu_threads(fit.settings.cpu_threads, threads, parameters=size)
+        fit.use_threads(use_cpu_threads(fit.settings.cpu_threads, threads, parameters=size))
 
 
-def _settle_seed(fit: Fit, saved: state.Saved | None) -> None:
+def _settle_seed(fit: Fit, saved: Saved | None) -> None:
     given = fit.settings.given_seed
     if saved is not None:
-        fit.seed = state.agreed_seed(given, saved)
+        fit.use_seed(agreed_seed(given, saved))
     elif given is None:
-        fit.seed = fit.ranks.broadcast_object(draw_seed())
+        fit.use_seed(fit.ranks.broadcast_object(draw_seed()))
     else:
-        fit.seed = seed_everything(given, workers=True)
-    fit.loading.seed = fit.seed
+        fit.use_seed(seed_everything(given, workers=True))
 
 
 def _open_data(fit: Fit, request: Request) -> None:
-    fit.data = TrainingData(fit.loading, fit.progress, request.train, request.val)
+    data = TrainingData(fit.loading, fit.progress, request.train, request.val)
+    fit.use_data(data)
     _tell_what_has_no_effect(fit, request.train)
-    fit.data.open_validation()
-    if fit.data.val and not is_written(fit.module, "validation_step"):
+    data.open_validation()
+    if data.val and not is_written(fit.module, "validation_step"):
         fit.print("Validation data was given, and the module has no validation_step: no validation will run.")
 
 
@@ -166,13 +170,20 @@ def _configure_optimizers(fit: Fit) -> None:
     optimizers, configs = normalise(module.configure_optimizers())
     refuse_number(module, optimizers)
     fit.precision.prepare(module, optimizers)
-    fit.optimization = Optimization(
-        module, optimizers, fit.settings, fit.precision, fit.progress, fit.hooks, lambda: data.length
+    optimization = Optimization(
+        module,
+        optimizers,
+        fit.settings,
+        fit.precision,
+        fit.progress,
+        fit.hooks,
+        lambda: data.length,
+        schedules_follow=follow_steps(module, configs),
     )
-    refuse_unfit(fit.optimization, fit.ranks.world_size)
+    refuse_unfit(optimization, fit.ranks.world_size)
     before_drop = fit.before_drop if fit.hooks.watch_lr_drops else None
-    fit.schedules = Schedules(module, configs, fit.progress, fit.ranks, lambda: fit.book.callback_metrics, before_drop)
-    fit.optimization.schedules_follow = fit.schedules.follow_steps
+    schedules = Schedules(module, configs, fit.progress, fit.ranks, lambda: fit.book.callback_metrics, before_drop)
+    fit.use_optimization(optimization, schedules)
 
 
 def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
@@ -206,7 +217,7 @@ def _start(fit: Fit, request: Request) -> Start:
 
 def _make_saver(fit: Fit) -> None:
     assert fit.subject is not None
-    fit.saver = Saver(
+    saver = Saver(
         fit.settings,
         fit.progress,
         fit.ranks,
@@ -215,18 +226,25 @@ def _make_saver(fit: Fit) -> None:
         fit.book,
         fit.run,
         ranks_talk_after(fit.settings, fit.subject.callbacks),
-        fit.candidate,
-        fit.write,
-        fit.make_mark,
+        partial(state.candidate, fit),
+        partial(state.save, fit),
+        partial(_mark_of, fit),
         fit.may_remember,
     )
+    fit.use_saver(saver)
+
+
+def _mark_of(fit: Fit, hooks: tuple[str, ...]) -> Mark:
+    assert fit.subject is not None and fit.data is not None and fit.schedules is not None
+    parts = (fit.progress, fit.book, fit.schedules)
+    return Mark(hooks, fit.progress, parts, fit.module, fit.data.train.state_dict(), fit.subject.callbacks)
 
 
 def _restore(
     fit: Fit,
     request: Request,
     resolution: Resolution | None,
-    saved: state.Saved | None,
+    saved: Saved | None,
     override: Sequence[str],
     start: Start | None,
 ) -> list[str]:
@@ -238,7 +256,7 @@ def _restore(
         notes += [resolution.message] if request.ckpt_path is not None else []
     if saved is not None:
         notes += state.restore(fit, saved, override)
-        fit.saver.saved_at = fit.progress.position
+        fit.saver.note_resumed()
         damaged = () if resolution is None else resolution.damaged
         notes += fit.ranks.on_rank_zero(lambda: fit.run.set_aside_after(saved.entry, damaged))
     elif start is not None:
@@ -252,7 +270,7 @@ def _begin_training(fit: Fit, *, is_fresh: bool) -> None:
     if is_fresh and fit.validates and fit.settings.num_sanity_val_steps:
         fit.rehearse()  # the resumed run's callbacks have had it, and remember it
     fit.stopping.start_clock()
-    fit.phase = "training"
+    fit.enter("training")
     fit.hooks.call("on_train_start")
 
 

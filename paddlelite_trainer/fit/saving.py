@@ -55,9 +55,14 @@ class Saver:
         self.keeps_marks = ranks.world_size == 1 and hooks.save_exceptions
         self.mark: Mark | None = None
         self._as_of: Mark | None = None
-        book.before_log = self._remember_logs
+        book.call_before_log(self._remember_logs)
         self.take: Callable[..., Entry | None] = self._take
+        self.await_save: Callable[[], None] = self._await_save
         self.save_point: Callable[[Reason], None] = self._save_point
+
+    def note_resumed(self) -> None:
+        """What was restored is saved already."""
+        self.saved_at = self.progress.position
 
     @property
     def is_saved(self) -> bool:
@@ -117,7 +122,7 @@ class Saver:
         all_pins = {**pins, **dict.fromkeys(self.requested, mine)}
         if "latest" in all_pins:
             all_pins["latest"] = all_pins["latest"] or mine
-        self.progress.seconds = self.stopping.seconds
+        self.stopping.note_seconds()
         try:
             entry = self.write(candidate, all_pins, weights_only, self._as_of)
         except (CheckpointSaveError, LogWriteError) as error:  # it holds how far the logs had come
@@ -133,7 +138,7 @@ class Saver:
         if self.requested:
             self.take({})
 
-    def await_save(self) -> None:
+    def _await_save(self) -> None:
         """Let a background save end, before anything is decided from what is on disk; its error is raised or told."""
         if self.run.store is None:
             return
@@ -197,7 +202,7 @@ class Saver:
         if mark is None or not mark.holds or mark.loggers is not None:
             return
         try:
-            mark.loggers = [logger.state_dict() for logger in self.book.loggers]
+            mark.remember_logs([logger.state_dict() for logger in self.book.loggers])
         except LogWriteError as error:
             self.mark = None  # without positions in the logs no checkpoint can be made of it
             self.book.after_failed_log(error)
@@ -205,9 +210,7 @@ class Saver:
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         self.take = timed("checkpoints: writing", self.take)
         self.save_point = timed("checkpoints: deciding", self.save_point)
-        self.await_save = timed(  # type: ignore[method-assign]
-            "checkpoints: waiting for one in the background", self.await_save
-        )
+        self.await_save = timed("checkpoints: waiting for one in the background", self.await_save)
 
 
 def ranks_talk_after(settings: Settings, callbacks: Sequence[Any]) -> Callable[[int], bool]:

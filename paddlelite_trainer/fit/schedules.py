@@ -38,28 +38,34 @@ class Schedules:
         )
         self.configs = list(configs)
         self.states = [SchedulerState(config) for config in configs]
-        self.follow_steps = module.automatic_optimization and any(config.interval == "step" for config in configs)
-        """Whether some of them step with the optimizer."""
+        self.catch_up: Callable[[], bool] = self._catch_up
 
-    def catch_up(self) -> None:
-        """Bring the schedules of interval "step" up to the optimizer step just made, once."""
-        if self.progress.schedulers_are_due:
-            self.step("step", self.progress.global_step)
-            self.progress.schedulers_are_due = False
+    def _catch_up(self) -> bool:
+        """Bring the schedules of interval "step" up to the optimizer step just made, once.
 
-    def step(self, interval: Literal["epoch", "step"], count: int) -> None:
-        """Step those that are due after `count` of their intervals; every rank calls it."""
+        Whether a drop of the rate made a save point.
+        """
+        if not self.progress.schedulers_are_due:
+            return False
+        drops = self.step("step", self.progress.global_step)
+        self.progress.schedulers_are_due = False
+        return drops
+
+    def step(self, interval: Literal["epoch", "step"], count: int) -> bool:
+        """Step those that are due after `count` of their intervals; every rank calls it. Whether a rate drops."""
         if not self.module.automatic_optimization:
-            return
+            return False
         due = [
             (config, self._metric_for(config))
             for config in self.configs
             if config.interval == interval and count % config.frequency == 0
         ]
-        if self.before_drop is not None and any(will_drop(config, metric) for config, metric in due):
+        drops = self.before_drop is not None and any(will_drop(config, metric) for config, metric in due)
+        if self.before_drop is not None and drops:
             self.before_drop()
         for config, metric in due:
             self._step_one(config, metric)
+        return drops
 
     def _metric_for(self, config: LRSchedulerConfig) -> float | None:
         if config.monitor is None or not config.needs_metric:
@@ -89,4 +95,9 @@ class Schedules:
             apply_snapshot(config.scheduler, values)
 
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
-        self.catch_up = timed("learning rate schedules", self.catch_up)  # type: ignore[method-assign]
+        self.catch_up = timed("learning rate schedules", self.catch_up)
+
+
+def follow_steps(module: Module, configs: Sequence[LRSchedulerConfig]) -> bool:
+    """Whether some of the schedules step with the optimizer."""
+    return module.automatic_optimization and any(config.interval == "step" for config in configs)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
 
-from ..callback import overridden
+from ..callback import keyed, overridden
 from ..errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
@@ -27,6 +26,7 @@ from ..reporting.loggers import Logger
 from ..reporting.metrics import numbers_of, paddle_metrics_of, set_numbers
 from ..run.weights import MODEL, TRAINER, load_weights_into, refuse_other_weights
 from .changes import check, fingerprint
+from .saved import Saved, open_saved
 
 if TYPE_CHECKING:
     from ..checkpoint import Entry, SavedCheckpoint
@@ -39,20 +39,11 @@ OVERRIDES = ("callbacks", "data", "learning_rate", "lr_schedulers", "optimizer",
 """What `fit(override=...)` accepts: parts of a checkpoint that are left aside in favour of the present settings."""
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint opened for resuming, its trainer part decoded."""
-
-    entry: Entry
-    checkpoint: SavedCheckpoint
-    tree: dict[str, Any]
-
-
 # -- save --------------------------------------------------------------------------------------------------------------------------------
 
 
 def save(
-    fit: Fit, candidate: Entry | None, pins: Mapping[str, Sequence[str]], *, weights_only: bool, as_of: Mark | None
+    fit: Fit, candidate: Entry | None, pins: Mapping[str, Sequence[str]], weights_only: bool, as_of: Mark | None
 ) -> Entry:
     """Write one checkpoint of everything, as of a mark where there is one; every rank calls it, rank 0 writes."""
     ranks = fit.ranks.gather_object(rank_tree(fit, as_of))
@@ -71,6 +62,16 @@ def save(
         return fit.run.checkpoints.save(**contents, pins=pins, background=fit.settings.async_checkpoint)
 
     return fit.ranks.on_rank_zero(write)
+
+
+def candidate(fit: Fit) -> Entry:
+    """The checkpoint that would be written now."""
+    return fit.run.checkpoints.candidate(
+        step=fit.progress.global_step,
+        epoch=fit.progress.current_epoch,
+        metrics=fit.book.as_numbers(),
+        healthy=is_healthy(fit),
+    )
 
 
 def _contents(
@@ -252,48 +253,7 @@ def is_healthy(fit: Fit) -> bool:
         return bool(paddle.stack([paddle.isfinite(value).all() for value in floats]).all().item())
 
 
-def keyed(callbacks: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Callbacks with their state keys; the second of one key is `key#2`, and so on."""
-    seen: dict[str, int] = {}
-    pairs = []
-    for callback in callbacks:
-        key = callback.state_key
-        seen[key] = seen.get(key, 0) + 1
-        pairs.append((key if seen[key] == 1 else f"{key}#{seen[key]}", callback))
-    return pairs
-
-
 # -- restore -----------------------------------------------------------------------------------------------------------------------------
-
-
-def open_saved(entry: Entry, opened: SavedCheckpoint | None = None) -> Saved:
-    """Open and verify the checkpoint that a fit resumes from, unless it is `opened` already: verifying reads every byte.
-
-    Raises:
-        CheckpointMismatchError: it holds weights only.
-    """
-    from ..checkpoint import open_checkpoint
-
-    checkpoint = opened if opened is not None else open_checkpoint(entry.path)
-    tree = checkpoint.state(TRAINER)
-    if tree.get("weights_only"):
-        raise CheckpointMismatchError(
-            f"{entry.path} holds weights only, so a run cannot go on from it exactly. "
-            f"Start a fresh run with init_from={str(entry.path)!r}, or resume from another checkpoint."
-        )
-    return Saved(checkpoint.entry, checkpoint, tree)
-
-
-def agreed_seed(given: int | None, saved: Saved) -> int:
-    """The run's seed; a different one asked for now is refused, since every batch would change."""
-    seed: int = saved.tree["seed"]
-    if given is not None and given != seed:
-        fresh = f"start a fresh run with init_from={str(saved.entry.path)!r}"
-        raise CheckpointMismatchError(
-            "the checkpoint does not fit this run:",
-            [f"seed: saved {seed}, now {given}. Pass seed={seed} or none, or {fresh}"],
-        )
-    return seed
 
 
 def checked_override(override: Sequence[str]) -> tuple[str, ...]:

@@ -46,6 +46,10 @@ class StopRequests:
         """Count training time from here on."""
         self._clock, self._seconds_before = time.monotonic(), self.progress.seconds
 
+    def note_seconds(self) -> None:
+        """Into the counters, for a checkpoint."""
+        self.progress.seconds = self.seconds
+
     def stop_clock(self) -> None:
         self._clock = None
 
@@ -85,7 +89,7 @@ class StopRequests:
         limit = self.settings.max_seconds
         over = limit is not None and self.seconds >= limit
         everyones = self.ranks.gather_object((self.signals.received, self.reason, self.for_good, over))
-        self.signals.received = next((received for received, *_ in everyones if received is not None), None)
+        self.signals.agree_on(next((received for received, *_ in everyones if received is not None), None))
         stopping = next((answer for answer in everyones if answer[1] is not None), None)
         if stopping is not None:
             self.reason, self.for_good = stopping[1], stopping[2]

@@ -64,9 +64,8 @@ class TrainingData:
         if not saved.epoch_is_open and last == saved.current_epoch:
             last -= self.every  # that call is still to come
         if self.every and last > 0:
-            present, self.progress.current_epoch = self.progress.current_epoch, last  # as the method saw it
-            self._reload()
-            self.progress.current_epoch = present
+            with self.progress.seen_at(last):
+                self._reload()
 
     def _reload(self) -> None:
         old, self.train = self.train, self.loading.sources("train", None)[0]
@@ -80,4 +79,4 @@ class TrainingData:
         self.train.time_with(timed, "waiting for data")
         for source in self.val:
             source.time_with(timed, "waiting for validation data")
-        self.loading.timed = timed
+        self.loading.time_with(timed)

@@ -56,6 +56,10 @@ class SignalWatch:
         """From now on whoever runs asks `received` at each save point; `may_leave` tells whether all that is done can be saved."""
         self._waits, self._may_leave = True, may_leave
 
+    def agree_on(self, received: signal.Signals | None) -> None:
+        """What some rank received, all have."""
+        self.received = received
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             if number == signal.SIGINT and in_notebook():

@@ -61,6 +61,10 @@ class Book:
         return {name: float(value) for name, value in self.callback_metrics.items()}
 
     # -- writing -------------------------------------------------------------------------------------------------------
+    def call_before_log(self, call: Callable[[], None]) -> None:
+        """Called whenever something is about to be sent to the loggers."""
+        self.before_log = call
+
     def record(self, name: str, value: float) -> None:
         self.published[name] = self.epoch_record[name] = value
 
@@ -78,7 +82,7 @@ class Book:
             self.train.reduce_over(self.ranks.gather_object)
         else:
             self.train.read()
-        self.target.on_step = False
+        self.target.expect_steps(False)
         self.published.update(self.train.callback_values(epoch_end=True))
 
     def close_epoch(self) -> None:

@@ -21,6 +21,16 @@ class LogTarget:
         self.suffix = ""
         """What a name gets behind it where there are several loaders."""
 
+    def collect(self, collector: MetricCollector | None, *, on_step: bool) -> None:
+        """Collect there from now on."""
+        self.collector, self.on_step = collector, on_step
+
+    def expect_steps(self, on_step: bool) -> None:
+        self.on_step = on_step
+
+    def add_to_names(self, suffix: str) -> None:
+        self.suffix = suffix
+
     @contextlib.contextmanager
     def into(self, collector: MetricCollector | None) -> Iterator[None]:
         """Within, values are collected there as an epoch's; afterwards as before."""

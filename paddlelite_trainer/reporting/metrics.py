@@ -152,6 +152,10 @@ class MetricCollector:
         self.paddle_metrics: Callable[[], Mapping[str, Any]] = dict
         """The module's paddle.metric.Metric objects by where they are; their counts are saved and restored with the module's."""
 
+    def look_at(self, batch_size: Callable[[], int], paddle_metrics: Callable[[], Mapping[str, Any]] = dict) -> None:
+        """Where the size of the batch at hand and the module's own metrics come from."""
+        self.batch_size, self.paddle_metrics = batch_size, paddle_metrics
+
     def log(
         self,
         name: str,

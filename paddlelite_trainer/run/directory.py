@@ -31,7 +31,7 @@ from ..errors import (
 )
 
 if TYPE_CHECKING:
-    from .resolve import Resolution
+    pass
 
 RUN_FILE = "run.json"
 OUTCOMES = ("finished", "stopped", "failed", "interrupted")
@@ -360,15 +360,3 @@ def subdirectories(root: Path) -> list[Path]:
         return [path for path in root.iterdir() if path.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def resolve_ckpt_path(
-    ckpt_path: str | os.PathLike[str] | None,
-    *,
-    default_root_dir: str | os.PathLike[str],
-    run_name: str | None = None,
-) -> Resolution:
-    """`resolve.resolve`, under the name that it had here."""
-    from .resolve import resolve
-
-    return resolve(ckpt_path, default_root_dir=default_root_dir, run_name=run_name)

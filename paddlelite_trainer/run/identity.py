@@ -55,6 +55,9 @@ class Run:
 
         self.path = self.ranks.on_rank_zero(open_on_disk)
 
+    def goes_on_from(self, checkpoint: Path) -> None:
+        self.ckpt_path = checkpoint
+
     def adopt(self, entry: Entry | None) -> None:
         """Another tool's best checkpoint is this run's to rank against."""
         self.imported_best = entry

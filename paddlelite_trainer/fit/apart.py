@@ -1,0 +1,98 @@
+"""An evaluation apart: what trainer.validate, test and predict do around one, outside a fit or within it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, ConfigurationError
+from ..machine.precision import is_out_of_memory
+from ..module import Module, is_written
+from ..run.resolve import resolve
+from ..run.weights import load_weights_at
+from .ending import out_of_memory
+from .loading import METHODS
+
+if TYPE_CHECKING:
+    from ..data.source import BatchSource
+    from ..reporting.book import Book
+    from ..run.identity import Run
+    from .evaluation import Evaluation, Stage
+    from .subject import Subject
+
+
+def refuse_other_weights_in_fit(stage: str, ckpt_path: str | Path | None, *, is_nested: bool) -> None:
+    """Raise ConfigurationError where a checkpoint's weights would replace those that a running fit trains."""
+    if is_nested and ckpt_path is not None:
+        raise ConfigurationError(
+            f"trainer.{stage}(ckpt_path=...) would replace the weights that the running fit trains. "
+            "Evaluate a module of its own, with a Trainer of its own."
+        )
+
+
+def sources_of(stage: Stage, dataloaders: Any, subject: Subject) -> list[BatchSource]:
+    """The data that was given, or that the datamodule or module gives."""
+    sources = subject.loading.sources(stage, dataloaders)
+    word = {"validate": "validation"}.get(stage, stage)
+    if not sources:
+        raise ConfigurationError(
+            f"trainer.{stage}() needs data: pass dataloaders=, a datamodule, or write {METHODS[stage]} in the module"
+        )
+    if stage != "predict" and not is_written(subject.module, f"{word}_step"):
+        raise ConfigurationError(f"trainer.{stage}() needs {type(subject.module).__name__}.{word}_step")
+    return sources
+
+
+def load_weights(
+    module: Module, stage: str, ckpt_path: str | Path, run: Run, print_: Callable[..., None], has_fitted: bool
+) -> Path:
+    """Put the weights that `ckpt_path` means into the module; returns whose they are.
+
+    "best" and "last" mean `run`, once its trainer has fitted.
+    """
+    if str(ckpt_path) in ("best", "last", "latest") and has_fitted and not run.holds_checkpoints:
+        raise CheckpointError(
+            f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): the fit of this trainer saved nothing, so it has no "
+            "such checkpoint (enable_checkpointing=False, fast_dev_run, or none was due). "
+            "Leave ckpt_path out for the weights that the module has, or give a path."
+        )
+    resolution = resolve(ckpt_path, default_root_dir=run.settings.default_root_dir, run_name=run.name)
+    if resolution.entry is None:
+        raise CheckpointError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {resolution.message}")
+    for finding in resolution.findings:
+        print_(f"WARNING: {finding}")
+    load_weights_at(module, resolution.entry.path)
+    print_(f"Weights of {resolution.entry.path}")
+    return resolution.entry.path
+
+
+def told_of(evaluation: Evaluation, error: BaseException, device: str) -> BaseException:
+    """Tell the hooks of an exception, and return what leaves the evaluation."""
+    if is_out_of_memory(error):
+        error = out_of_memory(device, "an evaluation", evaluation.batch, prefetches=False)
+    if evaluation.subject is not None:
+        evaluation.subject.hooks.tell_of_exception(error)
+    return error
+
+
+def tear_down_evaluation(evaluation: Evaluation, book: Book) -> None:
+    """Hooks and datamodule first, then the logs; a teardown's own error is raised where no other is on its way."""
+    on_its_way = sys.exc_info()[1]
+    subject = evaluation.subject
+    try:
+        with contextlib.ExitStack() as stack:
+            if not evaluation.is_guest:
+                for logger in book.open_loggers():
+                    stack.callback(book.finalize, logger, "finished")
+            if subject is not None and subject.datamodule is not None and not evaluation.is_guest:
+                stack.callback(subject.datamodule.teardown, evaluation.stage)
+            if subject is not None and not evaluation.is_guest:
+                stack.callback(subject.hooks.call, "teardown", evaluation.stage)
+    except Exception as error:
+        if on_its_way is None:
+            raise
+        warnings.warn(f"while ending after the {type(on_its_way).__name__} above: {error}", stacklevel=2)
