@@ -14,7 +14,6 @@ from .evaluation import EvaluationAbandoned
 from .mark import BATCH, EPOCH_END
 
 if TYPE_CHECKING:
-    from ..callback import Reason
     from .fit import Fit
 
 _AT_EPOCH_END = -1  # a validation period that is known only when the last batch has come
@@ -66,7 +65,6 @@ def train(fit: Fit) -> None:
             progress.batches_in_epoch += 1  # after the hooks: only what is completely done counts
             progress.total_batches += 1
             optimization.last_loss = None if optimization.skips_step else outputs
-            reason: Reason = "train_batch"
             if validate_every and (
                 is_last
                 if validate_every < 0
@@ -76,15 +74,13 @@ def train(fit: Fit) -> None:
                 validate()
                 if progress.validation_is_due:  # abandoned for a signal; the resumed run begins with it
                     return
-                reason = "validation"
-            # After validation, whose value a plateau schedule may watch; at a drop it was saved already.
-            if progress.schedulers_are_due and catch_up():
-                reason = "train_batch"
+            if progress.schedulers_are_due:  # after validation, whose value a plateau schedule may watch
+                catch_up()
             if progress.global_step >= book.next_log:
                 book.log_steps()
             if is_last or progress.batches_in_window:
                 continue  # an epoch's last batch is saved with the epoch's end, and no checkpoint splits a window
-            save_point(reason)
+            save_point("train_batch")
             if stopping.end_here():
                 return
         if not skip_rest:
@@ -159,7 +155,7 @@ def validate(fit: Fit) -> None:
             results = fit.evaluate()
     except (EvaluationAbandoned, WaitingEnded):
         return
-    fit.saver.forget()
+    fit.saver.note_validation()
     fit.progress.validation_is_due = False
     fit.book.epoch_record.update({name: value for result in results for name, value in result.items()})
 

@@ -54,6 +54,7 @@ class Saver:
         self.saved_at: tuple[Any, ...] | None = None
         self.keeps_marks = ranks.world_size == 1 and hooks.save_exceptions
         self.mark: Mark | None = None
+        self.follows_validation = False
         self._as_of: Mark | None = None
         book.call_before_log(self._remember_logs)
         self.take: Callable[..., Entry | None] = self._take
@@ -71,6 +72,9 @@ class Saver:
 
     def _save_point(self, reason: Reason) -> None:
         """Everything of this batch or epoch has run: let callbacks ask for a checkpoint, and take one."""
+        if reason == "train_batch" and self.follows_validation:
+            reason = "validation"
+        self.follows_validation = False
         if (
             self.ranks.world_size > 1
             and reason == "train_batch"
@@ -165,8 +169,9 @@ class Saver:
         """A validation that a signal cuts off is not part of what is saved, whoever saves it."""
         self.mark = self.make_mark(VALIDATION)
 
-    def forget(self) -> None:
-        self.mark = None
+    def note_validation(self) -> None:
+        """The next save point follows a validation, whose marks are over."""
+        self.mark, self.follows_validation = None, True
 
     def save_stopped(self, *, as_of_mark: bool) -> None:
         """The last checkpoint of a process that leaves."""

@@ -38,34 +38,27 @@ class Schedules:
         )
         self.configs = list(configs)
         self.states = [SchedulerState(config) for config in configs]
-        self.catch_up: Callable[[], bool] = self._catch_up
+        self.catch_up: Callable[[], None] = self._catch_up
 
-    def _catch_up(self) -> bool:
-        """Bring the schedules of interval "step" up to the optimizer step just made, once.
+    def _catch_up(self) -> None:
+        """Bring the schedules of interval "step" up to the optimizer step just made, once."""
+        if self.progress.schedulers_are_due:
+            self.step("step", self.progress.global_step)
+            self.progress.schedulers_are_due = False
 
-        Whether a drop of the rate made a save point.
-        """
-        if not self.progress.schedulers_are_due:
-            return False
-        drops = self.step("step", self.progress.global_step)
-        self.progress.schedulers_are_due = False
-        return drops
-
-    def step(self, interval: Literal["epoch", "step"], count: int) -> bool:
-        """Step those that are due after `count` of their intervals; every rank calls it. Whether a rate drops."""
+    def step(self, interval: Literal["epoch", "step"], count: int) -> None:
+        """Step those that are due after `count` of their intervals; every rank calls it."""
         if not self.module.automatic_optimization:
-            return False
+            return
         due = [
             (config, self._metric_for(config))
             for config in self.configs
             if config.interval == interval and count % config.frequency == 0
         ]
-        drops = self.before_drop is not None and any(will_drop(config, metric) for config, metric in due)
-        if self.before_drop is not None and drops:
+        if self.before_drop is not None and any(will_drop(config, metric) for config, metric in due):
             self.before_drop()
         for config, metric in due:
             self._step_one(config, metric)
-        return drops
 
     def _metric_for(self, config: LRSchedulerConfig) -> float | None:
         if config.monitor is None or not config.needs_metric:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from ..checkpoint.entry import Entry, entry_from_manifest
 from ..checkpoint.filesystem import REAL
@@ -17,9 +16,6 @@ from ..checkpoint.saved import read_manifest
 from ..checkpoint.store import CheckpointStore
 from ..errors import CheckpointCorruptError, ConfigurationError, RemoteError
 from .directory import locked
-
-if TYPE_CHECKING:
-    from .resolve import RemoteCopies, Resolution
 
 T = TypeVar("T")
 ATTEMPTS = 4
@@ -158,23 +154,3 @@ def _patiently(ask: Callable[[], T]) -> T:
         except RemoteError:
             time.sleep(FIRST_RETRY_SECONDS * 2 ** (attempt - 1) * secrets.SystemRandom().uniform(0.5, 1.0))
     return ask()
-
-
-def copies_of(callbacks: Sequence[object]) -> list[RemoteCopies]:
-    """`resolve.copies_of`, under the name that it had here."""
-    from .resolve import copies_of
-
-    return copies_of(callbacks)
-
-
-def resolve_with_remotes(
-    ckpt_path: str | os.PathLike[str] | None,
-    remotes: Sequence[RemoteCopies],
-    *,
-    default_root_dir: Path,
-    run_name: str | None,
-) -> Resolution:
-    """`resolve.resolve`, under the name that it had here."""
-    from .resolve import resolve
-
-    return resolve(ckpt_path, remotes, default_root_dir=default_root_dir, run_name=run_name)
