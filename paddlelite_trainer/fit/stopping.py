@@ -29,6 +29,7 @@ class StopRequests:
         self.reason: str | None = None
         self.for_good = True
         """Whether a run that stopped for this reason says so when it is started again."""
+        self._own: tuple[str, bool] | None = None  # what this rank asked for; the other ranks' requests are not its own
         self._agreed_to_leave = self._request_is_agreed = False
         self._clock: float | None = None
         self._seconds_before = 0.0
@@ -36,11 +37,11 @@ class StopRequests:
     # -- asking --------------------------------------------------------------------------------------------------------
     def request(self, reason: str, *, for_good: bool = True) -> None:
         """Ask the fit to end, as Trainer.stop does."""
-        self.reason, self.for_good = reason, for_good
+        self.reason, self.for_good, self._own = reason, for_good, (reason, for_good)
 
     def withdraw(self) -> None:
-        """Take back what was asked for."""
-        self.reason, self.for_good = None, True
+        """Take back what was asked for; on several ranks the one that asked must."""
+        self.reason, self.for_good, self._own = None, True, None
 
     def start_clock(self) -> None:
         """Count training time from here on."""
@@ -77,7 +78,7 @@ class StopRequests:
         elif self.signals.received is not None:
             return True
         elif settings.max_seconds is not None and self.reason is None and self.seconds >= settings.max_seconds:
-            self.request_for_time()
+            self.request(self._time_is_over(), for_good=False)  # a larger one goes on
         return (
             self.reason is not None
             and progress.current_epoch >= settings.min_epochs
@@ -88,21 +89,18 @@ class StopRequests:
         """Clocks, signals and requests may differ between ranks; from here on all have the same. Whether a signal came."""
         limit = self.settings.max_seconds
         over = limit is not None and self.seconds >= limit
-        everyones = self.ranks.gather_object((self.signals.received, self.reason, self.for_good, over))
+        everyones = self.ranks.gather_object((self.signals.received, self._own, over))
         self.signals.agree_on(next((received for received, *_ in everyones if received is not None), None))
-        stopping = next((answer for answer in everyones if answer[1] is not None), None)
-        if stopping is not None:
-            self.reason, self.for_good = stopping[1], stopping[2]
-        elif any(answer[3] for answer in everyones):
-            self.request_for_time()
+        asked = next((own for _, own, _ in everyones if own is not None), None)
+        self.reason, self.for_good = asked or (None, True)
+        if self.reason is None and any(over for *_, over in everyones):
+            self.reason, self.for_good = self._time_is_over(), False
         self._request_is_agreed = self.reason is not None
         self._agreed_to_leave = self.signals.received is not None
         return self._agreed_to_leave
 
-    def request_for_time(self) -> None:
-        assert self.settings.max_seconds is not None
-        limit = timedelta(seconds=self.settings.max_seconds)
-        self.request(f"max_time of {limit} is over", for_good=False)  # a larger one goes on
+    def _time_is_over(self) -> str:
+        return f"max_time of {timedelta(seconds=self.settings.max_seconds or 0)} is over"
 
     @property
     def epochs_are_done(self) -> bool:
@@ -169,4 +167,6 @@ class StopRequests:
         return {"stop_reason": self.reason if self.for_good else None}
 
     def load_state_dict(self, state: dict[str, str | None]) -> None:
-        self.reason, self.for_good = state["stop_reason"], True
+        reason = state["stop_reason"]
+        self.reason, self.for_good = reason, True
+        self._own = None if reason is None else (reason, True)

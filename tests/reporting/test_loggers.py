@@ -498,8 +498,8 @@ def test_what_a_checkpoint_says_was_logged_is_on_the_disk_first_and_a_validation
         fsync(descriptor)
         on_disk[Path(os.readlink(f"/proc/self/fd/{descriptor}")).name] = os.fstat(descriptor).st_size
 
-    def noting_tree(trainer: Any) -> dict[str, Any]:
-        tree = trainer_tree(trainer)
+    def noting_tree(*of: Any) -> dict[str, Any]:
+        tree = trainer_tree(*of)
         events, table = tree["loggers"] if "files" in tree["loggers"][0] else reversed(tree["loggers"])
         header = len(",".join(table["columns"])) + 1
         promised.append({"metrics.csv": header + table["data_bytes"], **events["files"]})

@@ -74,7 +74,7 @@ def _feed(hasher: Any, value: Any) -> None:
 
 def state_of(trainer: Trainer) -> dict[str, str]:
     """One digest for each part of all that a run is."""
-    tree = training_state.trainer_tree(trainer)
+    tree = training_state.trainer_tree(trainer._fit)
     del tree["loggers"]  # file positions; the files themselves are compared
     tree["optimizer_tensors"] = dict(sorted(tree["optimizer_tensors"].items()))
     parts = {name: digest(part) for name, part in tree.items()}
