@@ -9,6 +9,7 @@ import paddle
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.checkpoint import open_checkpoint
 from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError
+from paddlelite_trainer.optimizers import master_weights
 
 
 class AveragedWeights(Callback):
@@ -169,7 +170,7 @@ def _masters(trainer: Trainer) -> dict[str, Any]:
     """{parameter's name in Paddle: its float32 master}; none but under O2."""
     masters: dict[str, Any] = {}
     for optimizer in trainer.optimizers:
-        masters.update(getattr(optimizer, "_master_weights", None) or {})
+        masters.update(master_weights(optimizer))
     return masters
 
 

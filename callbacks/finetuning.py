@@ -9,6 +9,7 @@ import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError, did_you_mean
+from paddlelite_trainer.layers import batch_norms, running_statistics
 from paddlelite_trainer.optimizers import parameters_of
 
 
@@ -52,8 +53,8 @@ class BaseFinetuning(Callback):
     @staticmethod
     def freezable(layer: paddle.nn.Layer, *, train_bn: bool = False) -> list[Any]:
         """The layer's parameters that can learn; with `train_bn` without those of BatchNorm layers."""
-        norms = _batch_norms(layer)
-        left_out = {id(value) for norm in norms for value in (norm._mean, norm._variance)}
+        norms = batch_norms(layer)
+        left_out = {id(value) for norm in norms for value in running_statistics(norm).values()}
         if train_bn:
             left_out |= {id(parameter) for norm in norms for parameter in norm.parameters()}
         return [parameter for parameter in layer.parameters() if id(parameter) not in left_out]
@@ -143,13 +144,13 @@ class BackboneFinetuning(BaseFinetuning):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.current_epoch < self.unfreeze_backbone_at_epoch and not self.train_bn:
-            for norm in _batch_norms(self._backbone(module)):
+            for norm in batch_norms(self._backbone(module)):
                 norm.eval()  # fit has put the whole module into train mode
 
     def finetune_function(self, trainer: Trainer, module: Module, epoch: int) -> None:
         if epoch == self.unfreeze_backbone_at_epoch:
             backbone = self._backbone(module)
-            for norm in _batch_norms(backbone):
+            for norm in batch_norms(backbone):
                 norm.train()
             self.unfreeze_and_train(trainer, self._late(module), learning_rate_ratio=self.learning_rate_ratio(epoch))
         elif epoch > self.unfreeze_backbone_at_epoch:
@@ -166,8 +167,3 @@ class BackboneFinetuning(BaseFinetuning):
                 f"{did_you_mean(self.backbone, layers)}"
             )
         return layers[self.backbone]
-
-
-def _batch_norms(layer: paddle.nn.Layer) -> list[Any]:
-    layers = layer.sublayers(include_self=True)
-    return [one for one in layers if hasattr(one, "_mean") and hasattr(one, "_variance")]

@@ -10,6 +10,7 @@ import paddle
 
 from paddlelite_trainer import Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError, did_you_mean
+from paddlelite_trainer.layers import batch_norms, momentum, set_momentum
 from paddlelite_trainer.optimizers import set_learning_rate
 
 from .averaged_weights import AveragedWeights
@@ -142,10 +143,10 @@ class StochasticWeightAveraging(AveragedWeights):
 
 def update_batch_norm(module: Module, batches: Any) -> None:
     """Compute every BatchNorm's running mean and variance anew: the plain mean over these batches, through `predict_step`."""
-    norms = [layer for layer in module.sublayers() if hasattr(layer, "_mean") and hasattr(layer, "_momentum")]
+    norms = [layer for layer in batch_norms(module) if momentum(layer) is not None]
     if not norms:
         return
-    momenta = [norm._momentum for norm in norms]
+    momenta: list[Any] = [momentum(norm) for norm in norms]
     modes = [(layer, layer.training) for layer in module.sublayers(include_self=True)]
     module.eval()
     for norm in norms:
@@ -155,10 +156,10 @@ def update_batch_norm(module: Module, batches: Any) -> None:
             for count, batch in enumerate(batches):
                 for norm in norms:
                     # Paddle: running = momentum * running + (1 - momentum) * batch's; this makes it the mean so far.
-                    norm._momentum = count / (count + 1)
+                    set_momentum(norm, count / (count + 1))
                 module.predict_step(batch, count)
     finally:
-        for norm, momentum in zip(norms, momenta):
-            norm._momentum = momentum
+        for norm, before in zip(norms, momenta):
+            set_momentum(norm, before)
         for layer, mode in modes:
             layer.training = mode

@@ -13,6 +13,7 @@ from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler, ReduceOnPlateau
 
 from .errors import CheckpointMismatchError, ConfigurationError, ConfigurationTypeError, did_you_mean
+from .machine import paddle_internals
 
 _SCHEDULER_KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name")
 
@@ -56,7 +57,7 @@ def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
         raise ConfigurationError("configure_optimizers returned the same optimizer twice")
     configs: list[LRSchedulerConfig] = []
     for index, (optimizer, scheduler) in enumerate(pairs):
-        own = optimizer._learning_rate
+        own = paddle_internals.learning_rate(optimizer)
         if scheduler is None:
             if isinstance(own, LRScheduler):
                 configs.append(_config({"scheduler": own}, index))
@@ -112,9 +113,8 @@ def _matched(optimizers: list[Optimizer], schedulers: list[Any]) -> list[tuple[O
     given: dict[int, Any] = {}
     for position, item in enumerate(schedulers):
         scheduler = item["scheduler"] if isinstance(item, Mapping) and "scheduler" in item else item
-        owner = next(
-            (index for index, optimizer in enumerate(optimizers) if optimizer._learning_rate is scheduler), position
-        )
+        rates = map(paddle_internals.learning_rate, optimizers)
+        owner = next((index for index, rate in enumerate(rates) if rate is scheduler), position)
         if owner >= len(optimizers):
             raise ConfigurationError(
                 f"configure_optimizers returned {len(schedulers)} schedulers for {len(optimizers)} optimizers"
@@ -163,9 +163,15 @@ def _wraps(outer: LRScheduler, inner: LRScheduler) -> bool:
     return any(value is inner for value in vars(outer).values())
 
 
+coefficient = paddle_internals.coefficient
+default = paddle_internals.default
+master_weights = paddle_internals.master_weights
+parameter_groups = paddle_internals.parameter_groups
+
+
 def parameters_of(optimizer: Optimizer) -> Iterator[Any]:
     """Every parameter of an optimizer, of all groups."""
-    for item in optimizer._parameter_list or ():
+    for item in paddle_internals.parameter_list(optimizer):
         if isinstance(item, Mapping):
             yield from item["params"]
         else:
@@ -180,12 +186,11 @@ def add_param_group(
     twice = [parameter.name for parameter in parameters if id(parameter) in present]
     if twice:
         raise ConfigurationError(f"{type(optimizer).__name__} trains these parameters already: {', '.join(twice)}")
-    if isinstance(optimizer._parameter_list[0], Mapping):
+    if paddle_internals.has_groups(optimizer):
         group: dict[str, Any] = {"params": list(parameters), "learning_rate": learning_rate}
         if weight_decay is not None:
             group["weight_decay"] = weight_decay
-        optimizer._add_param_group(dict(group))
-        optimizer._parameter_list.append(group)
+        paddle_internals.append_group(optimizer, group)
     elif weight_decay is not None:
         raise ConfigurationError(
             f"weight_decay of its own needs a {type(optimizer).__name__} that was built with parameter groups: parameters=[{{'params': ...}}]"
@@ -193,14 +198,14 @@ def add_param_group(
     else:
         for parameter in parameters:
             parameter.optimize_attr["learning_rate"] = learning_rate
-        optimizer._parameter_list.extend(parameters)  # the very list that _param_groups is
-    optimizer._param_dict = optimizer._create_multi_tensor_dict()
+        paddle_internals.append_parameters(optimizer, parameters)
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """Make the next steps use this rate: until its scheduler's next step, where it has one."""
-    if isinstance(optimizer._learning_rate, LRScheduler):
-        optimizer._learning_rate.last_lr = learning_rate
+    own = paddle_internals.learning_rate(optimizer)
+    if isinstance(own, LRScheduler):
+        own.last_lr = learning_rate
     else:
         optimizer.set_lr(learning_rate)
 
@@ -224,16 +229,16 @@ def structured_names(module: paddle.nn.Layer) -> dict[str, str]:
 def optimizer_state(optimizer: Optimizer, names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(tensors by `<structured parameter name>/<accumulator>`, what is not a tensor); tensors are the live ones."""
     tensors: dict[str, Any] = {}
-    masters = getattr(optimizer, "_master_weights", None) or {}
+    masters = paddle_internals.master_weights(optimizer)
     owner = {master.name: parameter_name for parameter_name, master in masters.items()}
-    for accumulator, by_parameter in optimizer._accumulators.items():
+    for accumulator, by_parameter in paddle_internals.accumulators(optimizer).items():
         for parameter_name, tensor in by_parameter.items():
             tensors[f"{names[owner.get(parameter_name, parameter_name)]}/{accumulator}"] = tensor
     for parameter_name, master in masters.items():
         tensors[f"{names[parameter_name]}/master_weight"] = master
     rest: dict[str, Any] = {
         "class": type(optimizer).__name__,
-        "learning_rate": None if isinstance(optimizer._learning_rate, LRScheduler) else float(optimizer.get_lr()),
+        "learning_rate": None if _has_scheduler(optimizer) else float(optimizer.get_lr()),
         "parameters": [names[parameter.name] for parameter in parameters_of(optimizer)],
     }
     if type(optimizer).__name__ == "LBFGS":
@@ -275,15 +280,11 @@ def restore_optimizer(
     if problems:
         raise CheckpointMismatchError("the checkpoint's optimizer does not fit this run's:", problems)
 
-    optimizer._accumulators.clear()
-    optimizer._accumulators_holder = {}
-    for created in ("_already_create_accumulator", "_already_create_accumulater"):  # 3.x and 2.6, spelt so
-        getattr(optimizer, created, set()).clear()
-    if getattr(optimizer, "_master_weights", None):
-        optimizer._master_weights.clear()
+    paddle_internals.forget_state(optimizer)
     if by_parameter:
-        _create_accumulators(optimizer, {mine[structured].name for structured in by_parameter})
-    masters = getattr(optimizer, "_master_weights", None) or {}
+        paddle_internals.create_state(optimizer, {mine[structured].name for structured in by_parameter})
+    masters = paddle_internals.master_weights(optimizer)
+    kept = paddle_internals.accumulators(optimizer)
     for structured, values in by_parameter.items():
         parameter = mine[structured]
         master = masters.get(parameter.name)
@@ -298,47 +299,25 @@ def restore_optimizer(
                     )
                 master.set_value(value)
                 continue
-            slots = optimizer._accumulators.get(accumulator, {})
+            slots = kept.get(accumulator, {})
             slot = slots.get(parameter.name, slots.get(master.name) if master is not None else None)
             if slot is None or list(slot.shape) != list(value.shape):
-                kept = f"absent: {type(optimizer).__name__} keeps {', '.join(sorted(optimizer._accumulators)) or 'nothing'}"
+                absent = f"absent: {type(optimizer).__name__} keeps {', '.join(sorted(kept)) or 'nothing'}"
+                now = absent if slot is None else list(slot.shape)
                 raise CheckpointMismatchError(
                     "the checkpoint's optimizer does not fit this run's:",
-                    [
-                        f"{accumulator} of {structured}: saved shape {list(value.shape)}, now {kept if slot is None else list(slot.shape)}"
-                    ],
+                    [f"{accumulator} of {structured}: saved shape {list(value.shape)}, now {now}"],
                 )
             slot.set_value(value)
-    if (
-        rest["learning_rate"] is not None
-        and not isinstance(optimizer._learning_rate, LRScheduler)
-        and not keep_learning_rate
-    ):
+    if rest["learning_rate"] is not None and not _has_scheduler(optimizer) and not keep_learning_rate:
         optimizer.set_lr(rest["learning_rate"])
     if "lbfgs" in rest:
         optimizer.state.clear()
         optimizer.state.update(rest["lbfgs"])
 
 
-def _create_accumulators(optimizer: Optimizer, parameter_names: set[str]) -> None:
-    from paddle.base.layer_helper import LayerHelper
-
-    if getattr(optimizer, "helper", None) is None:
-        optimizer.helper = LayerHelper(type(optimizer).__name__)  # 2.6 creates accumulators through it
-    block = paddle.static.default_main_program().global_block()
-    groups = (
-        optimizer._param_groups if isinstance(optimizer._parameter_list[0], Mapping) else [optimizer._parameter_list]
-    )
-    for group in groups:
-        parameters = [
-            parameter
-            for parameter in (group["params"] if isinstance(group, Mapping) else group)
-            if parameter.name in parameter_names
-        ]
-        if parameters:
-            optimizer._create_accumulators(
-                block, {**group, "params": parameters} if isinstance(group, Mapping) else parameters
-            )
+def _has_scheduler(optimizer: Optimizer) -> bool:
+    return isinstance(paddle_internals.learning_rate(optimizer), LRScheduler)
 
 
 _PLAIN = (int, float, str, bool, type(None))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import paddle
 
+from ..machine.paddle_internals import copied_to, is_on
+
 
 def move_to_device(batch: Any, place: Any) -> Any:
     """The batch with its Tensors on place; itself, unchanged, if they are there.
@@ -46,7 +48,7 @@ def batch_size_of(batch: Any) -> int:
 
 def _is_there(batch: Any, place: Any) -> bool:
     if isinstance(batch, paddle.Tensor):
-        return _is_on(batch, place)
+        return is_on(batch, place)
     if isinstance(batch, (list, tuple)):
         for item in batch:  # noqa: SIM110  a generator would cost more than the check
             if not _is_there(item, place):
@@ -73,7 +75,7 @@ def _is_plain(batch: Any) -> bool:
 
 def _moved(batch: Any, place: Any) -> Any:
     if isinstance(batch, paddle.Tensor):
-        return batch if _is_on(batch, place) else _copied_to(batch, place)
+        return batch if is_on(batch, place) else copied_to(batch, place)
     if isinstance(batch, tuple):
         items = [_moved(item, place) for item in batch]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
@@ -96,14 +98,6 @@ def _moved(batch: Any, place: Any) -> Any:
     if callable(getattr(batch, "to", None)):
         return batch.to(place)
     return batch
-
-
-def _is_on(tensor: Any, place: Any) -> bool:
-    return bool(tensor.place._equals(place))
-
-
-def _copied_to(tensor: Any, place: Any) -> Any:
-    return tensor._copy_to(place, True)
 
 
 def _first_leaf(batch: Any) -> Any:

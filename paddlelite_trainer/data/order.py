@@ -14,6 +14,7 @@ import numpy as np
 from paddle.io import BatchSampler, DataLoader, DistributedBatchSampler, WeightedRandomSampler
 
 from ..errors import ConfigurationError, DataError
+from ..machine.paddle_internals import is_plain_sampler
 from ..machine.rng import IsolatedSeed, derive_seed, isolated_random_states
 from .fetch import END
 
@@ -177,7 +178,7 @@ class Order:
     def _all_of(self, epoch: int, at_most: int) -> list[Any]:
         sampler = self._sampler
         batches = self._iterate(epoch)
-        if type(sampler) is not BatchSampler or getattr(sampler, "_acc_steps", 1) != 1:
+        if type(sampler) is not BatchSampler or not is_plain_sampler(sampler):
             return list(islice(batches, at_most))
         # What BatchSampler.__iter__ does index by index, in slices: half the time for a large dataset.
         size = sampler.batch_size

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from paddle.base.framework import _current_expected_place, _set_expected_place
-
 from ..machine.device import Device
+from ..machine.paddle_internals import current_place, set_current_place
 from ..machine.precision import is_out_of_memory
 from .batch import move_to_device, nbytes, needs_only_copies
 
@@ -171,7 +170,7 @@ class _Thread:
         self._has_begun = threading.Lock()
         self._has_begun.acquire()
         self._thread = threading.Thread(
-            target=self._run, args=(place, _current_expected_place()), name="prefetch_to_device", daemon=True
+            target=self._run, args=(place, current_place()), name="prefetch_to_device", daemon=True
         )
         self._failure: BaseException | None = None
         self._thread.start()
@@ -186,7 +185,7 @@ class _Thread:
     def _run(self, place: Any, expected_place: Any) -> None:
         # CUDA's current device is one by thread, which this sets. Begun with, as the place itself is one for all threads.
         try:
-            _set_expected_place(expected_place)
+            set_current_place(expected_place)
         except BaseException as error:
             self._failure = error
             return

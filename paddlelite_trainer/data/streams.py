@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paddle.io import DataLoader
 
 from ..errors import ConfigurationError, DataError
+from ..machine.paddle_internals import keeps_workers
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
 from .fetch import END, IterableFetcher, MapFetcher, add_note, to_tensors
 from .order import Order, Share, has_state
@@ -538,7 +539,7 @@ class _Workers:
     def _release(self, pool: WorkerPool, generation: int) -> None:
         if pool.generation != generation:
             return  # a later epoch has it
-        if self.loader._persistent_workers:
+        if keeps_workers(self.loader):
             pool.cancel()
         else:
             pool.close()

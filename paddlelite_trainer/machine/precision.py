@@ -13,6 +13,7 @@ import paddle
 from paddle.optimizer import Optimizer
 
 from ..errors import CheckpointMismatchError, ConfigurationError, did_you_mean
+from . import paddle_internals
 from .device import Device, resolve_device
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
@@ -134,7 +135,7 @@ class Precision:
         if self.effective == "64-true":
             module.to(dtype="float64")
             for optimizer in optimizers:
-                optimizer._dtype = paddle.float64  # its learning rate's: Paddle took it from the unconverted parameters
+                paddle_internals.set_dtype(optimizer, paddle.float64)  # Paddle took the unconverted parameters'
         elif self.effective in ("16-true", "bf16-true"):
             # Returns the very objects that it was given; what it returns has another form in every case.
             paddle.amp.decorate(
@@ -265,7 +266,7 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
         states = self._optimizer_states
         super().step(optimizer)
         self._optimizer_states = states  # with a fixed scale Paddle forgets here that other optimizers were unscaled
-        overflowed = bool(optimizer._get_auxiliary_var("found_inf"))  # on the host since Optimizer.step looked at it
+        overflowed = bool(paddle_internals.found_inf(optimizer))
         self._unscaled.pop(id(optimizer), None)
         self._stepped[id(optimizer)] = self._losses_scaled
         self._overflowed |= overflowed

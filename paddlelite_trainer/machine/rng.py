@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.base.framework import _current_expected_place, _set_expected_place
 
 from ..errors import ConfigurationError
+from .paddle_internals import current_place, set_current_place
 
 core: Any = paddle.base.core  # its stubs know only what one build has
 _numpy: Any = np.random  # its stubs leave out get_bit_generator and set_bit_generator
@@ -165,16 +165,16 @@ class IsolatedSeed:
         np.random.seed(seed)
         self._paddle.manual_seed(seed)
         self._place = None
-        if self._on_host and not isinstance(place := _current_expected_place(), core.CPUPlace):
+        if self._on_host and not isinstance(place := current_place(), core.CPUPlace):
             self._place = place
-            _set_expected_place(core.CPUPlace())
+            set_current_place(core.CPUPlace())
 
     def leave(self) -> None:
         random.setstate(self._python_outside)
         _numpy.set_bit_generator(self._numpy_outside)
         self._paddle.set_state(self._paddle_outside)
         if self._place is not None:
-            _set_expected_place(self._place)
+            set_current_place(self._place)
 
 
 def drop_cached_gaussian() -> None:

@@ -75,8 +75,8 @@ class Sample:
 
 def moves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every Tensor look as if it were elsewhere, and moving add 100."""
-    monkeypatch.setattr(data, "_is_on", lambda tensor, place: bool((tensor >= 100).all()))
-    monkeypatch.setattr(data, "_copied_to", lambda tensor, place: tensor + 100)
+    monkeypatch.setattr(data, "is_on", lambda tensor, place: bool((tensor >= 100).all()))
+    monkeypatch.setattr(data, "copied_to", lambda tensor, place: tensor + 100)
 
 
 # -- lists ---------------------------------------------------------------------------------------------------------------
