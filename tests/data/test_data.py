@@ -298,7 +298,7 @@ def test_reading_again_is_reported() -> None:
 
 def test_reading_again_for_long_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr("paddlelite_trainer.data.streams.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("paddlelite_trainer.data.iterables.time.monotonic", lambda: float(next(clock)))
     list(source(Reiterable(9)).epoch(0, 8))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "train_dataloader: reading up to the position of the checkpoint, batch 2 of 8"
