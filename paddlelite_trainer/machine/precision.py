@@ -15,6 +15,7 @@ from paddle.optimizer import Optimizer
 from ..errors import CheckpointMismatchError, ConfigurationError, did_you_mean
 from . import paddle_internals
 from .device import Device, resolve_device
+from .trees import mapped
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
@@ -376,14 +377,12 @@ def _float64_by_default() -> Iterator[None]:
 
 
 def _to_float64(batch: Any) -> Any:
-    """The batch with every floating-point tensor in its dicts, lists and tuples as float64."""
-    if isinstance(batch, paddle.Tensor):
-        return batch.astype("float64") if paddle.is_floating_point(batch) else batch
-    if isinstance(batch, Mapping):
-        return {key: _to_float64(value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(_to_float64, batch))
-    return type(batch)(map(_to_float64, batch)) if type(batch) in (list, tuple) else batch
+    """The batch with every floating-point tensor in it as float64."""
+    return mapped(_widened, batch)
+
+
+def _widened(leaf: Any) -> Any:
+    return leaf.astype("float64") if isinstance(leaf, paddle.Tensor) and paddle.is_floating_point(leaf) else leaf
 
 
 def _op_names(setting: str, names: Iterable[str] | None) -> set[str]:
