@@ -84,7 +84,17 @@ def test_the_timer_refuses_what_is_no_duration() -> None:
         Timer("12:00")
     with pytest.raises(ConfigurationTypeError, match="got 12"):
         Timer(12)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"Timer\(duration=\{'hour': 1\}\): .*those of datetime.timedelta"):
+        Timer({"hour": 1})
+    with pytest.raises(ConfigurationError, match=r"longer than datetime\.timedelta can hold"):
+        Timer({"days": 10**12})
     assert Timer().time_remaining() is None
+
+
+@pytest.mark.parametrize("text", ["1:2:3:4", "01:02:03:04", " 0:26:3:4 ", "0:0:1563:4"])
+def test_the_timer_reads_a_duration_as_the_trainer_does(text: str) -> None:
+    seconds = timedelta(days=1, hours=2, minutes=3, seconds=4).total_seconds()
+    assert Timer(text).time_remaining() == Trainer(max_time=text, logger=False).max_seconds == seconds
 
 
 # -- GradientAccumulationScheduler ---------------------------------------------------------------------------------------
