@@ -16,12 +16,12 @@ class LRMonitor(Callback):
 
         Trainer(callbacks=[LRMonitor(logging_interval="step")], ...)
 
-    Names: `lr` for a single optimizer; `lr-AdamW`, `lr-SGD` for several, `lr-AdamW-1` for the second of a class; a scheduler's
-    own `name`, if it was given one; `/group_<i>` behind it where an optimizer has several parameter groups.
+    Names: `lr` for a single optimizer; `lr-AdamW`, `lr-SGD` for several, `lr-AdamW-1` for the second of a class; a
+    scheduler's own `name`, if it was given one; `/group_<i>` behind it where an optimizer has several parameter groups.
 
     Args:
-        logging_interval: "step" logs at the steps at which metrics are logged (`log_every_n_steps`), the rate with which
-            that step was made; "epoch" the rate at each epoch's start; None follows each optimizer's scheduler.
+        logging_interval: "step" logs at the steps at which metrics are logged (`log_every_n_steps`), the rate with
+            which that step was made; "epoch" the rate at each epoch's start; None follows each optimizer's scheduler.
         log_momentum: also `<name>-momentum` (of Adam: its beta1).
         log_weight_decay: also `<name>-weight_decay`.
     """

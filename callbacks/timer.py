@@ -16,7 +16,7 @@ Stage = Literal["train", "validate", "test"]
 class Timer(Callback):
     """Measures training, validation and test, and stops the fit when `duration` of training is over.
 
-        timer = Timer(duration="00:12:00:00")        # days:hours:minutes:seconds, a timedelta, or its arguments as a dict
+        timer = Timer(duration="00:12:00:00")  # days:hours:minutes:seconds, a timedelta, or its arguments as a dict
 
     Time of earlier processes counts: it comes back on resume. `interval` says whether the end is looked for after each
     "step" or each "epoch".

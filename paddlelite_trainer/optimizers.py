@@ -1,4 +1,4 @@
-"""What `configure_optimizers` returned, in one form; when schedulers step; and optimizer state by structured parameter name."""
+"""What `configure_optimizers` returned, in one form; when schedulers step; optimizer state by structured name."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ class LRSchedulerConfig:
 def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
     """Optimizers and schedulers from any form `configure_optimizers` may return.
 
-    Forms: an optimizer; a list or tuple of optimizers; (optimizer, scheduler); ([optimizers], [schedulers]); {"optimizer": ...,
-    "lr_scheduler": ...}; a list of such dicts; None. A scheduler is an LRScheduler or a dict with "scheduler" and any of interval,
-    frequency, monitor, strict, name. A scheduler given as an optimizer's learning rate need not be named: it is found.
+    Forms: an optimizer; a list or tuple of optimizers; (optimizer, scheduler); ([optimizers], [schedulers]);
+    {"optimizer": ..., "lr_scheduler": ...}; a list of such dicts; None. A scheduler is an LRScheduler or a dict with
+    "scheduler" and any of interval, frequency, monitor, strict, name. A scheduler given as an optimizer's learning rate
+    need not be named: it is found.
 
     Raises:
         ConfigurationError, ConfigurationTypeError: another form, an unknown key, a scheduler no optimizer uses.
@@ -68,7 +69,8 @@ def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
             optimizer.set_lr_scheduler(config.scheduler)
         elif own is not config.scheduler and not _wraps(own, config.scheduler):
             raise ConfigurationError(
-                f"configure_optimizers returned the scheduler {type(config.scheduler).__name__} for an optimizer whose learning rate is another "
+                f"configure_optimizers returned the scheduler {type(config.scheduler).__name__} for an optimizer whose "
+                "learning rate is another "
                 f"scheduler ({type(own).__name__}). Pass it as the optimizer's learning_rate, or return that one."
             )
         configs.append(config)
@@ -85,8 +87,8 @@ def _pairs(returned: Any) -> list[tuple[Optimizer, Any]]:
         if unknown or "optimizer" not in returned:
             word = next(iter(unknown), "")
             raise ConfigurationError(
-                f"configure_optimizers returned a dict with keys {sorted(returned)}; it takes 'optimizer' and 'lr_scheduler'."
-                + did_you_mean(word, ["optimizer", "lr_scheduler"])
+                f"configure_optimizers returned a dict with keys {sorted(returned)}; "
+                "it takes 'optimizer' and 'lr_scheduler'." + did_you_mean(word, ["optimizer", "lr_scheduler"])
             )
         scheduler = returned.get("lr_scheduler")
         if returned.get("monitor") is not None and scheduler is not None and not isinstance(scheduler, Mapping):
@@ -109,7 +111,7 @@ def _pairs(returned: Any) -> list[tuple[Optimizer, Any]]:
 
 
 def _matched(optimizers: list[Optimizer], schedulers: list[Any]) -> list[tuple[Optimizer, Any]]:
-    """Lists of both: each scheduler goes to the optimizer whose learning rate it is, else to the one at its position."""
+    """Lists of both: each scheduler goes to the optimizer whose learning rate it is, else to that at its position."""
     given: dict[int, Any] = {}
     for position, item in enumerate(schedulers):
         scheduler = item["scheduler"] if isinstance(item, Mapping) and "scheduler" in item else item
@@ -136,7 +138,8 @@ def _config(given: Any, index: int) -> LRSchedulerConfig:
         for key in given:
             if key not in _SCHEDULER_KEYS:
                 raise ConfigurationError(
-                    f"unknown key {key!r} in an lr_scheduler dict; known: {_SCHEDULER_KEYS}.{did_you_mean(key, _SCHEDULER_KEYS)}"
+                    f"unknown key {key!r} in an lr_scheduler dict; known: "
+                    f"{_SCHEDULER_KEYS}.{did_you_mean(key, _SCHEDULER_KEYS)}"
                 )
         if "scheduler" not in given:
             raise ConfigurationError("an lr_scheduler dict needs the key 'scheduler'")
@@ -153,7 +156,8 @@ def _config(given: Any, index: int) -> LRSchedulerConfig:
         raise ConfigurationError(f"lr_scheduler frequency must be an integer >= 1, got {config.frequency!r}")
     if config.needs_metric and config.monitor is None:
         raise ConfigurationError(
-            "ReduceOnPlateau needs a metric: return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'monitor': 'val_loss'}} "
+            "ReduceOnPlateau needs a metric: return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': "
+            "scheduler, 'monitor': 'val_loss'}} "
             "from configure_optimizers"
         )
     return config
@@ -181,7 +185,7 @@ def parameters_of(optimizer: Optimizer) -> Iterator[Any]:
 def add_param_group(
     optimizer: Optimizer, parameters: Sequence[Any], *, learning_rate: float = 1.0, weight_decay: float | None = None
 ) -> None:
-    """Let a live optimizer train more parameters, at `learning_rate` times its own rate; see Trainer.add_param_group."""
+    """Let a live optimizer train more, at `learning_rate` times its own rate; see Trainer.add_param_group."""
     present = {id(parameter) for parameter in parameters_of(optimizer)}
     twice = [parameter.name for parameter in parameters if id(parameter) in present]
     if twice:
@@ -193,7 +197,8 @@ def add_param_group(
         paddle_internals.append_group(optimizer, group)
     elif weight_decay is not None:
         raise ConfigurationError(
-            f"weight_decay of its own needs a {type(optimizer).__name__} that was built with parameter groups: parameters=[{{'params': ...}}]"
+            f"weight_decay of its own needs a {type(optimizer).__name__} that was built with parameter groups: "
+            f"parameters=[{{'params': ...}}]"
         )
     else:
         for parameter in parameters:
@@ -216,14 +221,14 @@ def structured_names(module: paddle.nn.Layer) -> dict[str, str]:
     for structured, parameter in module.named_parameters():
         if parameter.name in names:
             raise ConfigurationError(
-                f"two different parameters carry Paddle's name {parameter.name!r} ({names[parameter.name]} and {structured}), so an optimizer would "
-                "mix their state. Build the layers without unique_name.guard()."
+                f"two different parameters carry Paddle's name {parameter.name!r} ({names[parameter.name]} and "
+                f"{structured}), so an optimizer would mix their state. Build the layers without unique_name.guard()."
             )
         names[parameter.name] = structured
     return names
 
 
-# -- state -----------------------------------------------------------------------------------------------------------------------------
+# -- state -------------------------------------------------------------------------------------------------------------
 
 
 def optimizer_state(optimizer: Optimizer, names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -256,8 +261,8 @@ def restore_optimizer(
 ) -> None:
     """Put back what `optimizer_state` gave, whatever Paddle calls the parameters in this process.
 
-    Paddle's own set_state_dict goes by generated names and is silent when they differ (facts in docs/paddle.md), so accumulators
-    are created here by the optimizer's own method and filled.
+    Paddle's own set_state_dict goes by generated names and is silent when they differ (facts in docs/paddle.md), so
+    accumulators are created here by the optimizer's own method and filled.
 
     Raises:
         CheckpointMismatchError: another optimizer class, or state for parameters that this optimizer does not have.
@@ -265,7 +270,8 @@ def restore_optimizer(
     problems = []
     if rest["class"] != type(optimizer).__name__:
         problems.append(
-            f"optimizer class: saved {rest['class']}, now {type(optimizer).__name__}. Use the saved class, or start from weights only with init_from="
+            f"optimizer class: saved {rest['class']}, now {type(optimizer).__name__}. "
+            "Use the saved class, or start from weights only with init_from="
         )
     mine = {names[parameter.name]: parameter for parameter in parameters_of(optimizer)}
     by_parameter: dict[str, dict[str, Any]] = {}
@@ -275,7 +281,8 @@ def restore_optimizer(
     for structured in by_parameter:
         if structured not in mine:
             problems.append(
-                f"optimizer state of parameter {structured}: saved, and this optimizer has no such parameter.{did_you_mean(structured, mine)}"
+                f"optimizer state of parameter {structured}: saved, and this optimizer has no such "
+                f"parameter.{did_you_mean(structured, mine)}"
             )
     if problems:
         raise CheckpointMismatchError("the checkpoint's optimizer does not fit this run's:", problems)
@@ -294,7 +301,8 @@ def restore_optimizer(
                     raise CheckpointMismatchError(
                         "the checkpoint's optimizer does not fit this run's:",
                         [
-                            f"master weight of {structured}: saved, and this run keeps none. Use the precision that the run was saved with"
+                            f"master weight of {structured}: saved, and this run keeps none. "
+                            "Use the precision that the run was saved with"
                         ],
                     )
                 master.set_value(value)
@@ -362,7 +370,8 @@ class SchedulerState:
             raise CheckpointMismatchError(
                 "the checkpoint's schedule does not fit this run's:",
                 [
-                    f"scheduler class: saved {saved_now['class']}, now {type(scheduler).__name__}. Use the saved class, or pass override=('lr_schedulers',)"
+                    f"scheduler class: saved {saved_now['class']}, now {type(scheduler).__name__}. "
+                    "Use the saved class, or pass override=('lr_schedulers',)"
                 ],
             )
         changed = sorted(_differences(saved_built, self.built))
@@ -379,8 +388,10 @@ class SchedulerState:
         settings = ", ".join(f"{key} {_at(saved_built, key)} -> {_at(self.built, key)}" for key in changed)
         following = [_next_rate(old), _next_rate(scheduler)]
         return (
-            f"the schedule {type(scheduler).__name__} was built otherwise than in the checkpoint ({settings}). It goes on where the new one would be after "
-            f"{saved_now['last_epoch']} steps: learning rate {scheduler.last_lr:.6g}, next {following[1]:.6g} (the saved one had {saved_now['last_lr']:.6g}, next {following[0]:.6g})."
+            f"the schedule {type(scheduler).__name__} was built otherwise than in the checkpoint ({settings}). "
+            "It goes on where the new one would be after "
+            f"{saved_now['last_epoch']} steps: learning rate {scheduler.last_lr:.6g}, next {following[1]:.6g} (the "
+            f"saved one had {saved_now['last_lr']:.6g}, next {following[0]:.6g})."
         )
 
 
@@ -421,7 +432,7 @@ def apply_snapshot(scheduler: LRScheduler, snapshot: Mapping[str, Any]) -> None:
 
 
 def will_drop(config: LRSchedulerConfig, metric: float | None) -> bool:
-    """Whether this scheduler's next step lowers the learning rate in one jump, as step, piecewise and plateau schedules do."""
+    """Whether this scheduler's next step lowers the rate in one jump, as step, piecewise and plateau schedules do."""
     from paddle.optimizer.lr import MultiStepDecay, PiecewiseDecay, StepDecay
 
     inner: Any = config.scheduler
@@ -440,11 +451,11 @@ def will_drop(config: LRSchedulerConfig, metric: float | None) -> bool:
     return bool(following.last_lr < config.scheduler.last_lr)
 
 
-# -- manual optimization ---------------------------------------------------------------------------------------------------------------
+# -- manual optimization -----------------------------------------------------------------------------------------------
 
 
 class ManualOptimizer:
-    """An optimizer as `self.optimizers()` gives it in manual optimization: its `step` counts, and respects the gradient scaler."""
+    """An optimizer as `self.optimizers()` gives it in manual optimization: its `step` counts, and asks the scaler."""
 
     def __init__(self, optimizer: Optimizer, step: Callable[[Optimizer, Callable[[], Any] | None], Any]) -> None:
         self.optimizer = optimizer

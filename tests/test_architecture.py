@@ -1,4 +1,4 @@
-"""The house's walls: who imports whom, what is public, what the documents say of the files, how long a batch's way is."""
+"""The house's walls: who imports whom, what is public, what documents say of files, how long a batch's way is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
 CLIENTS = [*CALLBACKS, *sorted((ROOT / "examples").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
-# What Lightning 2.6 calls, in its order, with the arguments after trainer and module. A Lightning callback needs no new names.
+# What Lightning 2.6 calls, in its order, with the arguments after trainer and module. A Lightning callback needs no new
+# names.
 LIGHTNING_HOOKS = {
     "setup": ["stage"],
     "teardown": ["stage"],
@@ -60,7 +61,7 @@ LIGHTNING_HOOKS = {
 }
 
 
-# -- who imports whom ----------------------------------------------------------------------------------------------------------
+# -- who imports whom --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ENGINE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -133,7 +134,7 @@ print("FOUND", json.dumps(stages))
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:
-    """Loggers', plotting and remote libraries, rich: an import of the package pays for none, nor a fit that uses none."""
+    """Loggers', plotting and remote libraries, rich: an import of the package pays for none, nor does a plain fit."""
     code = IMPORTS_MORE.format(root=str(ROOT), tests=str(ROOT / "tests"))
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
@@ -147,7 +148,7 @@ def test_nothing_is_imported_before_it_is_used() -> None:
         assert foreign <= ours, f"{stage} imports {sorted(foreign - ours)}"
 
 
-# -- what is public ------------------------------------------------------------------------------------------------------------
+# -- what is public ----------------------------------------------------------------------------------------------------
 
 
 def test_every_public_name_exists_and_is_documented() -> None:
@@ -211,7 +212,7 @@ def test_the_exception_tree_is_drawn_as_it_is() -> None:
         assert inherited == builtin, f"errors.py's drawing lacks {name}'s {builtin}"
 
 
-# -- hooks ---------------------------------------------------------------------------------------------------------------------
+# -- hooks -------------------------------------------------------------------------------------------------------------
 
 
 def test_callback_has_every_hook_of_lightning_with_its_arguments() -> None:
@@ -231,7 +232,7 @@ def test_every_hook_of_a_callback_is_a_hook_of_a_module() -> None:
         assert of_module == [argument for argument in of_callback if argument not in ("trainer", "module")], name
 
 
-# -- what the documents say ----------------------------------------------------------------------------------------------------
+# -- what the documents say --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [*ENGINE, *CLIENTS], ids=lambda path: str(path.relative_to(ROOT)))
@@ -293,7 +294,7 @@ def test_no_file_names_a_place_on_the_machine_it_was_written_on() -> None:
         assert found is None, f"{path.relative_to(ROOT)}: {found[0] if found else ''}"
 
 
-# -- how long a batch's way is: Lightning takes 28 frames and more than 400 calls ------------------------------------------------
+# -- how long a batch's way is: Lightning takes 28 frames and more than 400 calls --------------------------------------
 
 
 class Tiny(Module):
@@ -390,11 +391,11 @@ def test_what_nobody_overrides_is_not_called(tmp_path: Path) -> None:
     assert calls() == calls(*(Idle() for _ in range(10)))
 
 
-# -- helpers -------------------------------------------------------------------------------------------------------------------
+# -- helpers -----------------------------------------------------------------------------------------------------------
 
 
 def _imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """(absolute module name, whether it is imported when the file is) of every import; those for type checkers are left out."""
+    """(absolute module name, whether it is imported with the file) of every import, but those for type checkers."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = _package_of(path)
     for_checkers = {

@@ -1,4 +1,4 @@
-"""What a batch costs in library calls, counted and not timed, at three levels; and that nothing is copied to the host."""
+"""What a batch costs in library calls, counted, not timed, at three levels; and that nothing is copied to the host."""
 
 from __future__ import annotations
 

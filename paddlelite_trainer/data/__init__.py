@@ -1,7 +1,7 @@
-"""From a user's loader to the batch that a step is given. Who does what:
+"""From a user's loader to the batch that a step is given.
 
 module      DataModule: what a user writes, all loaders of a project in one place.
-source      BatchSource: one loader with a position, whatever its kind; chooses the stream. What the rest of the house uses.
+source      BatchSource: one loader with a position, whatever its kind. What the rest of the house uses.
 streams     Stream, and the kinds that can be asked for any batch: a list, a DataLoader over map-style data.
 iterables   The kinds that can only be read in order: any iterable, a DataLoader over an IterableDataset.
 order       Which samples are in batch n of epoch e, on this rank: a function of seed, epoch and position.

@@ -48,7 +48,7 @@ def batch_size_of(batch: Any) -> int:
 
 
 def _is_there(batch: Any, place: Any) -> bool:
-    # By hand, not over `leaves`: every batch of a run on the CPU goes through here, and generators cost more than the check.
+    # By hand, not over `leaves`: every batch of a run on the CPU goes through here, and generators cost more.
     if isinstance(batch, paddle.Tensor):
         return is_on(batch, place)
     if isinstance(batch, (list, tuple)):

@@ -1,4 +1,4 @@
-"""How loaders are iterated that can only be read in order: any iterable of batches, and DataLoaders over an IterableDataset."""
+"""How loaders are iterated that can only be read in order: any iterable, and DataLoaders over an IterableDataset."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class IterableStream(Stream):
                     present.wait()  # before anything is read, so that no thread runs beside the loader's code
                 self._has_yielded = True
                 number += 1
-                # Captured before looking ahead; a loader at its end may already have gone back to its start. What looking
-                # ahead raises must find the state that belongs to the position.
+                # Captured before looking ahead; a loader at its end may already have gone back to its start. What
+                # looking ahead raises must find the state that belongs to the position.
                 own = self._captured()
                 upcoming = END if limit is not None and number >= limit else next(reader, END)
                 copy: NextBatch | None = None

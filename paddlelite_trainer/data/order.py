@@ -130,8 +130,8 @@ class Order:
             return False
         if sampler.nranks != self.share.world_size or sampler.local_rank != self.share.rank:
             raise ConfigurationError(
-                f"{self.name}'s DistributedBatchSampler is process {sampler.local_rank} of {sampler.nranks}, but this is "
-                f"process {self.share.rank} of {self.share.world_size}; make it after the processes have started"
+                f"{self.name}'s DistributedBatchSampler is process {sampler.local_rank} of {sampler.nranks}, but this "
+                f"is process {self.share.rank} of {self.share.world_size}; make it after the processes have started"
             )
         return True
 
@@ -200,7 +200,8 @@ class Order:
         if must_match and not self._matches(resume):
             raise DataError(
                 f"{self.name} draws another order for epoch {epoch} than before the checkpoint, so the position in it "
-                "means nothing. Resume with the same dataset, batch size, shuffling and seed, from an epoch's end, or with override=('data',), which begins this epoch again; "
+                "means nothing. Resume with the same dataset, batch size, shuffling and seed, from an epoch's end, or "
+                "with override=('data',), which begins this epoch again; "
                 "a sampler that keeps its order in itself needs set_epoch, or state_dict and load_state_dict."
             )
 

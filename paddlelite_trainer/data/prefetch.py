@@ -1,4 +1,4 @@
-"""Copies the next batch to the accelerator while the present step runs, in a thread of its own, where that was measured to pay."""
+"""Copies the next batch to the accelerator while the present step runs, in a thread, where that was measured to pay."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ class NextBatch:
 class _Thread:
     """Copies the batches put into `tasks`.
 
-    Made of a queue and locks in C, which an exception out of a signal's handler can leave at any instruction; a Future's
-    condition could be left locked, and the thread would wait for it.
+    Made of a queue and locks in C, which an exception out of a signal's handler can leave at any instruction; a
+    Future's condition could be left locked, and the thread would wait for it.
     """
 
     def __init__(self, place: Any) -> None:
@@ -183,7 +183,7 @@ class _Thread:
         self._thread.join()
 
     def _run(self, place: Any, expected_place: Any) -> None:
-        # CUDA's current device is one by thread, which this sets. Begun with, as the place itself is one for all threads.
+        # CUDA's current device is one by thread, which this sets. First of all, as the place itself is for all threads.
         try:
             set_current_place(expected_place)
         except BaseException as error:

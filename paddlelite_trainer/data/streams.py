@@ -1,4 +1,4 @@
-"""How loaders are iterated that can be asked for any batch: lists and map-style DataLoaders; and what all kinds share."""
+"""How loaders are iterated that can be asked for any batch: lists, map-style DataLoaders; and what all kinds share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stream:
 
     @property
     def can_look_ahead(self) -> bool:
-        """Whether the next batch can be had before the present one is handled, and no code of the user's runs earlier."""
+        """Whether the next batch can be had before this one is handled, with no code of the user's run earlier."""
         raise NotImplementedError
 
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
@@ -275,7 +275,7 @@ class MapStream(Stream):
 
 
 class Workers:
-    """The worker pool of a DataLoader: made when an epoch needs it, kept for the next if `persistent_workers` says so."""
+    """The worker pool of a DataLoader: made when an epoch needs it, kept where `persistent_workers` says so."""
 
     def __init__(self, loader: DataLoader, *, seed: int, name: str) -> None:
         self.loader = loader

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _TrainingStep(paddle.nn.Layer):
-    """Calls training_step from a forward, where paddle.DataParallel prepares its reducer; calling it directly would not synchronise."""
+    """Calls training_step from a forward, where DataParallel prepares its reducer: else nothing is synchronised."""
 
     def __init__(self, module: Module) -> None:
         super().__init__()
@@ -32,7 +32,8 @@ def synchronised_training_step(trainer: Trainer) -> Callable[[Any, int], Any]:
     """
     if not trainer.model.automatic_optimization:
         raise ConfigurationError(
-            f"manual optimization runs on one process so far, this is one of {trainer.world_size}: gradients of a backward inside training_step would not be synchronised"
+            f"manual optimization runs on one process so far, this is one of {trainer.world_size}: "
+            "gradients of a backward inside training_step would not be synchronised"
         )
     wrapped = paddle.DataParallel(_TrainingStep(trainer.model), find_unused_parameters=True)
     progress = trainer.progress

@@ -1,8 +1,8 @@
 """Paddle's own private names: the one file that reaches for them, each for a reason and with the place it stands at.
 
-Everything here was read in Paddle 2.6.2 and 3.3.1; the file that is named is that of 3.3.1, below paddle/, and 2.6.2 has the
-same unless it says otherwise. A new version of Paddle is supported when the tests pass, and where they do not, here is the
-place to look.
+Everything here was read in Paddle 2.6.2 and 3.3.1; the file that is named is that of 3.3.1, below paddle/, and 2.6.2
+has the same unless it says otherwise. A new version of Paddle is supported when the tests pass, and where they do not,
+here is the place to look.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from paddle.io.dataloader import worker as _dataloader_worker
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler
 
-# -- places and tensors (base/framework.py, base/dygraph/tensor_patch_methods.py, C++) -------------------------------------
+# -- places and tensors (base/framework.py, base/dygraph/tensor_patch_methods.py, C++) ---------------------------------
 
 current_place = _current_expected_place
 """The place where Paddle creates tensors; base/framework.py."""
@@ -32,11 +32,11 @@ def is_on(tensor: Any, place: Any) -> bool:
 
 
 def copied_to(tensor: Any, place: Any) -> Any:
-    """A copy on the place, when it is done: `_copy_to(place, blocking)` of C++ keeps stop_gradient, `Tensor.to` is slower."""
+    """A copy on the place, when it is done, by C++'s `_copy_to(place, blocking)`; `Tensor.to` is slower."""
     return tensor._copy_to(place, True)
 
 
-# -- optimizers (optimizer/optimizer.py) ------------------------------------------------------------------------------------
+# -- optimizers (optimizer/optimizer.py) -------------------------------------------------------------------------------
 
 
 def learning_rate(optimizer: Optimizer) -> float | LRScheduler:
@@ -50,7 +50,7 @@ def gradient_clip(optimizer: Optimizer) -> Any:
 
 
 def keeps_master_weights(optimizer: Optimizer) -> bool:
-    """Whether it was built, or decorated by paddle.amp, to keep float32 weights of half parameters; a few classes lack it."""
+    """Whether it was built, or decorated by paddle.amp, to keep float32 weights; a few classes cannot."""
     return bool(getattr(optimizer, "_multi_precision", False))
 
 
@@ -128,7 +128,7 @@ def forget_state(optimizer: Optimizer) -> None:
 
 
 def create_state(optimizer: Optimizer, parameter_names: set[str]) -> None:
-    """Create accumulators and master weights of these parameters, as the first step would; their values are the beginning's."""
+    """Create accumulators and master weights of these parameters, as the first step would before it computes."""
     from paddle.base.layer_helper import LayerHelper
 
     if getattr(optimizer, "helper", None) is None:
@@ -142,16 +142,16 @@ def create_state(optimizer: Optimizer, parameter_names: set[str]) -> None:
             optimizer._create_accumulators(block, {**group, "params": parameters} if is_group else parameters)
 
 
-# -- BatchNorm (nn/layer/norm.py: BatchNorm, _BatchNormBase and its subclasses) ---------------------------------------------
+# -- BatchNorm (nn/layer/norm.py: BatchNorm, _BatchNormBase and its subclasses) ----------------------------------------
 
 
 def is_batch_norm(layer: Any) -> bool:
-    """Whether the layer keeps running statistics; told by what it has, as SyncBatchNorm and layers of others count too."""
+    """Whether the layer keeps running statistics; told by what it has, as others' layers count too."""
     return hasattr(layer, "_mean") and hasattr(layer, "_variance")
 
 
 def running_statistics(layer: Any) -> dict[str, Any]:
-    """{attribute: running mean or variance} of a layer that has them: to Paddle they are parameters that do not learn."""
+    """{attribute: running mean or variance} of a layer that has them: to Paddle, parameters that do not learn."""
     found = {name: layer._parameters.get(name) for name in ("_mean", "_variance")}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -166,7 +166,7 @@ def set_momentum(layer: Any, value: float) -> None:
     layer._momentum = value
 
 
-# -- DataLoader (io/) -------------------------------------------------------------------------------------------------------
+# -- DataLoader (io/) --------------------------------------------------------------------------------------------------
 
 
 def keeps_workers(loader: Any) -> bool:
@@ -175,7 +175,7 @@ def keeps_workers(loader: Any) -> bool:
 
 
 def is_plain_sampler(sampler: Any) -> bool:
-    """Whether it takes one batch's indices at a time: 3.x multiplies them for static graphs; io/dataloader/batch_sampler.py."""
+    """Whether it gives one batch's indices at a time, as all but auto-parallel's do; io/dataloader/batch_sampler.py."""
     return getattr(sampler, "_acc_steps", 1) == 1
 
 

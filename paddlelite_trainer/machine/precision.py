@@ -53,8 +53,8 @@ class Precision:
     `requested` is what was asked for, `effective` what this device does; where they differ, `note` is a sentence that
     says so. `autocast` makes the context for forward passes (training, validation, prediction; never backward), or is
     None where there is nothing to enter. `scaler` exists for float16 alone. `convert_input`, where it is not None, must
-    be applied to each batch. `outside_autocast` is for what must leave the context from inside of it: backward, clipping
-    and steps that a training step takes itself. Only this class and Paddle write the scaler.
+    be applied to each batch. `outside_autocast` is for what must leave the context from inside of it: backward,
+    clipping and steps that a training step takes itself. Only this class and Paddle write the scaler.
 
     Makes `device` Paddle's current device: Paddle asks the current one whether it has AMP at all.
 
@@ -166,7 +166,7 @@ class Precision:
         return True
 
     def update(self) -> None:
-        """Adapt the loss scale to the steps since the last update. Once a batch: while any gradients wait, it must stay."""
+        """Adapt the loss scale to the steps since the last update. Once a batch: while gradients wait, it must stay."""
         if self.scaler is not None:
             self.scaler.update()
 
@@ -196,8 +196,8 @@ class Precision:
             raise CheckpointMismatchError(
                 "the checkpoint's precision does not fit this run's:",
                 [
-                    f"precision: saved {saved}, now {self.effective}.{note} Pass precision={saved!r} to go on as saved, or "
-                    "override=('precision',) to change it"
+                    f"precision: saved {saved}, now {self.effective}.{note} Pass precision={saved!r} to go on as "
+                    "saved, or override=('precision',) to change it"
                 ],
             )
         if self.scaler is None:
@@ -313,14 +313,15 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if overflowed else 0
         if self._skipped_in_a_row == HOPELESS:
             warnings.warn(
-                f"{HOPELESS} float16 steps in a row were skipped for infinite or NaN gradients, so a smaller loss scale does "
-                "not help and the weights no longer change. Look for NaN in the loss; 'bf16-mixed' has float32's range.",
+                f"{HOPELESS} float16 steps in a row were skipped for infinite or NaN gradients, so a smaller loss "
+                "scale does not help and the weights no longer change. Look for NaN in the loss; "
+                "'bf16-mixed' has float32's range.",
                 stacklevel=4,
             )
 
 
 def clip_gradients_by_norm(parameters: Sequence[Any], max_norm: float) -> Any:
-    """Scale the gradients down together to a norm of `max_norm`, in place; returns their norm before, in float32 or wider.
+    """Scale the gradients down together to a norm of `max_norm`, in place; returns the norm before, float32 or wider.
 
     `paddle.nn.utils.clip_grad_norm_`, and its formula where it cannot be used: it fails on gradients of several types,
     which O2 has, and sums squares in float16, which overflows at a norm of 65504.

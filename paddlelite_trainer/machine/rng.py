@@ -145,8 +145,8 @@ class IsolatedSeed:
 
     `enter(seed)` and `leave()` are for the batch path: 30 us together, no object made but the saved states. One object
     serves one iteration; different objects nest. `on_host` makes Paddle create tensors on the CPU meanwhile. NumPy's
-    cached second Gaussian of the surroundings is dropped: it lives outside the bit generator, and saving it costs 45 us.
-    `drop_cached_gaussian` does the same where no fetch runs in this process, so that both draw the same numbers.
+    cached second Gaussian of the surroundings is dropped: it lives outside the bit generator, and saving it costs 45
+    us. `drop_cached_gaussian` does the same where no fetch runs in this process, so that both draw the same numbers.
     """
 
     __slots__ = ("_numpy_outside", "_numpy_own", "_on_host", "_paddle", "_paddle_outside", "_place", "_python_outside")

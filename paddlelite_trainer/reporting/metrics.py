@@ -35,19 +35,20 @@ def refuse_taken_names(*names: str) -> None:
     for name in names:
         if name in ("step", "epoch"):
             raise ConfigurationError(
-                f"a metric cannot be named {name!r}: every row of the logs has the trainer's own {name} under that name. Choose another."
+                f"a metric cannot be named {name!r}: "
+                f"every row of the logs has the trainer's own {name} under that name. Choose another."
             )
 
 
 class MetricCollector:
-    """Everything logged in one stage since the epoch began. Only `Module.log` adds to it; Trainer reads and clears it."""
+    """All that a stage logged since the epoch began. Only `Module.log` adds to it; Trainer reads and clears it."""
 
     def __init__(self, series: Mapping[str, Series] | None = None, reduced: Iterable[str] = ()) -> None:
         self._series = dict(series or {})
         self._reduced = set(reduced)  # names whose reduction is over all ranks already
         self.batch_size: Callable[[], int] = lambda: 1
         self.paddle_metrics: Callable[[], Mapping[str, Any]] = dict
-        """The module's paddle.metric.Metric objects by where they are; their counts are saved and restored with the module's."""
+        """The module's paddle.metric.Metric objects by where they are; their counts are saved with the module."""
 
     def log(
         self,
@@ -68,13 +69,15 @@ class MetricCollector:
             series = self._new_series(name, options)
         elif series.options != options and not series.adopt(options):
             raise ConfigurationError(
-                f"self.log({name!r}, ...) was called before with other options: (on_step, on_epoch, prog_bar, logger, reduce_fx) were "
+                f"self.log({name!r}, ...) was called before with other options: "
+                "(on_step, on_epoch, prog_bar, logger, reduce_fx) were "
                 f"{series.options}, now they are {options}. Use one set of options per name, or two names."
             )
         if isinstance(value, _TENSOR):
             if value.shape not in ([], [1]):
                 raise ConfigurationError(
-                    f"self.log({name!r}, ...) takes a single number, got a tensor of shape {list(value.shape)}. Log its mean or one entry."
+                    f"self.log({name!r}, ...) takes a single number, got a tensor of shape {list(value.shape)}. "
+                    "Log its mean or one entry."
                 )
             if value.stop_gradient:
                 # The caller may go on changing its own tensor in place, a running sum for example.
@@ -206,7 +209,7 @@ class MetricCollector:
         return copied
 
     def state_dict(self, *, epoch_is_over: bool = False) -> dict[str, Any]:
-        """`epoch_is_over` says that nothing may be logged any more in this epoch, so results of functions are kept too."""
+        """`epoch_is_over` says that no more is logged in this epoch, so results of functions are kept too."""
         self.read()
         places = {id(metric): place for place, metric in self.paddle_metrics().items()}
         return {

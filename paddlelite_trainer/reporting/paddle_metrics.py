@@ -1,4 +1,4 @@
-"""paddle.metric.Metric objects: where a module has them, what they have counted, and a series that asks one for its result."""
+"""paddle.metric.Metric objects: where a module has them, what they have counted, and a series that asks one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PaddleMetricSeries(Series):
         return made
 
     def ask(self, metric: Any, known: Callable[[], Mapping[str, Any]]) -> float:
-        """What the object gives now; it is the one to ask from here on. `known` are those that a checkpoint restores."""
+        """What the object gives now; it is asked from here on. `known` are those that a checkpoint restores."""
         self.metric = metric
         if self.awaited is not None:
             if all(metric is not restored for restored in known().values()):
@@ -79,7 +79,7 @@ class PaddleMetricSeries(Series):
 
 
 def paddle_metrics_of(module: paddle.nn.Layer) -> dict[str, paddle.metric.Metric]:
-    """{where: object} of every paddle.metric.Metric that is an attribute of the module or a sublayer, or in a list or dict there."""
+    """{where: object} of every paddle.metric.Metric in an attribute of a layer, or in a list or dict there."""
     found: dict[str, paddle.metric.Metric] = {}
     for layer_name, layer in module.named_sublayers(include_self=True):
         for attribute, value in vars(layer).items():

@@ -15,7 +15,7 @@ Options = tuple[Any, ...]
 
 
 class Series:
-    """The values logged under one name. Only MetricCollector writes it; `pending`, `weights` and `versions` go together.
+    """The values logged under one name. Only MetricCollector writes it; `pending`, `weights`, `versions` go together.
 
     Sums run in float64, value by value in the order logged, so it does not matter when the values were read.
     """
@@ -51,7 +51,7 @@ class Series:
         self.versions.clear()
 
     def adopt(self, options: Options) -> bool:
-        """Take the function that a restored series is reduced by, which a checkpoint cannot hold; False where these differ."""
+        """Take the function that a restored series is reduced by: no checkpoint holds it. False where others differ."""
         if self.reduction is not None or self.options[:4] != options[:4] or not callable(options[4]):
             return False
         self.options, self.reduction = options, _known(options[4])

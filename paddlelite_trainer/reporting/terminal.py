@@ -37,8 +37,8 @@ def table(
 ) -> None:
     """Print rows below `columns`; those whose index is in `right` are aligned right.
 
-    Where it is too wide for the terminal, the items of lists get a line each; where it still is, each row becomes a block of
-    lines, in which long names break only after `/`, `.` and `_`. Into a pipe a row is one line.
+    Where it is too wide for the terminal, the items of lists get a line each; where it still is, each row becomes a
+    block of lines, in which long names break only after `/`, `.` and `_`. Into a pipe a row is one line.
     """
     rows, screen = list(rows), console()
     for separator in (", ", ",\n"):

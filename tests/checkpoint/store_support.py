@@ -1,4 +1,4 @@
-"""What the tests of the checkpoint store share: a small run whose every byte says its step, and file systems that misbehave."""
+"""What tests of the checkpoint store share: a run whose every byte says its step, file systems that misbehave."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def states_of(step: int) -> dict[str, Any]:
 
 
 def save(store: CheckpointStore, step: int, pins: dict[str, list[str]] | None = None, **more: Any) -> Entry:
-    """Save the little run at `step`; it becomes `latest`, and what else `pins` says with "new" standing for its name."""
+    """Save the little run at `step`; it becomes `latest`, and what else `pins` says, where "new" is its name."""
     entry = store.candidate(step, 0)
     pins = {name: [entry.name if held == "new" else held for held in names] for name, names in (pins or {}).items()}
     more.setdefault("files", files_of(step))

@@ -1,4 +1,4 @@
-"""Background saves: a snapshot that nothing changes, one at a time, errors that surface, and no part in forked children."""
+"""Background saves: a snapshot nothing changes, one at a time, errors that surface, no part in forked children."""
 
 import errno
 import os
@@ -259,7 +259,7 @@ def read_for_ever(run, result):
 
 
 def plain_read(path):
-    """As paddle.load reads: whole, whatever is deleted meanwhile. Only between two parts of the path can it come too late."""
+    """As paddle.load reads: whole, whatever is deleted meanwhile. Only between two parts of the path is it too late."""
     while True:
         try:
             return path.read_bytes()

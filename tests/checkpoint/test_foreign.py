@@ -489,7 +489,8 @@ def test_every_truncation_of_a_safetensors_file_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     "header",
     [
-        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
+        b'"b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
         b'{"a": {"dtype": "F32", "shape": [99999999999], "data_offsets": [0, 8]}}',
         b'{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, -8]}}',
         b'{"a": {"dtype": "O", "shape": [2], "data_offsets": [0, 8]}}',

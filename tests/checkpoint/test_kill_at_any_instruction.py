@@ -63,7 +63,7 @@ def instructions_of_a_save(directory, keep, *, background):
 
 
 def check_after_death(directory, prior, keep):
-    """The survivor has everything that was committed, whole, and nothing else; it can go on. True if the new one is there."""
+    """The survivor has all that was committed, whole, and nothing else; it can go on. True if the new one is there."""
     store = CheckpointStore(directory)
     steps = [entry.step for entry in store.entries()]
     before = list(range(1, prior + 1))[-keep:]

@@ -1,7 +1,8 @@
 """An acknowledged save survives a power loss, whatever of the unsynced operations had reached the disk.
 
-The operations of real saves are recorded, and every state that a disk could be left in is built and opened: each write, and
-each change of a directory, either reached the disk or did not, in any combination, unless an fsync in between forced it.
+The operations of real saves are recorded, and every state that a disk could be left in is built and opened: each write,
+and each change of a directory, either reached the disk or did not, in any combination, unless an fsync in between
+forced it.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Node:
 class Disk:
     """The operations so far, each of them forced to the disk by an fsync or still pending.
 
-    A change of directories is a list of (directory node, name, node or None) that reaches the disk as one, as it does in a
-    journal. Nodes, not paths: what is renamed keeps its content.
+    A change of directories is a list of (directory node, name, node or None) that reaches the disk as one, as it does
+    in a journal. Nodes, not paths: what is renamed keeps its content.
     """
 
     def __init__(self, root: Path):

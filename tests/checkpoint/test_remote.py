@@ -1,4 +1,4 @@
-"""Copies at a remote: whatever call fails, or is a process's last, the remote holds the old checkpoint or the new one, whole."""
+"""Copies at a remote: whatever call fails, or is the last, it holds the old checkpoint or the new one, whole."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def named(url: str) -> dict[str, list[str]]:
     return {name: [one.entry_name for one in held] for name, held in Remote(url).names().items()}
 
 
-# -- what is copied ------------------------------------------------------------------------------------------------------
+# -- what is copied ----------------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_and_its_names_are_copied(store: CheckpointStore, url: str) -> None:
@@ -168,7 +168,7 @@ def test_a_name_that_is_only_there_stays(store: CheckpointStore, url: str) -> No
     assert named(url) == {"latest": [entry.name], "mine": [entry.name]}
 
 
-# -- what is kept there --------------------------------------------------------------------------------------------------
+# -- what is kept there ------------------------------------------------------------------------------------------------
 
 
 def test_the_last_n_and_what_a_name_holds_are_kept(store: CheckpointStore, url: str) -> None:
@@ -197,7 +197,7 @@ def test_the_manifest_is_deleted_first(store: CheckpointStore) -> None:
     assert deleted[0] == MANIFEST and len(deleted) == 6
 
 
-# -- crashes and failures, at every call -----------------------------------------------------------------------------------
+# -- crashes and failures, at every call -------------------------------------------------------------------------------
 
 
 def two_checkpoints(store: CheckpointStore, url: str) -> Callable[[Remote], None]:
@@ -323,7 +323,7 @@ def test_half_an_object_that_was_acknowledged_is_noticed(store: CheckpointStore,
     assert list(named(remote.url)) == ["latest"]
 
 
-# -- beside the training -----------------------------------------------------------------------------------------------------
+# -- beside the training -----------------------------------------------------------------------------------------------
 
 
 class Held:
@@ -427,7 +427,7 @@ def test_a_failure_that_lasts_is_told_once(store: CheckpointStore) -> None:
     assert isinstance(one.last_error, RemoteError)
 
 
-# -- what comes back ---------------------------------------------------------------------------------------------------------
+# -- what comes back ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -628,7 +628,7 @@ def test_an_adoption_that_fails_at_any_call_leaves_the_store_as_it_was(there: An
     assert failed > 20
 
 
-# -- which one a run goes on from ----------------------------------------------------------------------------------------------
+# -- which one a run goes on from --------------------------------------------------------------------------------------
 
 
 def last(url: str, root: Path) -> Resolution:
@@ -663,7 +663,7 @@ def test_a_copy_of_weights_only_is_nothing_to_go_on_from(store: CheckpointStore,
     assert found.entry is not None and found.entry.step == 1 and found.findings == ()
 
 
-# -- URLs ----------------------------------------------------------------------------------------------------------------------
+# -- URLs --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -708,7 +708,7 @@ def test_a_remote_that_does_not_answer_is_no_empty_remote() -> None:
         remote.checkpoints()
 
 
-# -- the command line ------------------------------------------------------------------------------------------------------------
+# -- the command line --------------------------------------------------------------------------------------------------
 
 
 def test_fetch_brings_a_checkpoint_by_any_of_its_names(
@@ -761,7 +761,7 @@ def test_names_that_runs_give_are_told_from_tags() -> None:
     assert is_managed("epoch_3") and is_managed("best_val_loss") and not is_managed("before-finetune")
 
 
-# -- what is another run's, or all that is left ----------------------------------------------------------------------------
+# -- what is another run's, or all that is left ------------------------------------------------------------------------
 
 
 def test_retention_deletes_nothing_of_another_run(tmp_path: Path, url: str) -> None:

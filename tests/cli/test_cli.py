@@ -617,7 +617,10 @@ def test_a_full_disk_is_told_with_the_wanted_file_and_the_sizes(call, run, tmp_p
     monkeypatch.setattr("shutil.copyfile", full)
     for name in ("w.safetensors", "w.pdparams"):
         code, _, err = call("export", run, tmp_path / name)
-        said = rf"{tmp_path / name} cannot be written: No space left on device: about \d+ B are needed; [\d.]+ \wB were free"
+        said = (
+            rf"{tmp_path / name} cannot be written: No space left on device: "
+            r"about \d+ B are needed; [\d.]+ \wB were free"
+        )
         assert code == FAILED and re.search(said, err)
 
 
@@ -718,7 +721,9 @@ def test_help_has_examples_and_exit_codes(capsys):
 
 
 def command(*arguments, **options):
-    block = "import sys; sys.modules['paddle'] = None; from paddlelite_trainer.cli import main; sys.exit(main(sys.argv[1:]))"
+    block = (
+        "import sys; sys.modules['paddle'] = None; from paddlelite_trainer import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
     return subprocess.Popen([sys.executable, "-c", block, "ckpt", *map(str, arguments)], cwd=ROOT, **options)
 
 
@@ -816,8 +821,12 @@ def test_an_ascii_terminal_shows_other_letters_escaped(run):
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_940, "99.9 kB"), (482_000, "482 kB"), (2.5e9, "2.5 GB"), (3e13, "30.0 TB")]
-)  # fmt: skip
+    ("nbytes", "said"),
+    [
+        *((0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_940, "99.9 kB")),
+        *((482_000, "482 kB"), (2.5e9, "2.5 GB"), (3e13, "30.0 TB")),
+    ],
+)
 def test_sizes_are_humane(nbytes, said):
     assert size(nbytes) == said
 

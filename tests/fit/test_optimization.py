@@ -123,7 +123,7 @@ def by_hand(
     return rates
 
 
-# -- plain, accumulation, clipping ---------------------------------------------------------------------------------------------
+# -- plain, accumulation, clipping -------------------------------------------------------------------------------------
 OPTIMIZERS: dict[str, Configure] = {
     "SGD": lambda m: SGD(0.1, parameters=m.parameters()),
     "Momentum": lambda m: Momentum(0.1, parameters=m.parameters(), use_nesterov=True, weight_decay=1e-3),
@@ -278,7 +278,7 @@ def test_the_optimizers_own_clipping_works_alone() -> None:
     assert differing(weights(module), weights(expected)) == []
 
 
-# -- schedules -----------------------------------------------------------------------------------------------------------------
+# -- schedules ---------------------------------------------------------------------------------------------------------
 SCHEDULES: dict[str, Callable[[], Any]] = {
     "NoamDecay": lambda: lr.NoamDecay(16, 4, 0.5),
     "PiecewiseDecay": lambda: lr.PiecewiseDecay([2, 5], [0.1, 0.05, 0.01]),
@@ -418,7 +418,7 @@ def test_lr_scheduler_step_is_called_in_place_of_ours() -> None:
     assert calls == [("StepDecay", None)] * 3
 
 
-# -- parameter groups, unused parameters ---------------------------------------------------------------------------------------
+# -- parameter groups, unused parameters -------------------------------------------------------------------------------
 def grouped(m: Net) -> Any:
     return AdamW(
         0.02,
@@ -466,7 +466,7 @@ def test_parameters_that_the_loss_does_not_use_do_not_move(name: str) -> None:
     assert all(np.array_equal(after[0], later) for later in after)
 
 
-# -- manual optimization -------------------------------------------------------------------------------------------------------
+# -- manual optimization -----------------------------------------------------------------------------------------------
 class Gan(Module):
     """The discriminator steps at every batch, the generator at every third, each with a schedule of its own."""
 
@@ -612,7 +612,7 @@ def test_several_optimizers_without_manual_optimization_are_an_error_that_shows_
         trainer().fit(net(two), batches())
 
 
-# -- LBFGS ---------------------------------------------------------------------------------------------------------------------
+# -- LBFGS -------------------------------------------------------------------------------------------------------------
 def lbfgs(m: Net) -> Any:
     return paddle.optimizer.LBFGS(
         learning_rate=0.5, max_iter=4, history_size=5, line_search_fn="strong_wolfe", parameters=m.parameters()
@@ -653,7 +653,7 @@ def test_lbfgs_with_accumulation_is_an_error() -> None:
         trainer(accumulate_grad_batches=2).fit(net(lbfgs), batches())
 
 
-# -- groups added during a run -------------------------------------------------------------------------------------------------
+# -- groups added during a run -----------------------------------------------------------------------------------------
 class Thaws(Net):
     """`first` joins the optimizer at step 3, at a tenth of the rate."""
 
@@ -737,7 +737,7 @@ def test_a_parameter_cannot_be_added_twice_and_a_decay_of_its_own_needs_groups()
         trainer().fit(net(HALF["plain list"], kind=Decays), batches())
 
 
-# -- skipping a step -----------------------------------------------------------------------------------------------------------
+# -- skipping a step ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [*OPTIMIZERS])
 def test_a_skipped_step_moves_nothing_and_counts(name: str) -> None:
     class SkipsSecond(Callback):
@@ -758,7 +758,7 @@ def test_a_skipped_step_moves_nothing_and_counts(name: str) -> None:
     assert run.global_step == 3
 
 
-# -- optimizer state -----------------------------------------------------------------------------------------------------------
+# -- optimizer state ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("steps_before", [0, 2])
 @pytest.mark.parametrize("name", [*OPTIMIZERS, "grouped"])
 def test_optimizer_state_is_put_back_into_a_fresh_or_a_used_optimizer(name: str, steps_before: int) -> None:
@@ -776,7 +776,7 @@ def test_optimizer_state_is_put_back_into_a_fresh_or_a_used_optimizer(name: str,
     assert differing(weights(source), weights(target)) == []
 
 
-# -- what configure_optimizers may return --------------------------------------------------------------------------------------
+# -- what configure_optimizers may return ------------------------------------------------------------------------------
 def step_decay() -> Any:
     return lr.StepDecay(0.1, 1, 0.5)
 
@@ -929,7 +929,7 @@ def test_the_step_returns_the_loss_alone_or_in_a_dict() -> None:
     assert differing(weights(module), weights(expected)) == []
 
 
-# -- accumulation and resume ---------------------------------------------------------------------------------------------------
+# -- accumulation and resume -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("cut", range(1, 6))
 def test_a_run_with_accumulation_four_resumed_at_any_step_is_the_same_run(tmp_path: Path, cut: int) -> None:
     settings: dict[str, Any] = {"accumulate_grad_batches": 4, "gradient_clip_val": 0.3}

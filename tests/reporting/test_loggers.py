@@ -414,7 +414,7 @@ def test_a_logger_that_needs_no_directory_is_always_open() -> None:
     assert Printing().is_open
 
 
-# -- a full disk -----------------------------------------------------------------------------------------------------------
+# -- a full disk -------------------------------------------------------------------------------------------------------
 def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

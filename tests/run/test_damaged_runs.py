@@ -1,4 +1,4 @@
-"""Runs with damaged checkpoints: what is used instead is said, what is damaged is set aside, and nothing is passed off as the best."""
+"""Runs with damaged checkpoints: what is used instead is said, what is damaged set aside, no other is called best."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from .append_only import AppendOnlyFile
 class Logger:
     """Base class of loggers; a logger of your own needs `log_metrics` and nothing else.
 
-    The Trainer calls `open` when a fit has its run directory, the rest as documented, on rank 0 only. What a logger returns
-    from `state_dict` is kept in every checkpoint; a fit that resumes calls `load_state_dict` with it, and one that starts from
-    nothing with `{}`, since nothing was logged then that is to stay.
+    The Trainer calls `open` when a fit has its run directory, the rest as documented, on rank 0 only. What a logger
+    returns from `state_dict` is kept in every checkpoint; a fit that resumes calls `load_state_dict` with it, and one
+    that starts from nothing with `{}`, since nothing was logged then that is to stay.
 
         class PrintLogger(Logger):
             def log_metrics(self, metrics, step=None):
@@ -76,11 +76,11 @@ class Logger:
         """Bring everything logged so far to the disk."""
 
     def finalize(self, status: str) -> None:
-        """Called when a fit ends, with "finished" or "failed" (an interrupted one has failed); logging may go on afterwards."""
+        """Called when a fit ends, with "finished" or "failed" (an interrupted one has failed); more may follow."""
         self.save()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this logger: enough to take back everything logged later. `save` comes before the checkpoint."""
+        """What a checkpoint keeps of this logger: enough to take back all that comes later. `save` comes before."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Logger:
 
 
 class FileLogger(Logger):
-    """A logger whose files are in `directory`, a folder inside the run directory; so it logs when `open` has named the run.
+    """A logger with files in `directory`, a folder inside the run directory: it can log once `open` has named the run.
 
     Only the subclass opens `_file`; `save` and `finalize` are here.
     """
