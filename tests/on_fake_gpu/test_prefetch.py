@@ -19,7 +19,7 @@ import fake_gpu
 import numpy as np
 import paddle
 import pytest
-import test_signals_while_waiting as waiting
+from machine import test_signals_while_waiting as waiting
 from models import Classifier, make_batches, quiet_trainer, same_weights, weights_of
 from paddle.io import DataLoader, Dataset, IterableDataset
 
