@@ -89,11 +89,13 @@ class MetricCollector:
                 version = value.inplace_version
         else:
             version = 0
-            if isinstance(value, paddle.metric.Metric):
+            if isinstance(value, (float, int)):
+                pass
+            elif isinstance(value, paddle.metric.Metric):
                 if not isinstance(series, PaddleMetricSeries):
                     series = self._series[name] = PaddleMetricSeries.instead_of(series)
                 value = series.ask(value, self.paddle_metrics)
-            elif not isinstance(value, (float, int)):
+            else:
                 value = _number(name, value)
         if series.pending and not on_epoch:  # of a step's value only the newest is ever asked for
             series.pending[0], series.versions[0] = value, version
