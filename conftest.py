@@ -1,4 +1,4 @@
-"""Lets a bare checkout import the top-level callbacks/ as paddlelite_trainer.callbacks, as the installed package does."""
+"""Lets a bare checkout import callbacks/ as paddlelite_trainer.callbacks, as the installed package does."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Saving and loading beside paddle.save and paddle.load: stall, throughput, commit of a tiny state, cost of a pin (P1 to P7).
+"""Saving and loading beside paddle.save and paddle.load: stall, throughput, a tiny state, a pin (P1 to P7).
 
     python benchmarks/checkpoint.py [--sizes 1,16,256,1024] [--pairs 5] [--dir PATH] [--json]
 
@@ -218,7 +218,7 @@ def measure_pins(directory: Path) -> dict[str, float]:
 
 
 def measure_share(directory: Path, slices: int) -> dict[str, float]:
-    """What background saves take of a training's time at an interval of 100 stalls: slices with a save beside slices without."""
+    """What background saves take of a training's time at an interval of 100 stalls: slices with a save and without."""
     width = 1448  # two layers of 8.4 MB
     model = paddle.nn.Sequential(paddle.nn.Linear(width, width), paddle.nn.ReLU(), paddle.nn.Linear(width, width))
     optimizer = paddle.optimizer.SGD(1e-4, parameters=model.parameters())
@@ -338,22 +338,22 @@ def main() -> None:
         gigabytes = size["bytes"] / 1e9
         print(
             f"{megabytes} MB: save {ms(size['save'])} ({gigabytes / size['save']:.2f} GB/s), paddle.save + fsync "
-            f"{ms(size['paddle_save'])} ({gigabytes / size['paddle_save']:.2f} GB/s); load verified {ms(size['load'])}, "
-            f"paddle.load {ms(size['paddle_load'])}"
+            f"{ms(size['paddle_save'])} ({gigabytes / size['paddle_save']:.2f} GB/s); "
+            f"load verified {ms(size['load'])}, paddle.load {ms(size['paddle_load'])}"
         )
         for promise, figure, bound, held in verdicts(size):
             print(f"    {promise:<38} {figure:>12}   {bound:<16} {'yes' if held else 'NO'}")
         print(f"    deleting the checkpoint before it          {ms(size['delete']):>12}")
     share = results["share"]
     print(
-        f"training 17 MB with a background save every {share['interval']:.2f} s (100 stalls): P2 waits {share['stall_share']:.2%} of the time "
-        f"(<= 1 %), and is {share['slower']:+.2%} slower in all"
+        f"training 17 MB with a background save every {share['interval']:.2f} s (100 stalls): "
+        f"P2 waits {share['stall_share']:.2%} of the time (<= 1 %), and is {share['slower']:+.2%} slower in all"
     )
     small = results["small"]
     print(f"tiny state: P4 commit {ms(small['tiny_commit'])} (<= 50 ms)")
     print(
-        f"one more pin: P7 {ms(small['pin_in_a_save'])} within a save, {ms(small['tag'])} as a durable tag of its own (<= 1 ms), "
-        f"{small['pin_bytes']:.0f} bytes (0)"
+        f"one more pin: P7 {ms(small['pin_in_a_save'])} within a save, {ms(small['tag'])} as a durable tag of its own "
+        f"(<= 1 ms), {small['pin_bytes']:.0f} bytes (0)"
     )
 
 

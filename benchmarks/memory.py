@@ -1,4 +1,4 @@
-"""Resident memory over the hand-written loop, which does not import the package, and whether it grows with steps and epochs.
+"""Resident memory over the hand-written loop without the package, and whether it grows with steps and epochs.
 
 python benchmarks/memory.py [--steps 50000] [--json]
 """
@@ -78,7 +78,8 @@ def main() -> None:
             + " ".join(f"{value:.0f}" for value in result[name])
         )
     print(
-        f"over the hand-written loop at the end: {result['over']:+.1f} MB (goal <= 20); grown since two tenths: {result['growth']:+.1f} MB (goal: flat)"
+        f"over the hand-written loop at the end: {result['over']:+.1f} MB (goal <= 20); grown since two tenths: "
+        f"{result['growth']:+.1f} MB (goal: flat)"
     )
 
 

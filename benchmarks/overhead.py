@@ -1,4 +1,4 @@
-"""What the trainer adds to a step, over the loop written by hand; beside paddle.Model, and Lightning where it is installed.
+"""What the trainer adds to a step, over the hand-written loop; beside paddle.Model, and Lightning where there is one.
 
 python benchmarks/overhead.py [--rounds 15] [--steps 300] [--lightning-python PATH] [--json]
 """
@@ -51,7 +51,8 @@ class MLP(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 class Clock(L.Callback):
     def on_train_epoch_start(self, trainer, module): self.started = time.perf_counter()
-    def on_train_epoch_end(self, trainer, module): self.microseconds = (time.perf_counter() - self.started) / steps * 1e6
+    def on_train_epoch_end(self, trainer, module):
+        self.microseconds = (time.perf_counter() - self.started) / steps * 1e6
 def hand():
     model = MLP(); optimizer = model.configure_optimizers()
     for _ in range(2):

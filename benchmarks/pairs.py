@@ -40,7 +40,7 @@ def rounds(contenders: Mapping[str, Contender], count: int) -> dict[str, list[fl
 def table(
     title: str, costs: Mapping[str, list[float]], against: str, goals: Mapping[str, str], unit: str
 ) -> dict[str, Any]:
-    """Medians, spread, and the difference and ratio to `against`, taken round by round; of differences the middle half too."""
+    """Medians, spread, difference and ratio to `against`, round by round; of differences the middle half too."""
     rows = {}
     for name, own in costs.items():
         differences = [one - other for one, other in zip(own, costs[against])]

@@ -54,7 +54,7 @@ class EpochBesideHand(Callback):
 
 
 def over_hand_by_thirds(steps: int) -> dict[str, list[float]]:
-    """What everything on adds to a step in each third of a run of epochs of 500 steps, checkpoints and validation included."""
+    """What everything on adds to a step in each third of a run in epochs of 500 steps, checkpoints included."""
     batches = make_batches(500)
     clock = EpochBesideHand(batches)
     callbacks = (clock, ModelCheckpoint(monitor="val_loss"), EarlyStopping("val_loss", patience=10**6), LRMonitor())

@@ -1,4 +1,4 @@
-"""What an import costs over Paddle's own, and what lies between Trainer(...) and the first step; each in a fresh process.
+"""What an import costs over Paddle's own, and what comes before the first step; each in a fresh process.
 
 python benchmarks/startup.py [--rounds 7] [--json]
 """
@@ -42,7 +42,8 @@ with tempfile.TemporaryDirectory() as root:
 """
 STATEMENTS = {
     "by hand": (
-        "model = MLP(); optimizer = model.configure_optimizers(); loss = F.cross_entropy(model(batches[0][0]), batches[0][1]); "
+        "model = MLP(); optimizer = model.configure_optimizers(); "
+        "loss = F.cross_entropy(model(batches[0][0]), batches[0][1]); "
         "loss.backward(); optimizer.step(); optimizer.clear_grad(); print('TOOK', time.perf_counter() - started)"
     ),
     "Trainer, bare": "Trainer(**bare(max_epochs=1, callbacks=[First()])).fit(MLP(), batches)",
@@ -54,7 +55,7 @@ STATEMENTS = {
 
 
 def run(code: str, compiled: str) -> float:
-    """Milliseconds that the code says it took; modules are compiled in the warm-up round, as an installation does it."""
+    """Milliseconds that the code says it took; the warm-up round compiles modules, as an installation does."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     out = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

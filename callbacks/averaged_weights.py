@@ -9,19 +9,20 @@ import paddle
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.checkpoint import open_checkpoint
 from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError
+from paddlelite_trainer.optimizers import master_weights
 
 
 class AveragedWeights(Callback):
     """Base of the callbacks that average weights; a subclass decides when, with `begin` and `move`.
 
     Averaged is every floating-point parameter, in float32 at least; where the optimizer keeps float32 masters of half
-    precision weights, those. In Paddle the running statistics of BatchNorm are parameters too. Buffers are not averaged:
-    evaluation uses the live ones.
+    precision weights, those. In Paddle the running statistics of BatchNorm are parameters too. Buffers are not
+    averaged: evaluation uses the live ones.
 
     A checkpoint holds the live weights in `model.pdparams`, always, and the averages in a file of their own, which is a
-    complete set of weights: `Module.load_from_checkpoint("runs/version_0/best/ema.pdparams")`. Validation during fit, and
-    validate, test and predict, run with the averages: those of `ckpt_path` if one is given, else those of the last fit.
-    With `evaluate_with_average=False` they never do.
+    complete set of weights: `Module.load_from_checkpoint("runs/version_0/best/ema.pdparams")`. Validation during fit,
+    and validate, test and predict, run with the averages: those of `ckpt_path` if one is given, else those of the last
+    fit. With `evaluate_with_average=False` they never do.
     """
 
     def __init__(self, file: str, *, evaluate_with_average: bool) -> None:
@@ -94,8 +95,8 @@ class AveragedWeights(Callback):
         ]
         if len(rivals) > 1:
             raise ConfigurationError(
-                f"evaluation can use one average, and {' and '.join(type(rival).__name__ for rival in rivals)} both have "
-                "evaluate_with_average=True: set it to False for all but one"
+                f"evaluation can use one average, and {' and '.join(type(rival).__name__ for rival in rivals)} both "
+                "have evaluate_with_average=True: set it to False for all but one"
             )
         if stage == "fit":
             self._averages, self._averaged_module, self._pairs = {}, None, []
@@ -108,7 +109,8 @@ class AveragedWeights(Callback):
             return
         if self.file in checkpoint["files"]:
             raise ConfigurationError(
-                f"two callbacks keep averages in {self.file}; give one of them another name: {type(self).__name__}(name=...)"
+                f"two callbacks keep averages in {self.file}; give one of them another name: "
+                f"{type(self).__name__}(name=...)"
             )
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         checkpoint["files"][self.file] = {
@@ -169,7 +171,7 @@ def _masters(trainer: Trainer) -> dict[str, Any]:
     """{parameter's name in Paddle: its float32 master}; none but under O2."""
     masters: dict[str, Any] = {}
     for optimizer in trainer.optimizers:
-        masters.update(getattr(optimizer, "_master_weights", None) or {})
+        masters.update(master_weights(optimizer))
     return masters
 
 

@@ -30,9 +30,10 @@ class EarlyStopping(Callback):
         check_finite: stop at NaN or infinity; where False, NaN counts as no improvement.
         stopping_threshold: stop as soon as the metric is better than this.
         divergence_threshold: stop as soon as it is worse than this.
-        check_on_train_epoch_end: None as above; True evaluates a validation's metric at the epoch's end, False never there.
-        restore_best_weights: put the weights with the best score into the module when the fit ends. They are read from a
-            checkpoint, which this callback pins as `early-stopping-best`, so the best survives a crash.
+        check_on_train_epoch_end: None as above; True evaluates a validation's metric at the epoch's end, False never
+            there.
+        restore_best_weights: put the weights with the best score into the module when the fit ends. They are read from
+            a checkpoint, which this callback pins as `early-stopping-best`, so the best survives a crash.
         start_from_epoch: completed epochs before the first evaluation.
 
     To read: `wait_count` (evaluations without improvement), `best_score`, `stopped_epoch` (index of the epoch whose
@@ -119,7 +120,8 @@ class EarlyStopping(Callback):
         self._last_score = state_dict["last_score"]
         self._waiting = state_dict["waiting"]
         if state_dict["patience"] != self.patience:
-            self._note = f"EarlyStopping({self.monitor!r}): patience was {state_dict['patience']}, now {self.patience}, which counts"
+            before = state_dict["patience"]
+            self._note = f"EarlyStopping({self.monitor!r}): patience was {before}, now {self.patience}, which counts"
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage != "fit":
@@ -143,7 +145,8 @@ class EarlyStopping(Callback):
             trainer.stop(f"already stopped after {self.stopped_epoch + 1} epochs: {reason}", for_good=False)
         else:
             trainer.print(
-                f"EarlyStopping({self.monitor!r}): had stopped ({self.stopping_reason}); with the present arguments the run goes on"
+                f"EarlyStopping({self.monitor!r}): had stopped ({self.stopping_reason}); "
+                "with the present arguments the run goes on"
             )
             self.stopped_epoch, self.stopping_reason = 0, None
 
@@ -153,7 +156,7 @@ class EarlyStopping(Callback):
             return None
         return self._reason(self._last_score)
 
-    # -- when to evaluate ------------------------------------------------------------------------------------------------
+    # -- when to evaluate ----------------------------------------------------------------------------------------------
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._metric.look(trainer)  # what came with the checkpoint has been evaluated
         imported = trainer.imported_best
@@ -194,7 +197,7 @@ class EarlyStopping(Callback):
     def _is_fit(trainer: Trainer) -> bool:
         return trainer.state == "fit" and not trainer.sanity_checking
 
-    # -- what it means -----------------------------------------------------------------------------------------------------
+    # -- what it means -------------------------------------------------------------------------------------------------
     def _evaluate(self, trainer: Trainer, score: float) -> None:
         if trainer.current_epoch < self.start_from_epoch:
             return
@@ -224,10 +227,13 @@ class EarlyStopping(Callback):
             return f"{self.monitor} {score:.6g} is worse than the divergence_threshold {self.divergence_threshold:g}"
         if self.wait_count >= self.patience and self.wait_count > 0:
             more = f" by more than {self.min_delta:g}" if self.min_delta else ""
-            return f"{self.monitor} has not improved{more} in {self.wait_count} evaluations, the best was {self.best_score:.6g}"
+            return (
+                f"{self.monitor} has not improved{more} in {self.wait_count} evaluations, "
+                f"the best was {self.best_score:.6g}"
+            )
         return None
 
-    # -- the best weights --------------------------------------------------------------------------------------------------
+    # -- the best weights ----------------------------------------------------------------------------------------------
     def on_save_point(self, trainer: Trainer, module: Module, save_point: SavePoint) -> dict[str, list[str]] | None:
         if not self.restore_best_weights or save_point.reason not in ("validation", "train_epoch"):
             return None
@@ -250,7 +256,8 @@ class EarlyStopping(Callback):
         if best is not None:
             trainer.load_weights_of(best)
             trainer.print(
-                f"EarlyStopping: the weights of epoch {best.epoch} are restored, {self.monitor} {best.metrics[self.monitor]:.6g}"
+                f"EarlyStopping: the weights of epoch {best.epoch} are restored, {self.monitor} "
+                f"{best.metrics[self.monitor]:.6g}"
             )
 
     def on_already_over(self, trainer: Trainer, module: Module) -> None:

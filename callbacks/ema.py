@@ -11,14 +11,14 @@ from .averaged_weights import AveragedWeights
 
 
 class ExponentialMovingAverage(AveragedWeights):
-    """Averages the weights over the steps, `average += (1 - decay) * (weight - average)`, and evaluates with the average.
+    """Averages weights over the steps, `average += (1 - decay) * (weight - average)`, and evaluates with the average.
 
         Trainer(callbacks=[ExponentialMovingAverage(decay=0.999), ModelCheckpoint(monitor="val_acc", mode="max")])
 
-    The average begins as a copy of the weights at `start_step` and is moved after every `update_every_n_steps`-th optimizer
-    step. With `warmup` the n-th move, from 0, uses min(decay, (1 + n) / (10 + n)), so that the first weights are soon
-    forgotten (the formula of TensorFlow's ExponentialMovingAverage(num_updates=)). With `update_every_n_steps=k`, a decay of
-    `d ** k` forgets as fast as `d` at every step.
+    The average begins as a copy of the weights at `start_step` and is moved after every `update_every_n_steps`-th
+    optimizer step. With `warmup` the n-th move, from 0, uses min(decay, (1 + n) / (10 + n)), so that the first weights
+    are soon forgotten (the formula of TensorFlow's ExponentialMovingAverage(num_updates=)). With
+    `update_every_n_steps=k`, a decay of `d ** k` forgets as fast as `d` at every step.
 
     Checkpoints hold the average in `<name>.pdparams`; what it covers and where it is used: see AveragedWeights.
     """
@@ -35,7 +35,8 @@ class ExponentialMovingAverage(AveragedWeights):
     ) -> None:
         if not 0.0 <= decay < 1.0:
             raise ConfigurationError(
-                f"ExponentialMovingAverage(decay=...) must be from 0.0 to below 1.0 (0.999: over about 1000 steps), got {decay!r}"
+                "ExponentialMovingAverage(decay=...) must be from 0.0 to below 1.0 (0.999: "
+                f"over about 1000 steps), got {decay!r}"
             )
         for setting, value, least in (("start_step", start_step, 0), ("update_every_n_steps", update_every_n_steps, 1)):
             if value < least:

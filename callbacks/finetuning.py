@@ -9,11 +9,12 @@ import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError, did_you_mean
+from paddlelite_trainer.layers import batch_norms, running_statistics
 from paddlelite_trainer.optimizers import parameters_of
 
 
 class BaseFinetuning(Callback):
-    """Override `freeze_before_training`, which runs before configure_optimizers, and `finetune_function`, which runs at each epoch's start.
+    """Override `freeze_before_training` (before configure_optimizers) and `finetune_function` (as an epoch starts).
 
         class Thaw(BaseFinetuning):
             def freeze_before_training(self, module):
@@ -23,7 +24,8 @@ class BaseFinetuning(Callback):
                 if epoch == 5:
                     self.unfreeze_and_train(trainer, module.encoder, learning_rate_ratio=0.1)
 
-    What is frozen and which parameters the optimizers have is part of a checkpoint: a resumed run finds both as they were.
+    What is frozen and which parameters the optimizers have is part of a checkpoint: a resumed run finds both as they
+    were.
     """
 
     def __init__(self) -> None:
@@ -48,12 +50,12 @@ class BaseFinetuning(Callback):
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         self.finetune_function(trainer, module, trainer.current_epoch)
 
-    # -- for subclasses ---------------------------------------------------------------------------------------------------------
+    # -- for subclasses ------------------------------------------------------------------------------------------------
     @staticmethod
     def freezable(layer: paddle.nn.Layer, *, train_bn: bool = False) -> list[Any]:
         """The layer's parameters that can learn; with `train_bn` without those of BatchNorm layers."""
-        norms = _batch_norms(layer)
-        left_out = {id(value) for norm in norms for value in (norm._mean, norm._variance)}
+        norms = batch_norms(layer)
+        left_out = {id(value) for norm in norms for value in running_statistics(norm).values()}
         if train_bn:
             left_out |= {id(parameter) for norm in norms for parameter in norm.parameters()}
         return [parameter for parameter in layer.parameters() if id(parameter) not in left_out]
@@ -72,7 +74,7 @@ class BaseFinetuning(Callback):
         optimizer_index: int = 0,
         learning_rate_ratio: float = 1.0,
     ) -> None:
-        """Let these learn at `learning_rate_ratio` times an optimizer's rate; parameters that no optimizer has join that one."""
+        """Let these learn at `learning_rate_ratio` times an optimizer's rate; what no optimizer has joins it."""
         is_layer = isinstance(layer_or_parameters, paddle.nn.Layer)
         parameters = BaseFinetuning.freezable(layer_or_parameters) if is_layer else list(layer_or_parameters)
         for parameter in parameters:
@@ -97,15 +99,15 @@ class BaseFinetuning(Callback):
 
 
 class BackboneFinetuning(BaseFinetuning):
-    """Trains the rest of the model alone, and from an epoch on the backbone with it, at a rate that grows to the others'.
+    """Trains the rest of the model alone, and from an epoch on the backbone too, at a rate that grows to the others'.
 
         Trainer(callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=5)])
 
-    `module.<backbone>` is frozen before training. At `unfreeze_backbone_at_epoch` it learns at `backbone_initial_ratio_lr`
-    times the optimizer's rate, and each epoch the ratio is multiplied by `ratio_growth`, up to 1 (with
-    `should_align=False`, without end). `configure_optimizers` may leave frozen parameters out: they join the first optimizer.
-    With `train_bn`, BatchNorm layers of the backbone are never frozen; without it they keep their statistics, too, until the
-    backbone is unfrozen.
+    `module.<backbone>` is frozen before training. At `unfreeze_backbone_at_epoch` it learns at
+    `backbone_initial_ratio_lr` times the optimizer's rate, and each epoch the ratio is multiplied by `ratio_growth`, up
+    to 1 (with `should_align=False`, without end). `configure_optimizers` may leave frozen parameters out: they join the
+    first optimizer. With `train_bn`, BatchNorm layers of the backbone are never frozen; without it they keep their
+    statistics, too, until the backbone is unfrozen.
     """
 
     def __init__(
@@ -143,13 +145,13 @@ class BackboneFinetuning(BaseFinetuning):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.current_epoch < self.unfreeze_backbone_at_epoch and not self.train_bn:
-            for norm in _batch_norms(self._backbone(module)):
+            for norm in batch_norms(self._backbone(module)):
                 norm.eval()  # fit has put the whole module into train mode
 
     def finetune_function(self, trainer: Trainer, module: Module, epoch: int) -> None:
         if epoch == self.unfreeze_backbone_at_epoch:
             backbone = self._backbone(module)
-            for norm in _batch_norms(backbone):
+            for norm in batch_norms(backbone):
                 norm.train()
             self.unfreeze_and_train(trainer, self._late(module), learning_rate_ratio=self.learning_rate_ratio(epoch))
         elif epoch > self.unfreeze_backbone_at_epoch:
@@ -166,8 +168,3 @@ class BackboneFinetuning(BaseFinetuning):
                 f"{did_you_mean(self.backbone, layers)}"
             )
         return layers[self.backbone]
-
-
-def _batch_norms(layer: paddle.nn.Layer) -> list[Any]:
-    layers = layer.sublayers(include_self=True)
-    return [one for one in layers if hasattr(one, "_mean") and hasattr(one, "_variance")]

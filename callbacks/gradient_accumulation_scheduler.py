@@ -9,7 +9,7 @@ from paddlelite_trainer.errors import ConfigurationError
 
 
 class GradientAccumulationScheduler(Callback):
-    """Sets `accumulate_grad_batches` by epoch: {0: 8, 4: 2} accumulates 8 batches in epochs 0 to 3, and 2 from epoch 4 on.
+    """Sets `accumulate_grad_batches` by epoch: {0: 8, 4: 2} accumulates 8 batches in epochs 0 to 3, then 2.
 
     `Trainer(accumulate_grad_batches={0: 8, 4: 2})` is the same without a callback.
     """
@@ -20,7 +20,8 @@ class GradientAccumulationScheduler(Callback):
         for epoch, batches in scheduling.items():
             if type(epoch) is not int or epoch < 0 or type(batches) is not int or batches < 1:
                 raise ConfigurationError(
-                    f"GradientAccumulationScheduler takes {{epoch >= 0: batches >= 1}} in integers, got {{{epoch!r}: {batches!r}}}"
+                    "GradientAccumulationScheduler takes {epoch >= 0: batches >= 1} in integers, "
+                    f"got {{{epoch!r}: {batches!r}}}"
                 )
         self.scheduling = {0: 1, **scheduling}
 
@@ -38,7 +39,7 @@ class GradientAccumulationScheduler(Callback):
         expected = (1, self.get_accumulate_grad_batches(0), self.get_accumulate_grad_batches(trainer.current_epoch))
         if trainer.accumulate_grad_batches not in expected:
             raise ConfigurationError(
-                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) and a GradientAccumulationScheduler say "
-                "different things; keep one"
+                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) and a "
+                "GradientAccumulationScheduler say different things; keep one"
             )
         trainer.accumulate_grad_batches = self.scheduling  # the whole of it, before a checkpoint's is compared with it

@@ -16,8 +16,8 @@ from paddlelite_trainer.optimizers import parameters_of
 class GradientNormWatch(Callback):
     """Logs `grad_norm`, the 2-norm of all gradients before clipping, every n-th optimizer step; no copy to the host.
 
-    Where the Trainer clips by norm, the norm that clipping computed anyway is used, so it costs nothing. With `per_layer`
-    `grad_norm/<top-level layer>` is logged as well, by a pass of its own.
+    Where the Trainer clips by norm, the norm that clipping computed anyway is used, so it costs nothing. With
+    `per_layer` `grad_norm/<top-level layer>` is logged as well, by a pass of its own.
     """
 
     def __init__(self, every_n_steps: int | None = None, *, per_layer: bool = False) -> None:
@@ -50,11 +50,13 @@ class GradientNormWatch(Callback):
 
 
 class LossSpikeWatch(Callback):
-    """Warns, or stops, when the training loss jumps: `threshold` standard deviations above the mean of the last `window`.
+    """Warns, or stops, when the training loss jumps: `threshold` deviations above the mean of the last `window`.
 
     Losses stay on the device and are read together, every `check_every_n_batches` (default: the Trainer's
     `log_every_n_steps`) and at a checkpoint; each is judged by those before it, a tenth of the window at least, with a
-    deviation of at least 0.1 % of their mean. With several processes the mean of their losses is judged, by all alike. A spike, or a loss that is NaN or infinite, does not join the window. `loss_spikes` in the metrics counts over the run.
+    deviation of at least 0.1 % of their mean. With several processes the mean of their losses is judged, by all alike.
+    A spike, or a loss that is NaN or infinite, does not join the window. `loss_spikes` in the metrics counts over the
+    run.
     """
 
     def __init__(

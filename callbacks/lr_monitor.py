@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.optimizers import coefficient, default, parameter_groups
 
 
 class LRMonitor(Callback):
@@ -15,12 +16,12 @@ class LRMonitor(Callback):
 
         Trainer(callbacks=[LRMonitor(logging_interval="step")], ...)
 
-    Names: `lr` for a single optimizer; `lr-AdamW`, `lr-SGD` for several, `lr-AdamW-1` for the second of a class; a scheduler's
-    own `name`, if it was given one; `/group_<i>` behind it where an optimizer has several parameter groups.
+    Names: `lr` for a single optimizer; `lr-AdamW`, `lr-SGD` for several, `lr-AdamW-1` for the second of a class; a
+    scheduler's own `name`, if it was given one; `/group_<i>` behind it where an optimizer has several parameter groups.
 
     Args:
-        logging_interval: "step" logs at the steps at which metrics are logged (`log_every_n_steps`), the rate with which
-            that step was made; "epoch" the rate at each epoch's start; None follows each optimizer's scheduler.
+        logging_interval: "step" logs at the steps at which metrics are logged (`log_every_n_steps`), the rate with
+            which that step was made; "epoch" the rate at each epoch's start; None follows each optimizer's scheduler.
         log_momentum: also `<name>-momentum` (of Adam: its beta1).
         log_weight_decay: also `<name>-weight_decay`.
     """
@@ -78,7 +79,7 @@ class LRMonitor(Callback):
         return values
 
     def _values(self, optimizer: Any, name: str) -> Iterator[tuple[str, float]]:
-        groups = [group for group in optimizer._param_groups if isinstance(group, Mapping)]
+        groups = [group for group in parameter_groups(optimizer) if isinstance(group, Mapping)]
         rate = float(optimizer.get_lr())
         for position, group in enumerate(groups or [{}]):
             own = f"{name}/group_{position}" if len(groups) > 1 else name
@@ -103,10 +104,10 @@ def _names(trainer: Trainer) -> list[str]:
 
 def _first_number(group: Mapping[str, Any], optimizer: Any, keys: tuple[str, ...]) -> float:
     """Of the group, else of the optimizer; 0.0 where neither has it."""
-    found = [group.get(key, optimizer._default_dict.get(key)) for key in keys]
+    found = [group.get(key, default(optimizer, key)) for key in keys]
     found.append(getattr(optimizer, "regularization", None) if "weight_decay" in keys else None)
     for value in found:
-        value = getattr(value, "_coeff", value)  # a paddle.regularizer.L2Decay
+        value = coefficient(value)
         if value is not None:
             return float(value.item() if hasattr(value, "item") else value)
     return 0.0

@@ -54,12 +54,13 @@ class ModelCheckpoint(Callback):
         filename: names for the checkpoints kept; `auto_insert_metric_name` writes `val_acc=0.912` instead of `0.912`.
         save_top_k: how many of the best are kept; 0 for none, -1 for every checkpoint. Without a monitor only -1, 0
             and 1 (the newest).
-        save_weights_only: write no optimizer and no training state. `latest` is then left alone: it is there to go on from.
+        save_weights_only: write no optimizer and no training state. `latest` is then left alone: it is there to go on
+            from.
         every_n_train_steps, train_time_interval, every_n_epochs: when to save; at most one of them, default each epoch.
-            `every_n_epochs` may be a schedule {start: n}: {0: 5, 0.3: 20} saves every 5 epochs, and every 20 after 30 % of
-            max_epochs; whole numbers are epochs. The last epoch of a run always refreshes `latest`.
-        save_on_train_epoch_end: None saves at each epoch's end and after validations within an epoch; True leaves out the
-            latter, False leaves out epochs' ends without a validation.
+            `every_n_epochs` may be a schedule {start: n}: {0: 5, 0.3: 20} saves every 5 epochs, and every 20 after
+            30 % of max_epochs; whole numbers are epochs. The last epoch of a run always refreshes `latest`.
+        save_on_train_epoch_end: None saves at each epoch's end and after validations within an epoch; True leaves out
+            the latter, False leaves out epochs' ends without a validation.
         save_on_exception: save what the last complete batch left when something raises.
     """
 
@@ -87,8 +88,8 @@ class ModelCheckpoint(Callback):
         check_monitor("ModelCheckpoint", monitor, mode)
         if isinstance(dirpath, str) and "://" in dirpath:
             raise ConfigurationError(
-                f"ModelCheckpoint(dirpath={dirpath!r}): checkpoints are written to a disk first. To have them in an object storage too, "
-                f"add RemoteCopy({dirpath!r}) to the callbacks."
+                f"ModelCheckpoint(dirpath={dirpath!r}): checkpoints are written to a disk first. "
+                f"To have them in an object storage too, add RemoteCopy({dirpath!r}) to the callbacks."
             )
         self.monitor = monitor
         self.mode = mode
@@ -112,8 +113,8 @@ class ModelCheckpoint(Callback):
         chosen = [name for name, value in ways.items() if value]
         if len(chosen) > 1:
             raise ConfigurationError(
-                f"ModelCheckpoint takes one of {' and '.join(chosen)}; for both use two ModelCheckpoints, which write one "
-                "checkpoint where they agree"
+                f"ModelCheckpoint takes one of {' and '.join(chosen)}; "
+                "for both use two ModelCheckpoints, which write one checkpoint where they agree"
             )
         if not chosen and every_n_epochs is None and not every_n_train_steps:
             self.every_n_epochs = {0: 1}
@@ -185,8 +186,8 @@ class ModelCheckpoint(Callback):
             if isinstance(start, float) and 0.0 < start < 1.0:
                 if max_epochs is None or max_epochs < 0:
                     raise ConfigurationError(
-                        f"ModelCheckpoint(every_n_epochs={dict(self.every_n_epochs)}): {start} is a share of max_epochs, which is "
-                        "not set; give a number of epochs"
+                        f"ModelCheckpoint(every_n_epochs={dict(self.every_n_epochs)}): "
+                        f"{start} is a share of max_epochs, which is not set; give a number of epochs"
                     )
                 starts.append((start * max_epochs, interval))
             else:
@@ -307,7 +308,8 @@ class ModelCheckpoint(Callback):
                 pins.update(self._named(kept, [entry for entry in before if entry not in kept]))
                 if self.verbose:
                     trainer.print(
-                        f"Epoch {candidate.epoch}, step {candidate.step}: {self.monitor} {self.current_score:.6g} is number "
+                        f"Epoch {candidate.epoch}, step {candidate.step}: "
+                        f"{self.monitor} {self.current_score:.6g} is number "
                         f"{kept.index(candidate) + 1} of the best {len(kept)}"
                     )
         if self.save_top_k < 0:
@@ -336,7 +338,7 @@ class ModelCheckpoint(Callback):
         where = f"step_{candidate.step}" if by_step else f"epoch_{candidate.epoch + 1}"
         return {f"before-lr-drop-{where}": [candidate.name], **self._newest(save_point)}
 
-    # -- names -----------------------------------------------------------------------------------------------------------
+    # -- names ---------------------------------------------------------------------------------------------------------
     def _named(self, kept: Sequence[Entry], dropped: Sequence[Entry]) -> dict[str, list[str]]:
         """A pin for each kept checkpoint's own name, and the removal of the others'."""
         if self.filename is None:
@@ -390,7 +392,7 @@ class ModelCheckpoint(Callback):
                 stacklevel=2,
             )
 
-    # -- to read -----------------------------------------------------------------------------------------------------------
+    # -- to read -------------------------------------------------------------------------------------------------------
     def _of_trainer(self) -> Trainer:
         if self._trainer is None:
             raise ConfigurationError("this ModelCheckpoint has not been in a fit yet")
@@ -464,12 +466,14 @@ def _check_filename(filename: str, auto_insert_metric_name: bool) -> None:
     only_numbers = not auto_insert_metric_name and not _PLACEHOLDER.sub("", filename).strip("0123456789")
     if only_numbers and set(_placeholders(filename)) <= {"epoch", "step"}:
         raise ConfigurationError(
-            f"ModelCheckpoint(filename={filename!r}) makes a bare number, which means a step; add something, for example 'at-{filename}'"
+            f"ModelCheckpoint(filename={filename!r}) makes a bare number, which means a step; "
+            f"add something, for example 'at-{filename}'"
         )
     name = _pin_name(filename)
     if not name or name in _RESERVED or name.startswith("best_"):
         raise ConfigurationError(
-            f"ModelCheckpoint(filename={filename!r}) is a name the run directory uses itself; add something, for example '{{epoch}}'"
+            f"ModelCheckpoint(filename={filename!r}) is a name the run directory uses itself; "
+            f"add something, for example '{{epoch}}'"
         )
 
 
@@ -483,8 +487,8 @@ def _epoch_schedule(every_n_epochs: int | Mapping[int | float, int] | None) -> d
         _whole("every_n_epochs", interval, at_least=1)
         if isinstance(start, bool) or not isinstance(start, (int, float)) or start < 0 or 1.0 <= start != int(start):
             raise ConfigurationError(
-                f"ModelCheckpoint(every_n_epochs={dict(every_n_epochs)}): a start is a number of epochs or a share of max_epochs "
-                f"between 0 and 1, got {start!r}"
+                f"ModelCheckpoint(every_n_epochs={dict(every_n_epochs)}): "
+                f"a start is a number of epochs or a share of max_epochs between 0 and 1, got {start!r}"
             )
     return dict(every_n_epochs)
 

@@ -20,15 +20,15 @@ class NonFiniteGuard(Callback):
         NonFiniteGuard("skip")
 
     - "stop": raise NonFiniteError. The weights are still those of the last good step.
-    - "skip": drop the window's gradients; no weight and no optimizer value changes. Counters and schedules go on as after
-      any step.
-    - "roll_back": put back weights, optimizers, loss scale and averages of the newest healthy checkpoint and go on with the
-      next batch. Counters, schedules, data and random numbers go on, so the same batch does not come again.
+    - "skip": drop the window's gradients; no weight and no optimizer value changes. Counters and schedules go on as
+      after any step.
+    - "roll_back": put back weights, optimizers, loss scale and averages of the newest healthy checkpoint and go on with
+      the next batch. Counters, schedules, data and random numbers go on, so the same batch does not come again.
 
-    After `max_in_a_row` bad steps without a good one between them NonFiniteError is raised all the same. `non_finite_steps` and
-    `non_finite_roll_backs` in the metrics count over the whole run, resumes included. With float16, infinite gradients
-    are the loss scaler's business, and only losses are looked at. In manual optimization gradients alone are.
-    LBFGS can only be stopped: it steps by itself.
+    After `max_in_a_row` bad steps without a good one between them NonFiniteError is raised all the same.
+    `non_finite_steps` and `non_finite_roll_backs` in the metrics count over the whole run, resumes included. With
+    float16, infinite gradients are the loss scaler's business, and only losses are looked at. In manual optimization
+    gradients alone are. LBFGS can only be stopped: it steps by itself.
 
     Raises:
         NonFiniteError: as told above; CheckpointNotFoundError where there is no healthy checkpoint to roll back to.
@@ -58,7 +58,8 @@ class NonFiniteGuard(Callback):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         if self.action != "stop" and any(type(optimizer).__name__ == "LBFGS" for optimizer in trainer.optimizers):
             raise ConfigurationError(
-                f"NonFiniteGuard({self.action!r}) cannot hold back LBFGS, which steps by itself: use NonFiniteGuard('stop')"
+                f"NonFiniteGuard({self.action!r}) cannot hold back LBFGS, which steps by itself: "
+                "use NonFiniteGuard('stop')"
             )
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
@@ -101,13 +102,14 @@ class NonFiniteGuard(Callback):
         where = f"epoch {trainer.current_epoch}, batch {trainer.progress.batches_in_epoch}"
         if self.action == "stop":
             raise NonFiniteError(
-                f"{what} is NaN or infinite in {where}. Trainer(detect_anomaly=True) finds the operation it comes from; "
-                "NonFiniteGuard('skip') or ('roll_back') trains on."
+                f"{what} is NaN or infinite in {where}. Trainer(detect_anomaly=True) finds the operation it comes "
+                "from; NonFiniteGuard('skip') or ('roll_back') trains on."
             )
         if self._in_a_row >= self.max_in_a_row:
             raise NonFiniteError(
-                f"{what} is NaN or infinite in {where}, the {self._in_a_row}. bad step in a row: passing over more will not "
-                "help. Trainer(detect_anomaly=True) finds the operation it comes from; a lower learning rate or clipping may help."
+                f"{what} is NaN or infinite in {where}, the {self._in_a_row}. bad step in a row: "
+                "passing over more will not help. Trainer(detect_anomaly=True) finds the operation it comes from; "
+                "a lower learning rate or clipping may help."
             )
         trainer.skip_optimizer_step()
         if self.action == "roll_back":

@@ -20,8 +20,9 @@ _OTHER_COLOURS = ("#55a868", "#8172b3", "#c44e52", "#937860", "#64b5cd", "#8c8c8
 class PlotCurves(Callback):
     """Draws the history, one value per epoch, as `curves.png` in the run directory when the fit ends.
 
-    One panel for each quantity: `train_loss` and `val_loss` share the panel `loss`; learning rates have a panel of their own
-    with a logarithmic axis where they span more than a decade. Needs matplotlib (`pip install 'paddlelite_trainer[plot]'`).
+    One panel for each quantity: `train_loss` and `val_loss` share the panel `loss`; learning rates have a panel of
+    their own with a logarithmic axis where they span more than a decade.
+    Needs matplotlib (`pip install 'paddlelite_trainer[plot]'`).
 
     Args:
         every_n_epochs: also draw it while the run goes on.

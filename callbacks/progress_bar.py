@@ -17,9 +17,10 @@ _STAGE_WORDS = {"validate": "Validation", "test": "Test", "predict": "Prediction
 class ProgressBar(Callback):
     """Shows epoch, batches, speed and the metrics logged with `prog_bar=True`.
 
-    In a terminal and a notebook it is a bar, redrawn at most every `refresh_seconds`: between two redraws a batch costs one look
-    at the clock, and metrics are brought from the device only for a redraw. Where the output is a file or a pipe, it is one
-    line per epoch, and one for each validation, test or prediction of its own. Prints appear above the bar, whole.
+    In a terminal and a notebook it is a bar, redrawn at most every `refresh_seconds`: between two redraws a batch costs
+    one look at the clock, and metrics are brought from the device only for a redraw. Where the output is a file or a
+    pipe, it is one line per epoch, and one for each validation, test or prediction of its own. Prints appear above the
+    bar, whole.
 
     Args:
         refresh_seconds: least time between redraws.
@@ -44,7 +45,7 @@ class ProgressBar(Callback):
         """print(), above the bar."""
         print(*values, **options)  # the bar's display takes standard output over while it is there
 
-    # -- training ----------------------------------------------------------------------------------------------------------
+    # -- training ------------------------------------------------------------------------------------------------------
     def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None:
         self._open()
 
@@ -88,7 +89,7 @@ class ProgressBar(Callback):
     def _update(self, trainer: Trainer) -> None:
         self._bar.update(self._train_task, completed=self._batches, metrics=metrics_text(trainer.progress_bar_metrics))
 
-    # -- validation, test, predict -----------------------------------------------------------------------------------------
+    # -- validation, test, predict -------------------------------------------------------------------------------------
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.sanity_checking:
             self._begin_stage("Sanity check", [])
@@ -154,7 +155,7 @@ class ProgressBar(Callback):
             self._bar.update(self._other_task, completed=self._other_done, total=self._other_done)
             self._close()
 
-    # -- the display -------------------------------------------------------------------------------------------------------
+    # -- the display ---------------------------------------------------------------------------------------------------
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
         self._close()
 

@@ -1,4 +1,4 @@
-"""RemoteCopy: keeps copies of a run's checkpoints in an object storage, and brings the newest back on another machine."""
+"""RemoteCopy: keeps copies of a run's checkpoints in an object storage, and brings the newest back elsewhere."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ BEST = ("best", "best_*", "imported-best", "early-stopping-best")
 
 
 class RemoteCopy(Callback):
-    """Copies checkpoints to `url` beside the training, and lets `ckpt_path="last"` go on from there on an empty machine.
+    """Copies checkpoints to `url` beside the training; `ckpt_path="last"` goes on from there on an empty machine.
 
         RemoteCopy("s3://bucket/runs/digits")                                      # needs pip install s3fs
         RemoteCopy("gs://bucket/runs/digits", what=("best", "tags"), keep_last_n=3)
         RemoteCopy("oss://bucket/runs/digits", storage_options={"endpoint": "..."})
 
-    One URL is for one run. Committed checkpoints are verified and copied by a thread; the training never waits for it and never ends
-    for it. Until a checkpoint is copied it is not deleted here; but where a newer one has taken its names, one whose copy has not begun
-    is left out. A remote that fails is told once and tried again. When the fit ends, what is still to be copied gets
-    `final_wait_seconds`, and what then is not copied is named.
+    One URL is for one run. Committed checkpoints are verified and copied by a thread; the training never waits for it
+    and never ends for it. Until a checkpoint is copied it is not deleted here; but where a newer one has taken its
+    names, one whose copy has not begun is left out. A remote that fails is told once and tried again. When the fit
+    ends, what is still to be copied gets `final_wait_seconds`, and what then is not copied is named.
 
-    With `fit(..., ckpt_path="last")` the newest sound checkpoint, here or there, is the one to go on from; if it is there it is brought
-    into the run's directory, with those that are best so far. docs/remote-copies.md says what is promised.
+    With `fit(..., ckpt_path="last")` the newest sound checkpoint, here or there, is the one to go on from; if it is
+    there it is brought into the run's directory, with those that are best so far. docs/remote-copies.md says what is
+    promised.
 
     Args:
         url: anything that fsspec opens; credentials come from where its library takes them, or from `storage_options`.
-        what: "all" for every checkpoint, or names: "latest", "best" (of every ModelCheckpoint), patterns such as "epoch_*", and "tags" for all names that
-            you gave (`trainer.save_checkpoint(tag)`, `ModelCheckpoint(filename=...)`). All that a name holds is copied.
-        keep_last_n: how many of the newest stay there; of older ones those are deleted that no name there holds and that this run
-            copied or went on from: never another run's. None deletes nothing.
+        what: "all" for every checkpoint, or names: "latest", "best" (of every ModelCheckpoint), patterns such as
+            "epoch_*", and "tags" for all names that you gave (`trainer.save_checkpoint(tag)`,
+            `ModelCheckpoint(filename=...)`). All that a name holds is copied.
+        keep_last_n: how many of the newest stay there; of older ones those are deleted that no name there holds and
+            that this run copied or went on from: never another run's. None deletes nothing.
         final_wait_seconds: how long the end of a fit waits for copies at most; after SIGTERM or Ctrl-C
             `final_wait_seconds_after_signal`, which must fit into the machine's grace.
-        if_unreachable: at the start of a fit the remote must answer, or a run that went on elsewhere would be lost: "raise" is an error, "local"
-            goes on from what is here, or afresh.
+        if_unreachable: at the start of a fit the remote must answer, or a run that went on elsewhere would be lost:
+            "raise" is an error, "local" goes on from what is here, or afresh.
         storage_options: handed to fsspec, as in pandas.
 
     Raises:
@@ -149,8 +151,8 @@ class RemoteCopy(Callback):
         if left:
             why = f" The last error: {copier.last_error}" if copier.last_error is not None else ""
             trainer.print(
-                f"WARNING: not copied to {self.remote.url}: {_listed(left)}. Started again here, the run copies what it "
-                f"still keeps of them.{why}"
+                f"WARNING: not copied to {self.remote.url}: {_listed(left)}. "
+                f"Started again here, the run copies what it still keeps of them.{why}"
             )
         trainer.checkpoints.prune()  # what was here only to be copied
 

@@ -14,10 +14,10 @@ from paddlelite_trainer.errors import ConfigurationError
 class ThroughputMonitor(Callback):
     """Logs `samples_per_second`, `batches_per_second` and `data_wait_share` (0 to 1) of training.
 
-    Each value is over the batches since the one before: `every_n_steps` optimizer steps (Trainer's log_every_n_steps where
-    None), and what is left at an epoch's end. Validation, checkpoints and a fit's first batch, which compiles and warms up, do not
-    count. `batch_size_fn` tells the samples of a batch; by default the first tensor's first axis. On an accelerator nothing is
-    synchronised: over many steps launching keeps pace with computing.
+    Each value is over the batches since the one before: `every_n_steps` optimizer steps (Trainer's log_every_n_steps
+    where None), and what is left at an epoch's end. Validation, checkpoints and a fit's first batch, which compiles and
+    warms up, do not count. `batch_size_fn` tells the samples of a batch; by default the first tensor's first axis. On
+    an accelerator nothing is synchronised: over many steps launching keeps pace with computing.
 
         Trainer(callbacks=[ThroughputMonitor()])
     """

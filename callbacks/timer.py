@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Literal
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.duration import Duration, seconds
+from paddlelite_trainer.errors import ConfigurationError
 
 Stage = Literal["train", "validate", "test"]
 
@@ -17,7 +16,7 @@ Stage = Literal["train", "validate", "test"]
 class Timer(Callback):
     """Measures training, validation and test, and stops the fit when `duration` of training is over.
 
-        timer = Timer(duration="00:12:00:00")        # days:hours:minutes:seconds, a timedelta, or its arguments as a dict
+        timer = Timer(duration="00:12:00:00")  # days:hours:minutes:seconds, a timedelta, or its arguments as a dict
 
     Time of earlier processes counts: it comes back on resume. `interval` says whether the end is looked for after each
     "step" or each "epoch".
@@ -25,13 +24,13 @@ class Timer(Callback):
 
     def __init__(
         self,
-        duration: str | timedelta | Mapping[str, int] | None = None,
+        duration: Duration | None = None,
         interval: Literal["step", "epoch"] = "step",
         verbose: bool = True,
     ) -> None:
         if interval not in ("step", "epoch"):
             raise ConfigurationError(f"Timer(interval=...) must be 'step' or 'epoch', got {interval!r}")
-        self._duration = _seconds(duration)
+        self._duration = seconds(duration, "Timer", "duration")
         self._interval = interval
         self._verbose = verbose
         self._begin_anew()
@@ -109,23 +108,3 @@ class Timer(Callback):
             if self._verbose and not trainer.should_stop:
                 trainer.print(f"Stopping: {reason}")
             trainer.stop(reason, for_good=False)
-
-
-def _seconds(duration: str | timedelta | Mapping[str, int] | None) -> float | None:
-    if duration is None:
-        return None
-    if isinstance(duration, timedelta):
-        return duration.total_seconds()
-    if isinstance(duration, Mapping):
-        return timedelta(**duration).total_seconds()
-    if isinstance(duration, str):
-        match = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip())
-        if match is None:
-            raise ConfigurationError(
-                f"Timer(duration=...) as text is 'DD:HH:MM:SS' (days, hours, minutes, seconds), got {duration!r}"
-            )
-        days, hours, minutes, seconds = map(int, match.groups())
-        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
-    raise ConfigurationTypeError(
-        f"Timer(duration=...) is 'DD:HH:MM:SS', a timedelta or its arguments as a dict, got {duration!r}"
-    )

@@ -10,6 +10,7 @@ import paddle
 
 from paddlelite_trainer import Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError, did_you_mean
+from paddlelite_trainer.layers import batch_norms, momentum, set_momentum
 from paddlelite_trainer.optimizers import set_learning_rate
 
 from .averaged_weights import AveragedWeights
@@ -20,9 +21,10 @@ class StochasticWeightAveraging(AveragedWeights):
 
         Trainer(max_epochs=100, callbacks=[StochasticWeightAveraging(swa_lrs=0.01)])
 
-    From that epoch on the learning rate goes from where it is to `swa_lrs` within `annealing_epochs` and stays there; whatever
-    schedulers do has no effect any more. At fit's end the running statistics of BatchNorm are computed anew for the average,
-    in one pass over the training data, through `predict_step`. (Izmailov et al. 2018, arXiv:1803.05407, algorithm 1.)
+    From that epoch on the learning rate goes from where it is to `swa_lrs` within `annealing_epochs` and stays there;
+    whatever schedulers do has no effect any more. At fit's end the running statistics of BatchNorm are computed anew
+    for the average, in one pass over the training data, through `predict_step`. (Izmailov et al. 2018,
+    arXiv:1803.05407, algorithm 1.)
 
     Checkpoints hold the live weights in `model.pdparams` and the average so far in `swa.pdparams`. After fit,
     `trainer.save_checkpoint("swa")` keeps the final average as a model.
@@ -31,7 +33,8 @@ class StochasticWeightAveraging(AveragedWeights):
         swa_lrs: the learning rate, or one for each optimizer.
         swa_epoch_start: an epoch's index, or the share of max_epochs after which averaging begins.
         annealing_strategy: "cos" or "linear".
-        evaluate_with_average: let validation run with the average so far, whose BatchNorm statistics are then averages too.
+        evaluate_with_average: let validation run with the average so far, whose BatchNorm statistics are then averages
+            too.
     """
 
     def __init__(
@@ -57,8 +60,8 @@ class StochasticWeightAveraging(AveragedWeights):
             )
         if annealing_strategy not in ("cos", "linear"):
             raise ConfigurationError(
-                f"StochasticWeightAveraging(annealing_strategy=...) must be 'cos' or 'linear', got {annealing_strategy!r}."
-                f"{did_you_mean(str(annealing_strategy), ('cos', 'linear'))}"
+                "StochasticWeightAveraging(annealing_strategy=...) must be 'cos' or 'linear', got "
+                f"{annealing_strategy!r}.{did_you_mean(str(annealing_strategy), ('cos', 'linear'))}"
             )
         super().__init__("swa.pdparams", evaluate_with_average=evaluate_with_average)
         self.swa_lrs = rates
@@ -75,14 +78,15 @@ class StochasticWeightAveraging(AveragedWeights):
         self._epochs_averaged, self._rates_before = 0, []
         if isinstance(self.swa_epoch_start, float) and (trainer.max_epochs is None or trainer.max_epochs < 0):
             raise ConfigurationError(
-                f"StochasticWeightAveraging(swa_epoch_start={self.swa_epoch_start}) is a share of max_epochs, and the Trainer "
-                "has none: give the epoch as an int"
+                f"StochasticWeightAveraging(swa_epoch_start={self.swa_epoch_start}) is a share of max_epochs, and the "
+                "Trainer has none: give the epoch as an int"
             )
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         if len(self.swa_lrs) not in (1, len(trainer.optimizers)):
             raise ConfigurationError(
-                f"StochasticWeightAveraging(swa_lrs=...) has {len(self.swa_lrs)} learning rates for {len(trainer.optimizers)} optimizers"
+                f"StochasticWeightAveraging(swa_lrs=...) has {len(self.swa_lrs)} learning rates for "
+                f"{len(trainer.optimizers)} optimizers"
             )
 
     def first_epoch(self, trainer: Trainer) -> int:
@@ -141,11 +145,11 @@ class StochasticWeightAveraging(AveragedWeights):
 
 
 def update_batch_norm(module: Module, batches: Any) -> None:
-    """Compute every BatchNorm's running mean and variance anew: the plain mean over these batches, through `predict_step`."""
-    norms = [layer for layer in module.sublayers() if hasattr(layer, "_mean") and hasattr(layer, "_momentum")]
+    """Compute every BatchNorm's running statistics anew: the plain mean over these batches, through `predict_step`."""
+    norms = [layer for layer in batch_norms(module) if momentum(layer) is not None]
     if not norms:
         return
-    momenta = [norm._momentum for norm in norms]
+    momenta: list[Any] = [momentum(norm) for norm in norms]
     modes = [(layer, layer.training) for layer in module.sublayers(include_self=True)]
     module.eval()
     for norm in norms:
@@ -155,10 +159,10 @@ def update_batch_norm(module: Module, batches: Any) -> None:
             for count, batch in enumerate(batches):
                 for norm in norms:
                     # Paddle: running = momentum * running + (1 - momentum) * batch's; this makes it the mean so far.
-                    norm._momentum = count / (count + 1)
+                    set_momentum(norm, count / (count + 1))
                 module.predict_step(batch, count)
     finally:
-        for norm, momentum in zip(norms, momenta):
-            norm._momentum = momentum
+        for norm, before in zip(norms, momenta):
+            set_momentum(norm, before)
         for layer, mode in modes:
             layer.training = mode

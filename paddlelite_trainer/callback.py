@@ -69,7 +69,7 @@ class Callback:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes back what `state_dict` returned."""
 
-    # -- the run -----------------------------------------------------------------------------------------------------------------
+    # -- the run -------------------------------------------------------------------------------------------------------
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Called first; stage is "fit", "validate", "test" or "predict"."""
 
@@ -85,7 +85,7 @@ class Callback:
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None: ...
 
-    # -- each epoch and batch ----------------------------------------------------------------------------------------------------
+    # -- each epoch and batch ------------------------------------------------------------------------------------------
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Called at an epoch's start; not again when a run resumes inside the epoch."""
 
@@ -110,7 +110,7 @@ class Callback:
     def on_save_point(self, trainer: Trainer, module: Module, save_point: SavePoint) -> Pins | None:
         """Return pins to have a checkpoint written now, None for none; see docs/architecture.md, section 6."""
 
-    # -- validation, test, predict -----------------------------------------------------------------------------------------------
+    # -- validation, test, predict -------------------------------------------------------------------------------------
     def on_validation_start(self, trainer: Trainer, module: Module) -> None: ...
 
     def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
@@ -159,7 +159,7 @@ class Callback:
 
     def on_predict_end(self, trainer: Trainer, module: Module) -> None: ...
 
-    # -- the end -----------------------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
     def on_train_end(self, trainer: Trainer, module: Module) -> None: ...
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None: ...

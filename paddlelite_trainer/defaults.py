@@ -1,4 +1,4 @@
-"""What Trainer adds when you pass nothing: callbacks and loggers. The only file of the engine that imports callbacks/."""
+"""What Trainer adds when you pass nothing: callbacks and loggers. No other file of the engine imports callbacks/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
 def default_callbacks(
     given: list[Callback], *, checkpointing: bool, progress_bar: bool, model_summary: bool
 ) -> list[Callback]:
-    """The user's callbacks, then a ModelSummary, a ProgressBar and a ModelCheckpoint where wanted and none was given."""
+    """The user's callbacks, then ModelSummary, ProgressBar and ModelCheckpoint where wanted and none was given."""
     from .callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 
     def lacks(kind: type[Callback]) -> bool:
@@ -38,7 +38,8 @@ def default_loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Log
     for one in loggers:
         if not isinstance(one, Logger):
             raise ConfigurationTypeError(
-                f"Trainer(logger=...) takes True, False, a Logger or a list of them, got {one!r} of type {type(one).__name__}. "
+                "Trainer(logger=...) takes True, False, a Logger or a list of them, "
+                f"got {one!r} of type {type(one).__name__}. "
                 "A logger of your own derives from paddlelite_trainer.Logger and defines log_metrics(metrics, step)."
             )
     return loggers

@@ -44,7 +44,8 @@ def arguments_of_init(
     for name in names:
         if name not in found:
             raise ConfigurationError(
-                f"save_hyperparameters({name!r}): {kind}.__init__ has no such argument; it has {', '.join(found) or 'none'}"
+                f"save_hyperparameters({name!r}): {kind}.__init__ has no such argument; "
+                f"it has {', '.join(found) or 'none'}"
             )
     kept = {name: found[name] for name in names or found if name not in ignored}
     for name, value in kept.items():
@@ -63,7 +64,7 @@ def _constructed(frame: types.FrameType) -> Any:
 
 
 def _arguments_of(frame: types.FrameType) -> dict[str, Any]:
-    """The arguments of the `__init__` calls from this frame outwards that construct the same object, the outermost winning."""
+    """The arguments of the `__init__` calls from this frame outwards for the same object, the outermost winning."""
     constructed = _constructed(frame)
     found: dict[str, Any] = {}
     current: types.FrameType | None = frame

@@ -60,7 +60,7 @@ class Module(paddle.nn.Layer):
         self._run: RunOfModule | None = None
         self.hparams = HyperParameters()
 
-    # -- what you write ----------------------------------------------------------------------------------------------------------
+    # -- what you write ------------------------------------------------------------------------------------------------
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Return the loss, a scalar tensor still attached to the graph, or a dict that has it under "loss".
 
@@ -114,7 +114,7 @@ class Module(paddle.nn.Layer):
     def predict_dataloader(self) -> Any:
         raise NotImplementedError
 
-    # -- hooks; each is called after the callbacks' hook of the same name ---------------------------------------------------------
+    # -- hooks; each is called after the callbacks' hook of the same name ----------------------------------------------
     def prepare_data(self) -> None:
         """Download and the like; on rank 0 alone."""
 
@@ -175,7 +175,7 @@ class Module(paddle.nn.Layer):
         """Change a batch on the device: mixup, cutmix, augmentation."""
         return batch
 
-    # -- what you call -----------------------------------------------------------------------------------------------------------
+    # -- what you call -------------------------------------------------------------------------------------------------
     def log(
         self,
         name: str,
@@ -311,7 +311,7 @@ class Module(paddle.nn.Layer):
         """print() on rank 0 that does not tear the progress bar."""
         self.trainer.print(*values, **options)
 
-    # -- where you are -----------------------------------------------------------------------------------------------------------
+    # -- where you are -------------------------------------------------------------------------------------------------
     @property
     def trainer(self) -> Trainer:
         if self._trainer is None:

@@ -1,4 +1,4 @@
-"""What `configure_optimizers` returned, in one form; when schedulers step; and optimizer state by structured parameter name."""
+"""What `configure_optimizers` returned, in one form; when schedulers step; optimizer state by structured name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler, ReduceOnPlateau
 
 from .errors import CheckpointMismatchError, ConfigurationError, ConfigurationTypeError, did_you_mean
+from .machine import paddle_internals
 
 _SCHEDULER_KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name")
 
@@ -43,9 +44,10 @@ class LRSchedulerConfig:
 def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
     """Optimizers and schedulers from any form `configure_optimizers` may return.
 
-    Forms: an optimizer; a list or tuple of optimizers; (optimizer, scheduler); ([optimizers], [schedulers]); {"optimizer": ...,
-    "lr_scheduler": ...}; a list of such dicts; None. A scheduler is an LRScheduler or a dict with "scheduler" and any of interval,
-    frequency, monitor, strict, name. A scheduler given as an optimizer's learning rate need not be named: it is found.
+    Forms: an optimizer; a list or tuple of optimizers; (optimizer, scheduler); ([optimizers], [schedulers]);
+    {"optimizer": ..., "lr_scheduler": ...}; a list of such dicts; None. A scheduler is an LRScheduler or a dict with
+    "scheduler" and any of interval, frequency, monitor, strict, name. A scheduler given as an optimizer's learning rate
+    need not be named: it is found.
 
     Raises:
         ConfigurationError, ConfigurationTypeError: another form, an unknown key, a scheduler no optimizer uses.
@@ -56,7 +58,7 @@ def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
         raise ConfigurationError("configure_optimizers returned the same optimizer twice")
     configs: list[LRSchedulerConfig] = []
     for index, (optimizer, scheduler) in enumerate(pairs):
-        own = optimizer._learning_rate
+        own = paddle_internals.learning_rate(optimizer)
         if scheduler is None:
             if isinstance(own, LRScheduler):
                 configs.append(_config({"scheduler": own}, index))
@@ -67,7 +69,8 @@ def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
             optimizer.set_lr_scheduler(config.scheduler)
         elif own is not config.scheduler and not _wraps(own, config.scheduler):
             raise ConfigurationError(
-                f"configure_optimizers returned the scheduler {type(config.scheduler).__name__} for an optimizer whose learning rate is another "
+                f"configure_optimizers returned the scheduler {type(config.scheduler).__name__} for an optimizer whose "
+                "learning rate is another "
                 f"scheduler ({type(own).__name__}). Pass it as the optimizer's learning_rate, or return that one."
             )
         configs.append(config)
@@ -84,8 +87,8 @@ def _pairs(returned: Any) -> list[tuple[Optimizer, Any]]:
         if unknown or "optimizer" not in returned:
             word = next(iter(unknown), "")
             raise ConfigurationError(
-                f"configure_optimizers returned a dict with keys {sorted(returned)}; it takes 'optimizer' and 'lr_scheduler'."
-                + did_you_mean(word, ["optimizer", "lr_scheduler"])
+                f"configure_optimizers returned a dict with keys {sorted(returned)}; "
+                "it takes 'optimizer' and 'lr_scheduler'." + did_you_mean(word, ["optimizer", "lr_scheduler"])
             )
         scheduler = returned.get("lr_scheduler")
         if returned.get("monitor") is not None and scheduler is not None and not isinstance(scheduler, Mapping):
@@ -108,13 +111,12 @@ def _pairs(returned: Any) -> list[tuple[Optimizer, Any]]:
 
 
 def _matched(optimizers: list[Optimizer], schedulers: list[Any]) -> list[tuple[Optimizer, Any]]:
-    """Lists of both: each scheduler goes to the optimizer whose learning rate it is, else to the one at its position."""
+    """Lists of both: each scheduler goes to the optimizer whose learning rate it is, else to that at its position."""
     given: dict[int, Any] = {}
     for position, item in enumerate(schedulers):
         scheduler = item["scheduler"] if isinstance(item, Mapping) and "scheduler" in item else item
-        owner = next(
-            (index for index, optimizer in enumerate(optimizers) if optimizer._learning_rate is scheduler), position
-        )
+        rates = map(paddle_internals.learning_rate, optimizers)
+        owner = next((index for index, rate in enumerate(rates) if rate is scheduler), position)
         if owner >= len(optimizers):
             raise ConfigurationError(
                 f"configure_optimizers returned {len(schedulers)} schedulers for {len(optimizers)} optimizers"
@@ -136,7 +138,8 @@ def _config(given: Any, index: int) -> LRSchedulerConfig:
         for key in given:
             if key not in _SCHEDULER_KEYS:
                 raise ConfigurationError(
-                    f"unknown key {key!r} in an lr_scheduler dict; known: {_SCHEDULER_KEYS}.{did_you_mean(key, _SCHEDULER_KEYS)}"
+                    f"unknown key {key!r} in an lr_scheduler dict; known: "
+                    f"{_SCHEDULER_KEYS}.{did_you_mean(key, _SCHEDULER_KEYS)}"
                 )
         if "scheduler" not in given:
             raise ConfigurationError("an lr_scheduler dict needs the key 'scheduler'")
@@ -153,7 +156,8 @@ def _config(given: Any, index: int) -> LRSchedulerConfig:
         raise ConfigurationError(f"lr_scheduler frequency must be an integer >= 1, got {config.frequency!r}")
     if config.needs_metric and config.monitor is None:
         raise ConfigurationError(
-            "ReduceOnPlateau needs a metric: return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'monitor': 'val_loss'}} "
+            "ReduceOnPlateau needs a metric: return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': "
+            "scheduler, 'monitor': 'val_loss'}} "
             "from configure_optimizers"
         )
     return config
@@ -163,9 +167,15 @@ def _wraps(outer: LRScheduler, inner: LRScheduler) -> bool:
     return any(value is inner for value in vars(outer).values())
 
 
+coefficient = paddle_internals.coefficient
+default = paddle_internals.default
+master_weights = paddle_internals.master_weights
+parameter_groups = paddle_internals.parameter_groups
+
+
 def parameters_of(optimizer: Optimizer) -> Iterator[Any]:
     """Every parameter of an optimizer, of all groups."""
-    for item in optimizer._parameter_list or ():
+    for item in paddle_internals.parameter_list(optimizer):
         if isinstance(item, Mapping):
             yield from item["params"]
         else:
@@ -175,32 +185,32 @@ def parameters_of(optimizer: Optimizer) -> Iterator[Any]:
 def add_param_group(
     optimizer: Optimizer, parameters: Sequence[Any], *, learning_rate: float = 1.0, weight_decay: float | None = None
 ) -> None:
-    """Let a live optimizer train more parameters, at `learning_rate` times its own rate; see Trainer.add_param_group."""
+    """Let a live optimizer train more, at `learning_rate` times its own rate; see Trainer.add_param_group."""
     present = {id(parameter) for parameter in parameters_of(optimizer)}
     twice = [parameter.name for parameter in parameters if id(parameter) in present]
     if twice:
         raise ConfigurationError(f"{type(optimizer).__name__} trains these parameters already: {', '.join(twice)}")
-    if isinstance(optimizer._parameter_list[0], Mapping):
+    if paddle_internals.has_groups(optimizer):
         group: dict[str, Any] = {"params": list(parameters), "learning_rate": learning_rate}
         if weight_decay is not None:
             group["weight_decay"] = weight_decay
-        optimizer._add_param_group(dict(group))
-        optimizer._parameter_list.append(group)
+        paddle_internals.append_group(optimizer, group)
     elif weight_decay is not None:
         raise ConfigurationError(
-            f"weight_decay of its own needs a {type(optimizer).__name__} that was built with parameter groups: parameters=[{{'params': ...}}]"
+            f"weight_decay of its own needs a {type(optimizer).__name__} that was built with parameter groups: "
+            f"parameters=[{{'params': ...}}]"
         )
     else:
         for parameter in parameters:
             parameter.optimize_attr["learning_rate"] = learning_rate
-        optimizer._parameter_list.extend(parameters)  # the very list that _param_groups is
-    optimizer._param_dict = optimizer._create_multi_tensor_dict()
+        paddle_internals.append_parameters(optimizer, parameters)
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """Make the next steps use this rate: until its scheduler's next step, where it has one."""
-    if isinstance(optimizer._learning_rate, LRScheduler):
-        optimizer._learning_rate.last_lr = learning_rate
+    own = paddle_internals.learning_rate(optimizer)
+    if isinstance(own, LRScheduler):
+        own.last_lr = learning_rate
     else:
         optimizer.set_lr(learning_rate)
 
@@ -211,29 +221,29 @@ def structured_names(module: paddle.nn.Layer) -> dict[str, str]:
     for structured, parameter in module.named_parameters():
         if parameter.name in names:
             raise ConfigurationError(
-                f"two different parameters carry Paddle's name {parameter.name!r} ({names[parameter.name]} and {structured}), so an optimizer would "
-                "mix their state. Build the layers without unique_name.guard()."
+                f"two different parameters carry Paddle's name {parameter.name!r} ({names[parameter.name]} and "
+                f"{structured}), so an optimizer would mix their state. Build the layers without unique_name.guard()."
             )
         names[parameter.name] = structured
     return names
 
 
-# -- state -----------------------------------------------------------------------------------------------------------------------------
+# -- state -------------------------------------------------------------------------------------------------------------
 
 
 def optimizer_state(optimizer: Optimizer, names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(tensors by `<structured parameter name>/<accumulator>`, what is not a tensor); tensors are the live ones."""
     tensors: dict[str, Any] = {}
-    masters = getattr(optimizer, "_master_weights", None) or {}
+    masters = paddle_internals.master_weights(optimizer)
     owner = {master.name: parameter_name for parameter_name, master in masters.items()}
-    for accumulator, by_parameter in optimizer._accumulators.items():
+    for accumulator, by_parameter in paddle_internals.accumulators(optimizer).items():
         for parameter_name, tensor in by_parameter.items():
             tensors[f"{names[owner.get(parameter_name, parameter_name)]}/{accumulator}"] = tensor
     for parameter_name, master in masters.items():
         tensors[f"{names[parameter_name]}/master_weight"] = master
     rest: dict[str, Any] = {
         "class": type(optimizer).__name__,
-        "learning_rate": None if isinstance(optimizer._learning_rate, LRScheduler) else float(optimizer.get_lr()),
+        "learning_rate": None if _has_scheduler(optimizer) else float(optimizer.get_lr()),
         "parameters": [names[parameter.name] for parameter in parameters_of(optimizer)],
     }
     if type(optimizer).__name__ == "LBFGS":
@@ -251,8 +261,8 @@ def restore_optimizer(
 ) -> None:
     """Put back what `optimizer_state` gave, whatever Paddle calls the parameters in this process.
 
-    Paddle's own set_state_dict goes by generated names and is silent when they differ (facts in docs/paddle.md), so accumulators
-    are created here by the optimizer's own method and filled.
+    Paddle's own set_state_dict goes by generated names and is silent when they differ (facts in docs/paddle.md), so
+    accumulators are created here by the optimizer's own method and filled.
 
     Raises:
         CheckpointMismatchError: another optimizer class, or state for parameters that this optimizer does not have.
@@ -260,7 +270,8 @@ def restore_optimizer(
     problems = []
     if rest["class"] != type(optimizer).__name__:
         problems.append(
-            f"optimizer class: saved {rest['class']}, now {type(optimizer).__name__}. Use the saved class, or start from weights only with init_from="
+            f"optimizer class: saved {rest['class']}, now {type(optimizer).__name__}. "
+            "Use the saved class, or start from weights only with init_from="
         )
     mine = {names[parameter.name]: parameter for parameter in parameters_of(optimizer)}
     by_parameter: dict[str, dict[str, Any]] = {}
@@ -270,20 +281,17 @@ def restore_optimizer(
     for structured in by_parameter:
         if structured not in mine:
             problems.append(
-                f"optimizer state of parameter {structured}: saved, and this optimizer has no such parameter.{did_you_mean(structured, mine)}"
+                f"optimizer state of parameter {structured}: saved, and this optimizer has no such "
+                f"parameter.{did_you_mean(structured, mine)}"
             )
     if problems:
         raise CheckpointMismatchError("the checkpoint's optimizer does not fit this run's:", problems)
 
-    optimizer._accumulators.clear()
-    optimizer._accumulators_holder = {}
-    for created in ("_already_create_accumulator", "_already_create_accumulater"):  # 3.x and 2.6, spelt so
-        getattr(optimizer, created, set()).clear()
-    if getattr(optimizer, "_master_weights", None):
-        optimizer._master_weights.clear()
+    paddle_internals.forget_state(optimizer)
     if by_parameter:
-        _create_accumulators(optimizer, {mine[structured].name for structured in by_parameter})
-    masters = getattr(optimizer, "_master_weights", None) or {}
+        paddle_internals.create_state(optimizer, {mine[structured].name for structured in by_parameter})
+    masters = paddle_internals.master_weights(optimizer)
+    kept = paddle_internals.accumulators(optimizer)
     for structured, values in by_parameter.items():
         parameter = mine[structured]
         master = masters.get(parameter.name)
@@ -293,52 +301,31 @@ def restore_optimizer(
                     raise CheckpointMismatchError(
                         "the checkpoint's optimizer does not fit this run's:",
                         [
-                            f"master weight of {structured}: saved, and this run keeps none. Use the precision that the run was saved with"
+                            f"master weight of {structured}: saved, and this run keeps none. "
+                            "Use the precision that the run was saved with"
                         ],
                     )
                 master.set_value(value)
                 continue
-            slots = optimizer._accumulators.get(accumulator, {})
+            slots = kept.get(accumulator, {})
             slot = slots.get(parameter.name, slots.get(master.name) if master is not None else None)
             if slot is None or list(slot.shape) != list(value.shape):
-                kept = f"absent: {type(optimizer).__name__} keeps {', '.join(sorted(optimizer._accumulators)) or 'nothing'}"
+                absent = f"absent: {type(optimizer).__name__} keeps {', '.join(sorted(kept)) or 'nothing'}"
+                now = absent if slot is None else list(slot.shape)
                 raise CheckpointMismatchError(
                     "the checkpoint's optimizer does not fit this run's:",
-                    [
-                        f"{accumulator} of {structured}: saved shape {list(value.shape)}, now {kept if slot is None else list(slot.shape)}"
-                    ],
+                    [f"{accumulator} of {structured}: saved shape {list(value.shape)}, now {now}"],
                 )
             slot.set_value(value)
-    if (
-        rest["learning_rate"] is not None
-        and not isinstance(optimizer._learning_rate, LRScheduler)
-        and not keep_learning_rate
-    ):
+    if rest["learning_rate"] is not None and not _has_scheduler(optimizer) and not keep_learning_rate:
         optimizer.set_lr(rest["learning_rate"])
     if "lbfgs" in rest:
         optimizer.state.clear()
         optimizer.state.update(rest["lbfgs"])
 
 
-def _create_accumulators(optimizer: Optimizer, parameter_names: set[str]) -> None:
-    from paddle.base.layer_helper import LayerHelper
-
-    if getattr(optimizer, "helper", None) is None:
-        optimizer.helper = LayerHelper(type(optimizer).__name__)  # 2.6 creates accumulators through it
-    block = paddle.static.default_main_program().global_block()
-    groups = (
-        optimizer._param_groups if isinstance(optimizer._parameter_list[0], Mapping) else [optimizer._parameter_list]
-    )
-    for group in groups:
-        parameters = [
-            parameter
-            for parameter in (group["params"] if isinstance(group, Mapping) else group)
-            if parameter.name in parameter_names
-        ]
-        if parameters:
-            optimizer._create_accumulators(
-                block, {**group, "params": parameters} if isinstance(group, Mapping) else parameters
-            )
+def _has_scheduler(optimizer: Optimizer) -> bool:
+    return isinstance(paddle_internals.learning_rate(optimizer), LRScheduler)
 
 
 _PLAIN = (int, float, str, bool, type(None))
@@ -383,7 +370,8 @@ class SchedulerState:
             raise CheckpointMismatchError(
                 "the checkpoint's schedule does not fit this run's:",
                 [
-                    f"scheduler class: saved {saved_now['class']}, now {type(scheduler).__name__}. Use the saved class, or pass override=('lr_schedulers',)"
+                    f"scheduler class: saved {saved_now['class']}, now {type(scheduler).__name__}. "
+                    "Use the saved class, or pass override=('lr_schedulers',)"
                 ],
             )
         changed = sorted(_differences(saved_built, self.built))
@@ -400,8 +388,10 @@ class SchedulerState:
         settings = ", ".join(f"{key} {_at(saved_built, key)} -> {_at(self.built, key)}" for key in changed)
         following = [_next_rate(old), _next_rate(scheduler)]
         return (
-            f"the schedule {type(scheduler).__name__} was built otherwise than in the checkpoint ({settings}). It goes on where the new one would be after "
-            f"{saved_now['last_epoch']} steps: learning rate {scheduler.last_lr:.6g}, next {following[1]:.6g} (the saved one had {saved_now['last_lr']:.6g}, next {following[0]:.6g})."
+            f"the schedule {type(scheduler).__name__} was built otherwise than in the checkpoint ({settings}). "
+            "It goes on where the new one would be after "
+            f"{saved_now['last_epoch']} steps: learning rate {scheduler.last_lr:.6g}, next {following[1]:.6g} (the "
+            f"saved one had {saved_now['last_lr']:.6g}, next {following[0]:.6g})."
         )
 
 
@@ -442,7 +432,7 @@ def apply_snapshot(scheduler: LRScheduler, snapshot: Mapping[str, Any]) -> None:
 
 
 def will_drop(config: LRSchedulerConfig, metric: float | None) -> bool:
-    """Whether this scheduler's next step lowers the learning rate in one jump, as step, piecewise and plateau schedules do."""
+    """Whether this scheduler's next step lowers the rate in one jump, as step, piecewise and plateau schedules do."""
     from paddle.optimizer.lr import MultiStepDecay, PiecewiseDecay, StepDecay
 
     inner: Any = config.scheduler
@@ -461,11 +451,11 @@ def will_drop(config: LRSchedulerConfig, metric: float | None) -> bool:
     return bool(following.last_lr < config.scheduler.last_lr)
 
 
-# -- manual optimization ---------------------------------------------------------------------------------------------------------------
+# -- manual optimization -----------------------------------------------------------------------------------------------
 
 
 class ManualOptimizer:
-    """An optimizer as `self.optimizers()` gives it in manual optimization: its `step` counts, and respects the gradient scaler."""
+    """An optimizer as `self.optimizers()` gives it in manual optimization: its `step` counts, and asks the scaler."""
 
     def __init__(self, optimizer: Optimizer, step: Callable[[Optimizer, Callable[[], Any] | None], Any]) -> None:
         self.optimizer = optimizer

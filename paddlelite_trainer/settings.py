@@ -6,10 +6,10 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from .duration import seconds
 from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
 from .reporting.profiler import make_profiler
 
@@ -135,7 +135,7 @@ class Settings:
         self.min_epochs: int = given["min_epochs"] or 0
         self.max_steps: int = self.fast_dev_run if fast_dev_run else given["max_steps"]
         self.min_steps: int = given["min_steps"] or 0
-        self.max_seconds = to_seconds(given["max_time"])
+        self.max_seconds = seconds(given["max_time"], "Trainer", "max_time")
         self.overfit_batches: int | float = given["overfit_batches"]
         self.limits = {
             "train": stage_limit(fast_dev_run, given["limit_train_batches"], self.overfit_batches),
@@ -246,7 +246,6 @@ def check_settings(given: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             "check_val_every_n_epoch=None counts batches over epochs: pass val_check_interval as a number of batches"
         )
-    to_seconds(given["max_time"])
 
 
 def _same_kind(value: Any, expectation: str) -> bool:
@@ -273,31 +272,3 @@ def stage_limit(fast_dev_run: int | bool, limit: int | float | None, overfit: in
     if fast_dev_run:
         return int(fast_dev_run)
     return overfit or limit
-
-
-def to_seconds(max_time: str | timedelta | Mapping[str, int] | None) -> float | None:
-    """Seconds of a "DD:HH:MM:SS" string, a timedelta, or timedelta's arguments in a dict."""
-    if max_time is None:
-        return None
-    if isinstance(max_time, timedelta):
-        duration = max_time
-    elif isinstance(max_time, Mapping):
-        try:
-            duration = timedelta(**max_time)
-        except TypeError as error:
-            raise ConfigurationError(
-                f"Trainer(max_time={dict(max_time)!r}): {error}; its keys are those of datetime.timedelta"
-            ) from error
-    elif isinstance(max_time, str):
-        match = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", max_time.strip())
-        if match is None:
-            raise ConfigurationError(
-                f"Trainer(max_time={max_time!r}) must read 'DD:HH:MM:SS', for example '00:12:00:00' for twelve hours"
-            )
-        days, hours, minutes, seconds = map(int, match.groups())
-        duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    else:
-        raise ConfigurationTypeError(
-            f"Trainer(max_time=...) must be 'DD:HH:MM:SS', a timedelta or a dict of its arguments, got {max_time!r}"
-        )
-    return duration.total_seconds()

@@ -269,7 +269,7 @@ class _FirstBatch(Callback):
         self.size = max(self.size, batch_size_of(batch))
 
 
-# -- leaving no trace ----------------------------------------------------------------------------------------------------------
+# -- leaving no trace --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

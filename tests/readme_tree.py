@@ -21,6 +21,7 @@ FOLDERS = {
     "paddlelite_trainer/data": "from a user's loader to the batch that a step is given",
     "paddlelite_trainer/run": "where a run lives, who may write there, which checkpoint a ckpt_path means",
     "paddlelite_trainer/reporting": "what people see of a run: metrics, logs, tables, where the time went",
+    "paddlelite_trainer/reporting/loggers": "where metrics go: files that a resumed run goes on with",
     "paddlelite_trainer/machine": "Paddle and the machine below it: devices, precision, random numbers, signals, ranks",
     "paddlelite_trainer/checkpoint": "what a checkpoint holds and how it reaches the disk",
     "paddlelite_trainer/checkpoint/remote": "checkpoints at a remote, an object store or whatever fsspec reaches",

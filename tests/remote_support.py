@@ -1,4 +1,4 @@
-"""Remotes that misbehave: every call that reaches one can be counted, failed, torn, kept waiting, or be the last of a process."""
+"""Remotes that misbehave: every call can be counted, failed, torn, kept waiting, or be the last of a process."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def flipped(data: bytes) -> bytes:
 
 
 def forged(url: str, checkpoint: RemoteCheckpoint, change: Callable[[dict[str, Any]], None]) -> RemoteCheckpoint:
-    """A copy of a remote checkpoint, of the next commit, whose manifest says something else under a checksum that is right."""
+    """A copy of a remote checkpoint, of the next commit; its manifest says something else, its checksum is right."""
     objects = below(url)
     manifest = unseal(objects[f"{checkpoint.name}/{MANIFEST}"], "")
     del manifest["sha256"]

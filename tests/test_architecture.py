@@ -26,7 +26,8 @@ CLIENTS = [*CALLBACKS, *sorted((ROOT / "examples").rglob("*.py")), *sorted((ROOT
 SOURCES = walls.sources()
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
-# What Lightning 2.6 calls, in its order, with the arguments after trainer and module. A Lightning callback needs no new names.
+# What Lightning 2.6 calls, in its order, with the arguments after trainer and module. A Lightning callback needs no new
+# names.
 LIGHTNING_HOOKS = {
     "setup": ["stage"],
     "teardown": ["stage"],
@@ -58,7 +59,7 @@ LIGHTNING_HOOKS = {
 }
 
 
-# -- the walls with a number -----------------------------------------------------------------------------------------------------
+# -- the walls with a number -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", walls.WALLS)
@@ -75,7 +76,7 @@ def test_a_wall_s_limit_lies_above_its_final_one_and_not_below_it(number: str) -
     assert today >= final
 
 
-# -- who imports whom ----------------------------------------------------------------------------------------------------------
+# -- who imports whom --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ENGINE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -101,7 +102,8 @@ def test_checkpoints_need_numpy_and_the_standard_library_alone(path: Path) -> No
 @pytest.mark.parametrize("path", CLIENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_clients_use_public_names_only(path: Path) -> None:
     public = {
-        f"paddlelite_trainer{part}" for part in ("", ".callback", ".callbacks", ".checkpoint", ".errors", ".optimizers")
+        f"paddlelite_trainer{part}"
+        for part in ("", ".callback", ".callbacks", ".checkpoint", ".duration", ".errors", ".layers", ".optimizers")
     }
     imported = {name for name, _ in _imports(path) if name.startswith("paddlelite_trainer")}
     homes = {name for name in imported if name not in public and name.rpartition(".")[0] not in public}
@@ -147,7 +149,7 @@ print("FOUND", json.dumps(stages))
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:
-    """Loggers', plotting and remote libraries, rich: an import of the package pays for none, nor a fit that uses none."""
+    """Loggers', plotting and remote libraries, rich: an import of the package pays for none, nor does a plain fit."""
     code = IMPORTS_MORE.format(root=str(ROOT), tests=str(ROOT / "tests"))
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
@@ -161,7 +163,7 @@ def test_nothing_is_imported_before_it_is_used() -> None:
         assert foreign <= ours, f"{stage} imports {sorted(foreign - ours)}"
 
 
-# -- what is public ------------------------------------------------------------------------------------------------------------
+# -- what is public ----------------------------------------------------------------------------------------------------
 
 
 def test_every_public_name_exists_and_is_documented() -> None:
@@ -225,7 +227,7 @@ def test_the_exception_tree_is_drawn_as_it_is() -> None:
         assert inherited == builtin, f"errors.py's drawing lacks {name}'s {builtin}"
 
 
-# -- hooks ---------------------------------------------------------------------------------------------------------------------
+# -- hooks -------------------------------------------------------------------------------------------------------------
 
 
 def test_callback_has_every_hook_of_lightning_with_its_arguments() -> None:
@@ -245,7 +247,7 @@ def test_every_hook_of_a_callback_is_a_hook_of_a_module() -> None:
         assert of_module == [argument for argument in of_callback if argument not in ("trainer", "module")], name
 
 
-# -- what the documents say ----------------------------------------------------------------------------------------------------
+# -- what the documents say --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [*ENGINE, *CLIENTS], ids=lambda path: str(path.relative_to(ROOT)))
@@ -307,11 +309,11 @@ def test_no_file_names_a_place_on_the_machine_it_was_written_on() -> None:
         assert found is None, f"{path.relative_to(ROOT)}: {found[0] if found else ''}"
 
 
-# -- helpers -------------------------------------------------------------------------------------------------------------------
+# -- helpers -----------------------------------------------------------------------------------------------------------
 
 
 def _imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """(absolute module name, whether it is imported when the file is) of every import; those for type checkers are left out."""
+    """(absolute module name, whether it is imported with the file) of every import, but those for type checkers."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = _package_of(path)
     for_checkers = {

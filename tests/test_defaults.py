@@ -72,7 +72,8 @@ FIT = """
 
     paddle.seed(0)
     trainer = Trainer(
-        max_epochs=4, log_every_n_steps=1, default_root_dir=sys.argv[1], seed=1, enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=4, log_every_n_steps=1, default_root_dir=sys.argv[1], seed=1,
+        enable_progress_bar=False, enable_model_summary=False,
         callbacks=[LRMonitor(), ModelCheckpoint(every_n_train_steps=3), LambdaCallback(on_train_batch_end=die)],
     )
     trainer.fit(Scripted(dict(val_loss=float)), batches(), batches(1), ckpt_path="last")

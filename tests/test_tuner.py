@@ -151,7 +151,7 @@ def test_a_fit_after_tuning_is_the_fit_without(tmp_path: Path) -> None:
     assert fitted(tune=True) == fitted(tune=False)
 
 
-# -- lr_find -------------------------------------------------------------------------------------------------------------------
+# -- lr_find -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["exponential", "linear"])
 @pytest.mark.parametrize("window", [1, 2])
 def test_the_rates_tried_run_from_the_least_to_the_largest_whatever_the_scheduler_does(
@@ -229,7 +229,7 @@ def test_wrong_settings_of_lr_find_are_errors(tmp_path: Path, settings: dict[str
         Tuner(trainer(tmp_path)).lr_find(net(), **settings)
 
 
-# -- scale_batch_size ----------------------------------------------------------------------------------------------------------
+# -- scale_batch_size --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("mode", "memory", "settings", "expected"),
     [

@@ -14,6 +14,7 @@ import numpy as np
 from paddle.io import BatchSampler, DataLoader, DistributedBatchSampler, WeightedRandomSampler
 
 from ..errors import ConfigurationError, DataError
+from ..machine.paddle_internals import is_plain_sampler
 from ..machine.rng import IsolatedSeed, derive_seed, isolated_random_states
 from .fetch import END
 
@@ -129,8 +130,8 @@ class Order:
             return False
         if sampler.nranks != self.share.world_size or sampler.local_rank != self.share.rank:
             raise ConfigurationError(
-                f"{self.name}'s DistributedBatchSampler is process {sampler.local_rank} of {sampler.nranks}, but this is "
-                f"process {self.share.rank} of {self.share.world_size}; make it after the processes have started"
+                f"{self.name}'s DistributedBatchSampler is process {sampler.local_rank} of {sampler.nranks}, but this "
+                f"is process {self.share.rank} of {self.share.world_size}; make it after the processes have started"
             )
         return True
 
@@ -177,7 +178,7 @@ class Order:
     def _all_of(self, epoch: int, at_most: int) -> list[Any]:
         sampler = self._sampler
         batches = self._iterate(epoch)
-        if type(sampler) is not BatchSampler or getattr(sampler, "_acc_steps", 1) != 1:
+        if type(sampler) is not BatchSampler or not is_plain_sampler(sampler):
             return list(islice(batches, at_most))
         # What BatchSampler.__iter__ does index by index, in slices: half the time for a large dataset.
         size = sampler.batch_size
@@ -199,7 +200,8 @@ class Order:
         if must_match and not self._matches(resume):
             raise DataError(
                 f"{self.name} draws another order for epoch {epoch} than before the checkpoint, so the position in it "
-                "means nothing. Resume with the same dataset, batch size, shuffling and seed, from an epoch's end, or with override=('data',), which begins this epoch again; "
+                "means nothing. Resume with the same dataset, batch size, shuffling and seed, from an epoch's end, or "
+                "with override=('data',), which begins this epoch again; "
                 "a sampler that keeps its order in itself needs set_epoch, or state_dict and load_state_dict."
             )
 

@@ -1,4 +1,4 @@
-"""Copies the next batch to the accelerator while the present step runs, in a thread of its own, where that was measured to pay."""
+"""Copies the next batch to the accelerator while the present step runs, in a thread, where that was measured to pay."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from paddle.base.framework import _current_expected_place, _set_expected_place
-
 from ..machine.device import Device
+from ..machine.paddle_internals import current_place, set_current_place
 from ..machine.precision import is_out_of_memory
 from .batch import move_to_device, nbytes, needs_only_copies
 
@@ -162,8 +161,8 @@ class NextBatch:
 class _Thread:
     """Copies the batches put into `tasks`.
 
-    Made of a queue and locks in C, which an exception out of a signal's handler can leave at any instruction; a Future's
-    condition could be left locked, and the thread would wait for it.
+    Made of a queue and locks in C, which an exception out of a signal's handler can leave at any instruction; a
+    Future's condition could be left locked, and the thread would wait for it.
     """
 
     def __init__(self, place: Any) -> None:
@@ -171,7 +170,7 @@ class _Thread:
         self._has_begun = threading.Lock()
         self._has_begun.acquire()
         self._thread = threading.Thread(
-            target=self._run, args=(place, _current_expected_place()), name="prefetch_to_device", daemon=True
+            target=self._run, args=(place, current_place()), name="prefetch_to_device", daemon=True
         )
         self._failure: BaseException | None = None
         self._thread.start()
@@ -184,9 +183,9 @@ class _Thread:
         self._thread.join()
 
     def _run(self, place: Any, expected_place: Any) -> None:
-        # CUDA's current device is one by thread, which this sets. Begun with, as the place itself is one for all threads.
+        # CUDA's current device is one by thread, which this sets. First of all, as the place itself is for all threads.
         try:
-            _set_expected_place(expected_place)
+            set_current_place(expected_place)
         except BaseException as error:
             self._failure = error
             return

@@ -11,8 +11,9 @@ from paddle.io import DataLoader, Dataset, IterableDataset
 
 from ..errors import ConfigurationError, ConfigurationTypeError
 from ..machine.rng import derive_seed
+from .iterables import IterableLoaderStream, IterableStream, ReplayReport
 from .order import Share
-from .streams import IterableLoaderStream, IterableStream, ListStream, MapStream, Replay, ReplayReport, Stream
+from .streams import ListStream, MapStream, Replay, Stream
 
 if TYPE_CHECKING:
     from .prefetch import Prefetch

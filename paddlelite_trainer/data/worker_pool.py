@@ -19,11 +19,10 @@ from multiprocessing.util import Finalize
 from typing import Any, NoReturn
 
 from paddle.base import core
-from paddle.base.framework import _set_expected_place
 from paddle.io import DataLoader
-from paddle.io.dataloader import worker as paddle_worker
 
 from ..errors import DataError
+from ..machine.paddle_internals import reads_in_order, set_current_place, set_worker_info
 from ..machine.rng import IsolatedSeed, derive_seed
 from ..machine.signals import WAITS_FOR_DATA
 from .fetch import CPU, END, IterableFetcher, MapFetcher, add_note, to_arrays, to_tensors
@@ -57,18 +56,18 @@ class WorkerPool:
         self._timeout: float = loader.timeout
         self._current_generation = mmap.mmap(-1, 8)
         context = multiprocessing.get_context("fork")
-        self._workers = [_Worker(number, self.depth, context) for number in range(self.num_workers)]
-        self._shut_down = Finalize(self, _shut_down, (self._workers, self._current_generation), exitpriority=100)
+        self.workers = [_Worker(number, self.depth, context) for number in range(self.num_workers)]
+        self._shut_down = Finalize(self, _shut_down, (self.workers, self._current_generation), exitpriority=100)
         _open_pools.add(self)
-        for worker in self._workers:
-            worker.start(_work, (loader, worker.number, self._workers, self._current_generation, seed, os.getpid()))
-        for worker in self._workers:
+        for worker in self.workers:
+            worker.start(_work, (loader, worker.number, self.workers, self._current_generation, seed, os.getpid()))
+        for worker in self.workers:
             worker.close_far_ends()
 
     def begin_epoch(self, seed: int) -> None:
         """Drop what is still under way and, for iterable data, start every worker's iteration under `seed`."""
         self.cancel()
-        for worker in self._workers:
+        for worker in self.workers:
             while worker.under_way:
                 self._read(worker)
             self._send(worker, ("epoch", self.generation, seed, None))
@@ -85,17 +84,17 @@ class WorkerPool:
             raise DataError(f"an epoch of {self.name} was gone on with after another one was begun")
 
     def submit(self, number: int, *, seed: int, indices: Any = None, skip: bool = False) -> None:
-        self._send(self._workers[number], ("skip" if skip else "fetch", self.generation, seed, indices))
+        self._send(self.workers[number], ("skip" if skip else "fetch", self.generation, seed, indices))
 
     def has_answered(self, number: int) -> bool:
         """Whether `receive` would not have to wait. A worker that died with nothing left to read has not answered."""
-        worker = self._workers[number]
+        worker = self.workers[number]
         descriptor = worker.replies_out.fileno()
         return any(ready == descriptor and event & select.POLLIN for ready, event in worker.poller.poll(0))
 
     def receive(self, number: int) -> Any:
         """The oldest batch under way in worker `number`; END when its data has ended; the worker's error is raised."""
-        worker = self._workers[number]
+        worker = self.workers[number]
         kind, payload = self._read(worker)
         if kind == _BATCH:
             return to_tensors(payload)
@@ -283,12 +282,10 @@ def _work(
     own = workers[number]
     _close_what_is_not_ours(own)
     core.set_num_threads(1)  # OpenMP's threads did not survive the fork
-    _set_expected_place(CPU)
-    paddle_worker._worker_info = paddle_worker.WorkerInfo(
-        id=number, num_workers=len(workers), dataset=loader.dataset, seed=seed
-    )
+    set_current_place(CPU)
+    set_worker_info(number=number, workers=len(workers), dataset=loader.dataset, seed=seed)
     isolated = IsolatedSeed()
-    is_iterable = loader.dataset_kind == paddle_worker._DatasetKind.ITER
+    is_iterable = reads_in_order(loader)
     fetcher: MapFetcher | IterableFetcher | None = None if is_iterable else MapFetcher(loader)
     failure: Exception | None = None
     has_begun = False
@@ -329,7 +326,7 @@ def _work(
 def _close_what_is_not_ours(own: _Worker) -> None:
     """Close what the fork copied, or other workers would not see their parent hang up, nor their memory be freed."""
     for pool in list(_open_pools):
-        for worker in pool._workers:
+        for worker in pool.workers:
             worker.close_near_ends()
             if worker is not own:
                 worker.close_far_ends()
@@ -389,7 +386,7 @@ def _die_with_parent(parent_pid: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel would have, had it been asked in time
 
 
 def _shut_down(workers: list[_Worker], current: mmap.mmap) -> None:

@@ -298,7 +298,7 @@ def refuse_unfit(optimization: Optimization, world_size: int) -> None:
                     f"not part of {type(module).__name__}: make its layer an attribute of the module, else no "
                     "checkpoint would hold it"
                 )
-        clip = paddle_internals.grad_clip_of(optimizer)
+        clip = paddle_internals.gradient_clip(optimizer)
         if clip is not None and settings.gradient_clip_val is not None:
             raise ConfigurationError(
                 f"gradients would be clipped twice: by Trainer(gradient_clip_val={settings.gradient_clip_val}) and by "

@@ -14,7 +14,7 @@ from ..machine.device import use_cpu_threads
 from ..machine.rng import draw_seed, isolated_random_states, seed_everything
 from ..module import is_written
 from ..optimizers import normalise
-from ..reporting.summary import announce
+from ..reporting.terminal import facts
 from ..run.resolve import copies_of, resolve
 from . import state
 from .loop import validate
@@ -292,4 +292,4 @@ def announce_fit(fit: Fit, notes: Sequence[str]) -> None:
         *(("schedule", config.describe()) for config in fit.schedules.configs),
         *(("note", note) for note in notes),
     ]
-    fit.print(announce(lines))
+    fit.print(facts(lines))

@@ -128,7 +128,7 @@ def start_from(fit: Fit, given: str | os.PathLike[str] | InitFrom) -> Start:
     return Start(notes, best)
 
 
-# -- counters ------------------------------------------------------------------------------------------------------------
+# -- counters ----------------------------------------------------------------------------------------------------------
 def _take_progress(fit: Fit, found: ForeignCheckpoint) -> list[str]:
     progress, source = fit.progress, fit.data.train if fit.data is not None else None
     epoch, step = found.epoch, found.global_step
@@ -154,7 +154,7 @@ def _optimization(fit: Fit) -> Optimization:
     return fit.optimization
 
 
-# -- optimizer and schedules ---------------------------------------------------------------------------------------------
+# -- optimizer and schedules -------------------------------------------------------------------------------------------
 def _take_optimizer(fit: Fit, init: InitFrom, state: dict[str, Any] | None, report: WeightsReport) -> list[str]:
     if state is None:
         return ["optimizer: the files hold none; its state begins at zero"]
@@ -235,7 +235,7 @@ def _plain(value: Any) -> Any:
     return value.reshape(()).item() if isinstance(value, (np.ndarray, np.generic)) and value.size == 1 else value
 
 
-# -- the best so far -----------------------------------------------------------------------------------------------------
+# -- the best so far ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Best:
     """The other tool's best weights, fitted to the module, and their scores by our names."""

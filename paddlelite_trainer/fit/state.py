@@ -39,7 +39,7 @@ OVERRIDES = ("callbacks", "data", "learning_rate", "lr_schedulers", "optimizer",
 """What `fit(override=...)` accepts: parts of a checkpoint that are left aside in favour of the present settings."""
 
 
-# -- save --------------------------------------------------------------------------------------------------------------------------------
+# -- save --------------------------------------------------------------------------------------------------------------
 
 
 def save(
@@ -241,7 +241,9 @@ def is_healthy(fit: Fit) -> bool:
     assert fit.optimization is not None
     values = list(fit.module.state_dict().values())
     for optimizer in fit.optimization.optimizers:
-        values += paddle_internals.optimizer_tensors(optimizer)
+        for by_parameter in paddle_internals.accumulators(optimizer).values():
+            values += by_parameter.values()
+        values += paddle_internals.master_weights(optimizer).values()
     outputs = fit.optimization.last_loss
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     if isinstance(loss, paddle.Tensor):
@@ -253,7 +255,7 @@ def is_healthy(fit: Fit) -> bool:
         return bool(paddle.stack([paddle.isfinite(value).all() for value in floats]).all().item())
 
 
-# -- restore -----------------------------------------------------------------------------------------------------------------------------
+# -- restore -----------------------------------------------------------------------------------------------------------
 
 
 def checked_override(override: Sequence[str]) -> tuple[str, ...]:

@@ -163,11 +163,12 @@ def _described(here: dict[str, int]) -> str:
 def use_cpu_threads(threads: int | Literal["auto"], saved: int | None = None, *, parameters: int = LARGE) -> int:
     """Set how many threads an operator on the CPU may use in this process, and return the number.
 
-    "auto" is the number that the checkpoint was made with (`saved`), since some operators, convolutions among them, round
-    otherwise with another number of threads; else PADDLELITE_CPU_THREADS, else OMP_NUM_THREADS, where the process was
-    started with one; else 1 for a model of fewer than a million `parameters`, whose operators are too short to share; else
-    the cores this process may use, divided among the processes of this job on this machine. On two cores, two threads
-    halve a product of 1500 x 1500 matrices and slow a step of a small MLP by up to a half. Paddle's own default is 1.
+    "auto" is the number that the checkpoint was made with (`saved`), since some operators, convolutions among them,
+    round otherwise with another number of threads; else PADDLELITE_CPU_THREADS, else OMP_NUM_THREADS, where the process
+    was started with one; else 1 for a model of fewer than a million `parameters`, whose operators are too short to
+    share; else the cores this process may use, divided among the processes of this job on this machine. On two cores,
+    two threads halve a product of 1500 x 1500 matrices and slow a step of a small MLP by up to a half. Paddle's own
+    default is 1.
     """
     number = (saved or _threads_asked_for()) if threads == "auto" else threads
     if number is None:

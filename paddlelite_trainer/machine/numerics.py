@@ -16,7 +16,7 @@ _DETERMINISM_FLAGS = ("FLAGS_cudnn_deterministic", "FLAGS_embedding_deterministi
 
 @contextlib.contextmanager
 def numeric_checks(*, detect_anomaly: bool, deterministic: bool | Literal["warn"]) -> Iterator[None]:
-    """Within: `detect_anomaly` makes the first op that yields NaN or infinity raise, forward or backward, with its name (10 times slower).
+    """Within: `detect_anomaly` lets the first op, forward or backward, that yields NaN or infinity raise by its name.
 
     `deterministic=True` asks CUDA's libraries for deterministic kernels; on a CPU Paddle is deterministic anyway.
 
@@ -46,7 +46,8 @@ def numeric_checks(*, detect_anomaly: bool, deterministic: bool | Literal["warn"
                     raise
                 if deterministic is True:
                     raise ConfigurationError(
-                        f"Trainer(deterministic=True): this Paddle has no {name}. Pass deterministic='warn' to train all the same."
+                        f"Trainer(deterministic=True): this Paddle has no {name}. "
+                        "Pass deterministic='warn' to train all the same."
                     ) from error
                 warnings.warn(f"Trainer(deterministic='warn'): this Paddle has no {name}", stacklevel=2)
         yield

@@ -1,21 +1,191 @@
-"""Paddle's own private names, each behind a function that says what it relies on."""
+"""Paddle's own private names: the one file that reaches for them, each for a reason and with the place it stands at.
+
+Everything here was read in Paddle 2.6.2 and 3.3.1; the file that is named is that of 3.3.1, below paddle/, and 2.6.2
+has the same unless it says otherwise. A new version of Paddle is supported when the tests pass, and where they do not,
+here is the place to look.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from operator import methodcaller
 from typing import Any
 
+import paddle
+from paddle.base.framework import _current_expected_place, _set_expected_place
+from paddle.io.dataloader import worker as _dataloader_worker
+from paddle.optimizer import Optimizer
+from paddle.optimizer.lr import LRScheduler
 
-def grad_clip_of(optimizer: Any) -> Any:
-    """The optimizer's own gradient clipping, or None."""
+# -- places and tensors (base/framework.py, base/dygraph/tensor_patch_methods.py, C++) ---------------------------------
+
+current_place = _current_expected_place
+"""The place where Paddle creates tensors; base/framework.py."""
+
+set_current_place = _set_expected_place
+"""Make Paddle create tensors there, without set_device's checks and its parsing; base/framework.py."""
+
+
+def is_on(tensor: Any, place: Any) -> bool:
+    """Whether the tensor is on that very place; `==` on places makes objects, `_equals` of C++ does not."""
+    return bool(tensor.place._equals(place))
+
+
+def copied_to(tensor: Any, place: Any) -> Any:
+    """A copy on the place, when it is done, by C++'s `_copy_to(place, blocking)`; `Tensor.to` is slower."""
+    return tensor._copy_to(place, True)
+
+
+# -- optimizers (optimizer/optimizer.py) -------------------------------------------------------------------------------
+
+
+def learning_rate(optimizer: Optimizer) -> float | LRScheduler:
+    """The number or the scheduler that the optimizer was built with; `get_lr` gives only the number."""
+    return optimizer._learning_rate
+
+
+def gradient_clip(optimizer: Optimizer) -> Any:
+    """The optimizer's own grad_clip, or None."""
     return optimizer._grad_clip
 
 
-def optimizer_tensors(optimizer: Any) -> list[Any]:
-    """Every accumulator and master weight that the optimizer has so far."""
-    found = [value for by_parameter in optimizer._accumulators.values() for value in by_parameter.values()]
-    return found + list((getattr(optimizer, "_master_weights", None) or {}).values())
-
-
-def keeps_master_weights(optimizer: Any) -> bool:
-    """Whether the optimizer was made with multi_precision."""
+def keeps_master_weights(optimizer: Optimizer) -> bool:
+    """Whether it was built, or decorated by paddle.amp, to keep float32 weights; a few classes cannot."""
     return bool(getattr(optimizer, "_multi_precision", False))
+
+
+def master_weights(optimizer: Optimizer) -> dict[str, Any]:
+    """{Paddle's parameter name: its float32 weight}, the live dict; an empty one for a class without."""
+    return getattr(optimizer, "_master_weights", None) or {}
+
+
+def accumulators(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
+    """{accumulator: {Paddle's parameter name, or its master's: tensor}}, the live dict."""
+    return optimizer._accumulators  # type: ignore[no-any-return]
+
+
+def has_groups(optimizer: Optimizer) -> bool:
+    """Whether the optimizer was built with dicts, one for each group, and not with a list of parameters."""
+    return isinstance(optimizer._parameter_list[0], Mapping)
+
+
+def parameter_list(optimizer: Optimizer) -> Sequence[Any]:
+    """What the optimizer was built with: parameters, or groups as dicts with "params"."""
+    return optimizer._parameter_list or ()
+
+
+def parameter_groups(optimizer: Optimizer) -> list[Any]:
+    """The groups with all defaults filled in; the very list of parameters where there are none."""
+    return optimizer._param_groups  # type: ignore[no-any-return]
+
+
+def default(optimizer: Optimizer, key: str) -> Any:
+    """What groups get for a key that they do not say, or None."""
+    return optimizer._default_dict.get(key)
+
+
+def coefficient(decay: Any) -> Any:
+    """The number in a paddle.regularizer.L1Decay or L2Decay (regularizer.py); another value is given back."""
+    return getattr(decay, "_coeff", decay)
+
+
+def append_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
+    """Let it train one group more. `_add_param_group` alone leaves the two lists unequal, which state_dict goes by."""
+    optimizer._add_param_group(dict(group))
+    optimizer._parameter_list.append(group)
+    _renew_fused_lists(optimizer)
+
+
+def append_parameters(optimizer: Optimizer, parameters: Iterable[Any]) -> None:
+    """Let an optimizer without groups train more."""
+    optimizer._parameter_list.extend(parameters)  # the very list that _param_groups is
+    _renew_fused_lists(optimizer)
+
+
+def _renew_fused_lists(optimizer: Optimizer) -> None:
+    optimizer._param_dict = optimizer._create_multi_tensor_dict()  # what use_multi_tensor=True steps by
+
+
+def set_dtype(optimizer: Optimizer, dtype: Any) -> None:
+    """The type of its learning rate's tensor, which `__init__` takes from the parameters as they are then."""
+    optimizer._dtype = dtype
+
+
+found_inf = methodcaller("_get_auxiliary_var", "found_inf")
+"""Whether the step that amp.GradScaler made found infinity: a tensor, on the host since Optimizer.step looked at it.
+
+A C callable: it costs the batch no Python call more than reaching for the method.
+"""
+
+
+def forget_state(optimizer: Optimizer) -> None:
+    """Drop accumulators and master weights, so that they can be created anew; set_state_dict only ever adds."""
+    optimizer._accumulators.clear()
+    optimizer._accumulators_holder = {}
+    for created in ("_already_create_accumulator", "_already_create_accumulater"):  # 3.x and 2.6, spelt so
+        getattr(optimizer, created, set()).clear()
+    master_weights(optimizer).clear()
+
+
+def create_state(optimizer: Optimizer, parameter_names: set[str]) -> None:
+    """Create accumulators and master weights of these parameters, as the first step would before it computes."""
+    from paddle.base.layer_helper import LayerHelper
+
+    if getattr(optimizer, "helper", None) is None:
+        optimizer.helper = LayerHelper(type(optimizer).__name__)  # 2.6 creates accumulators through it
+    block = paddle.static.default_main_program().global_block()
+    groups = optimizer._param_groups if has_groups(optimizer) else [optimizer._parameter_list]
+    for group in groups:
+        is_group = isinstance(group, Mapping)
+        parameters = [one for one in (group["params"] if is_group else group) if one.name in parameter_names]
+        if parameters:
+            optimizer._create_accumulators(block, {**group, "params": parameters} if is_group else parameters)
+
+
+# -- BatchNorm (nn/layer/norm.py: BatchNorm, _BatchNormBase and its subclasses) ----------------------------------------
+
+
+def is_batch_norm(layer: Any) -> bool:
+    """Whether the layer keeps running statistics; told by what it has, as others' layers count too."""
+    return hasattr(layer, "_mean") and hasattr(layer, "_variance")
+
+
+def running_statistics(layer: Any) -> dict[str, Any]:
+    """{attribute: running mean or variance} of a layer that has them: to Paddle, parameters that do not learn."""
+    found = {name: layer._parameters.get(name) for name in ("_mean", "_variance")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def momentum(layer: Any) -> float | None:
+    """In running = momentum * running + (1 - momentum) * the batch's; None for a layer that has no such number."""
+    return getattr(layer, "_momentum", None)
+
+
+def set_momentum(layer: Any, value: float) -> None:
+    """Effective from the next forward on: it is read anew in each."""
+    layer._momentum = value
+
+
+# -- DataLoader (io/) --------------------------------------------------------------------------------------------------
+
+
+def keeps_workers(loader: Any) -> bool:
+    """DataLoader(persistent_workers=...), which has no public name; io/reader.py."""
+    return bool(loader._persistent_workers)
+
+
+def is_plain_sampler(sampler: Any) -> bool:
+    """Whether it gives one batch's indices at a time, as all but auto-parallel's do; io/dataloader/batch_sampler.py."""
+    return getattr(sampler, "_acc_steps", 1) == 1
+
+
+def reads_in_order(loader: Any) -> bool:
+    """Whether the DataLoader's dataset is an IterableDataset; io/dataloader/worker.py."""
+    return bool(loader.dataset_kind == _dataloader_worker._DatasetKind.ITER)
+
+
+def set_worker_info(*, number: int, workers: int, dataset: Any, seed: int) -> None:
+    """What paddle.io.get_worker_info() gives in this process from here on; io/dataloader/worker.py."""
+    _dataloader_worker._worker_info = _dataloader_worker.WorkerInfo(
+        id=number, num_workers=workers, dataset=dataset, seed=seed
+    )

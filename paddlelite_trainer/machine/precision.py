@@ -13,7 +13,9 @@ import paddle
 from paddle.optimizer import Optimizer
 
 from ..errors import CheckpointMismatchError, ConfigurationError, did_you_mean
+from . import paddle_internals
 from .device import Device, resolve_device
+from .trees import mapped
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
@@ -51,8 +53,8 @@ class Precision:
     `requested` is what was asked for, `effective` what this device does; where they differ, `note` is a sentence that
     says so. `autocast` makes the context for forward passes (training, validation, prediction; never backward), or is
     None where there is nothing to enter. `scaler` exists for float16 alone. `convert_input`, where it is not None, must
-    be applied to each batch. `outside_autocast` is for what must leave the context from inside of it: backward, clipping
-    and steps that a training step takes itself. Only this class and Paddle write the scaler.
+    be applied to each batch. `outside_autocast` is for what must leave the context from inside of it: backward,
+    clipping and steps that a training step takes itself. Only this class and Paddle write the scaler.
 
     Makes `device` Paddle's current device: Paddle asks the current one whether it has AMP at all.
 
@@ -134,7 +136,7 @@ class Precision:
         if self.effective == "64-true":
             module.to(dtype="float64")
             for optimizer in optimizers:
-                optimizer._dtype = paddle.float64  # its learning rate's: Paddle took it from the unconverted parameters
+                paddle_internals.set_dtype(optimizer, paddle.float64)  # Paddle took the unconverted parameters'
         elif self.effective in ("16-true", "bf16-true"):
             # Returns the very objects that it was given; what it returns has another form in every case.
             paddle.amp.decorate(
@@ -164,7 +166,7 @@ class Precision:
         return True
 
     def update(self) -> None:
-        """Adapt the loss scale to the steps since the last update. Once a batch: while any gradients wait, it must stay."""
+        """Adapt the loss scale to the steps since the last update. Once a batch: while gradients wait, it must stay."""
         if self.scaler is not None:
             self.scaler.update()
 
@@ -194,8 +196,8 @@ class Precision:
             raise CheckpointMismatchError(
                 "the checkpoint's precision does not fit this run's:",
                 [
-                    f"precision: saved {saved}, now {self.effective}.{note} Pass precision={saved!r} to go on as saved, or "
-                    "override=('precision',) to change it"
+                    f"precision: saved {saved}, now {self.effective}.{note} Pass precision={saved!r} to go on as "
+                    "saved, or override=('precision',) to change it"
                 ],
             )
         if self.scaler is None:
@@ -265,7 +267,7 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
         states = self._optimizer_states
         super().step(optimizer)
         self._optimizer_states = states  # with a fixed scale Paddle forgets here that other optimizers were unscaled
-        overflowed = bool(optimizer._get_auxiliary_var("found_inf"))  # on the host since Optimizer.step looked at it
+        overflowed = bool(paddle_internals.found_inf(optimizer))
         self._unscaled.pop(id(optimizer), None)
         self._stepped[id(optimizer)] = self._losses_scaled
         self._overflowed |= overflowed
@@ -311,14 +313,15 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if overflowed else 0
         if self._skipped_in_a_row == HOPELESS:
             warnings.warn(
-                f"{HOPELESS} float16 steps in a row were skipped for infinite or NaN gradients, so a smaller loss scale does "
-                "not help and the weights no longer change. Look for NaN in the loss; 'bf16-mixed' has float32's range.",
+                f"{HOPELESS} float16 steps in a row were skipped for infinite or NaN gradients, so a smaller loss "
+                "scale does not help and the weights no longer change. Look for NaN in the loss; "
+                "'bf16-mixed' has float32's range.",
                 stacklevel=4,
             )
 
 
 def clip_gradients_by_norm(parameters: Sequence[Any], max_norm: float) -> Any:
-    """Scale the gradients down together to a norm of `max_norm`, in place; returns their norm before, in float32 or wider.
+    """Scale the gradients down together to a norm of `max_norm`, in place; returns the norm before, float32 or wider.
 
     `paddle.nn.utils.clip_grad_norm_`, and its formula where it cannot be used: it fails on gradients of several types,
     which O2 has, and sums squares in float16, which overflows at a norm of 65504.
@@ -375,14 +378,12 @@ def _float64_by_default() -> Iterator[None]:
 
 
 def _to_float64(batch: Any) -> Any:
-    """The batch with every floating-point tensor in its dicts, lists and tuples as float64."""
-    if isinstance(batch, paddle.Tensor):
-        return batch.astype("float64") if paddle.is_floating_point(batch) else batch
-    if isinstance(batch, Mapping):
-        return {key: _to_float64(value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(_to_float64, batch))
-    return type(batch)(map(_to_float64, batch)) if type(batch) in (list, tuple) else batch
+    """The batch with every floating-point tensor in it as float64."""
+    return mapped(_widened, batch)
+
+
+def _widened(leaf: Any) -> Any:
+    return leaf.astype("float64") if isinstance(leaf, paddle.Tensor) and paddle.is_floating_point(leaf) else leaf
 
 
 def _op_names(setting: str, names: Iterable[str] | None) -> set[str]:

@@ -21,8 +21,8 @@ HEARTBEAT_SECONDS = 5.0  # gloo gives up after 30 s without a word from a rank
 def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_dir: Path) -> None:
     """Where several devices are asked for and this script was started by hand, start it again under Paddle's launcher.
 
-    This process becomes the launcher and does not return; each of its processes runs the script from its first line. Output of
-    the first goes to the terminal, that of all to `log_dir`.
+    This process becomes the launcher and does not return; each of its processes runs the script from its first line.
+    Output of the first goes to the terminal, that of all to `log_dir`.
     """
     names = [part for part in devices.split(",") if part] if isinstance(devices, str) else devices
     count = names if isinstance(names, int) else 1 if devices == "auto" else len(names)
@@ -32,8 +32,8 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_
     script = next((index for index, argument in enumerate(arguments) if argument.endswith(".py")), None)
     if in_notebook() or script is None:
         raise ConfigurationError(
-            f"Trainer(devices={devices!r}) starts the script again in {count} processes, and this is no script. Use devices=1, "
-            f"or start it by hand: python -m paddle.distributed.launch --nproc_per_node {count} train.py"
+            f"Trainer(devices={devices!r}) starts the script again in {count} processes, and this is no script. "
+            f"Use devices=1, or start it by hand: python -m paddle.distributed.launch --nproc_per_node {count} train.py"
         )
     chosen = ["--nproc_per_node", str(count)]
     if accelerator != "cpu" and not isinstance(names, int):

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.base.framework import _current_expected_place, _set_expected_place
 
 from ..errors import ConfigurationError
+from .paddle_internals import current_place, set_current_place
 
 core: Any = paddle.base.core  # its stubs know only what one build has
 _numpy: Any = np.random  # its stubs leave out get_bit_generator and set_bit_generator
@@ -145,8 +145,8 @@ class IsolatedSeed:
 
     `enter(seed)` and `leave()` are for the batch path: 30 us together, no object made but the saved states. One object
     serves one iteration; different objects nest. `on_host` makes Paddle create tensors on the CPU meanwhile. NumPy's
-    cached second Gaussian of the surroundings is dropped: it lives outside the bit generator, and saving it costs 45 us.
-    `drop_cached_gaussian` does the same where no fetch runs in this process, so that both draw the same numbers.
+    cached second Gaussian of the surroundings is dropped: it lives outside the bit generator, and saving it costs 45
+    us. `drop_cached_gaussian` does the same where no fetch runs in this process, so that both draw the same numbers.
     """
 
     __slots__ = ("_numpy_outside", "_numpy_own", "_on_host", "_paddle", "_paddle_outside", "_place", "_python_outside")
@@ -165,16 +165,16 @@ class IsolatedSeed:
         np.random.seed(seed)
         self._paddle.manual_seed(seed)
         self._place = None
-        if self._on_host and not isinstance(place := _current_expected_place(), core.CPUPlace):
+        if self._on_host and not isinstance(place := current_place(), core.CPUPlace):
             self._place = place
-            _set_expected_place(core.CPUPlace())
+            set_current_place(core.CPUPlace())
 
     def leave(self) -> None:
         random.setstate(self._python_outside)
         _numpy.set_bit_generator(self._numpy_outside)
         self._paddle.set_state(self._paddle_outside)
         if self._place is not None:
-            _set_expected_place(self._place)
+            set_current_place(self._place)
 
 
 def drop_cached_gaussian() -> None:

@@ -26,11 +26,11 @@ class SignalWatch:
     """While entered, catches SIGTERM and SIGINT and remembers the first in `received`.
 
     Until `wait_for_save_point` is called there is nothing to save, so the first ends the process as soon as Python runs
-    again: SystemExit(75) or KeyboardInterrupt is raised. After that it is only remembered; but a wait for data, which may
-    last longer than a machine's grace, is ended by WaitingEnded.
+    again: SystemExit(75) or KeyboardInterrupt is raised. After that it is only remembered; but a wait for data, which
+    may last longer than a machine's grace, is ended by WaitingEnded.
 
-    Entered in any thread but the main one it does nothing, since Python delivers signals there only. Paddle installs a C-level
-    SIGTERM handler when it is imported that Python cannot see; setting ours afterwards replaces it.
+    Entered in any thread but the main one it does nothing, since Python delivers signals there only. Paddle installs a
+    C-level SIGTERM handler when it is imported that Python cannot see; setting ours afterwards replaces it.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class SignalWatch:
         self._previous.clear()
 
     def wait_for_save_point(self, may_leave: Callable[[], bool]) -> None:
-        """From now on whoever runs asks `received` at each save point; `may_leave` tells whether all that is done can be saved."""
+        """From now on each save point asks `received`; `may_leave` tells whether all that is done can be saved."""
         self._waits, self._may_leave = True, may_leave
 
     def agree_on(self, received: signal.Signals | None) -> None:

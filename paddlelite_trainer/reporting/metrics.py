@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,13 +9,16 @@ import numpy as np
 import paddle
 
 from ..errors import ConfigurationError, ConfigurationTypeError
+from .paddle_metrics import PaddleMetricSeries
+from .paddle_metrics import numbers_of as numbers_of
+from .paddle_metrics import paddle_metrics_of as paddle_metrics_of
+from .paddle_metrics import set_numbers as set_numbers
+from .series import REDUCTIONS, Options, Series
 
-PENDING_LIMIT = (
-    512  # values a series holds on the device before they are read: bounds memory when nobody looks for long
-)
+PENDING_LIMIT = 512
+"""Values a series holds on the device before they are read: bounds memory when nobody looks for long."""
 
 _TENSOR = paddle.Tensor
-_REDUCTIONS = ("mean", "sum", "min", "max")
 
 
 class MetricValue(float):
@@ -34,123 +35,20 @@ def refuse_taken_names(*names: str) -> None:
     for name in names:
         if name in ("step", "epoch"):
             raise ConfigurationError(
-                f"a metric cannot be named {name!r}: every row of the logs has the trainer's own {name} under that name. Choose another."
+                f"a metric cannot be named {name!r}: "
+                f"every row of the logs has the trainer's own {name} under that name. Choose another."
             )
 
 
-class Series:
-    """One logged name of one stage: its options, the values not yet read, and the reduction so far.
-
-    Sums run in float64, value by value in the order logged, so it does not matter when the values were read.
-    """
-
-    __slots__ = (
-        "awaited_metric",
-        "last",
-        "metric",
-        "name",
-        "options",
-        "over_ranks",
-        "pending",
-        "reduced",
-        "reduction",
-        "saved_result",
-        "values",
-        "versions",
-        "weight",
-        "weights",
-    )
-
-    def __init__(
-        self, name: str, options: tuple[Any, ...], reduction: str | Callable[[list[float]], float] | None
-    ) -> None:
-        self.name = name
-        self.options = options  # (on_step, on_epoch, prog_bar, logger, reduce_fx)
-        self.reduction = reduction  # None: a function, as the checkpoint says; the next log tells which
-        self.metric: Any = None  # a paddle.metric.Metric that accumulates by itself
-        self.awaited_metric: Mapping[str, Any] | None = None  # what one had counted that is not found in the module
-        self.saved_result: float | None = None
-        self.over_ranks: float | None = None  # what a paddle metric gives from the counts of all ranks
-        self.pending: list[Any] = []
-        self.weights: list[float] = []
-        self.versions: list[int] = []  # of pending tensors, to find those changed in place after they were logged
-        self.last: float | None = None
-        self.clear()
-
-    def clear(self) -> None:
-        self.reduced = (
-            {"min": math.inf, "max": -math.inf}.get(self.reduction, 0.0) if isinstance(self.reduction, str) else 0.0
-        )
-        self.weight = 0.0
-        self.over_ranks = None
-        self.values: list[float] = []
-        self.forget_pending()
-
-    def forget_pending(self) -> None:
-        self.pending.clear()
-        self.weights.clear()
-        self.versions.clear()
-
-    def add(self, value: float, weight: float) -> None:
-        self.last = value
-        if self.reduction == "mean":
-            self.reduced += value * weight
-        elif self.reduction == "sum":
-            self.reduced += value
-        elif self.reduction == "min":
-            self.reduced = value if value != value else min(self.reduced, value)
-        elif self.reduction == "max":
-            self.reduced = value if value != value else max(self.reduced, value)
-        else:
-            self.values.append(value)
-        self.weight += weight
-
-    def result(self) -> float | None:
-        if self.over_ranks is not None:
-            return self.over_ranks
-        if self.metric is not None:
-            return float(self.metric.accumulate())
-        if self.reduction is None or self.awaited_metric is not None:
-            return self.saved_result
-        if self.weight == 0.0:
-            return None
-        if self.reduction == "mean":
-            return self.reduced / self.weight
-        if callable(self.reduction):
-            return float(self.reduction(self.values))
-        return self.reduced
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "reduced": self.reduced,
-            "weight": self.weight,
-            "values": self.values,
-            "last": self.last,
-            "metric": self.awaited_metric if self.metric is None else numbers_of(self.metric),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.reduced, self.weight = state["reduced"], state["weight"]
-        self.values, self.last = list(state["values"]), state["last"]
-
-    def copy(self) -> Series:
-        """The series as it is now; values on the device and a paddle metric's counts are shared."""
-        copied = Series(self.name, self.options, self.reduction)
-        for slot in self.__slots__:
-            value = getattr(self, slot)
-            setattr(copied, slot, list(value) if isinstance(value, list) else value)
-        return copied
-
-
 class MetricCollector:
-    """Everything logged in one stage since the epoch began. Only `Module.log` adds to it; Trainer reads and clears it."""
+    """All that a stage logged since the epoch began. Only `Module.log` adds to it; Trainer reads and clears it."""
 
-    def __init__(self) -> None:
-        self._series: dict[str, Series] = {}
-        self._reduced: set[str] = set()  # names whose reduction is over all ranks already
+    def __init__(self, series: Mapping[str, Series] | None = None, reduced: Iterable[str] = ()) -> None:
+        self._series = dict(series or {})
+        self._reduced = set(reduced)  # names whose reduction is over all ranks already
         self.batch_size: Callable[[], int] = lambda: 1
         self.paddle_metrics: Callable[[], Mapping[str, Any]] = dict
-        """The module's paddle.metric.Metric objects by where they are; their counts are saved and restored with the module's."""
+        """The module's paddle.metric.Metric objects by where they are; their counts are saved with the module."""
 
     def look_at(self, batch_size: Callable[[], int], paddle_metrics: Callable[[], Mapping[str, Any]] = dict) -> None:
         """Where the size of the batch at hand and the module's own metrics come from."""
@@ -173,15 +71,17 @@ class MetricCollector:
         series = self._series.get(name)
         if series is None:
             series = self._new_series(name, options)
-        elif series.options != options and not self._adopt(series, options):
+        elif series.options != options and not series.adopt(options):
             raise ConfigurationError(
-                f"self.log({name!r}, ...) was called before with other options: (on_step, on_epoch, prog_bar, logger, reduce_fx) were "
+                f"self.log({name!r}, ...) was called before with other options: "
+                "(on_step, on_epoch, prog_bar, logger, reduce_fx) were "
                 f"{series.options}, now they are {options}. Use one set of options per name, or two names."
             )
         if isinstance(value, _TENSOR):
             if value.shape not in ([], [1]):
                 raise ConfigurationError(
-                    f"self.log({name!r}, ...) takes a single number, got a tensor of shape {list(value.shape)}. Log its mean or one entry."
+                    f"self.log({name!r}, ...) takes a single number, got a tensor of shape {list(value.shape)}. "
+                    "Log its mean or one entry."
                 )
             if value.stop_gradient:
                 # The caller may go on changing its own tensor in place, a running sum for example.
@@ -193,8 +93,14 @@ class MetricCollector:
                 version = value.inplace_version
         else:
             version = 0
-            if not isinstance(value, (float, int)):
-                value = self._number(series, value)
+            if isinstance(value, (float, int)):
+                pass
+            elif isinstance(value, paddle.metric.Metric):
+                if not isinstance(series, PaddleMetricSeries):
+                    series = self._series[name] = PaddleMetricSeries.instead_of(series)
+                value = series.ask(value, self.paddle_metrics)
+            else:
+                value = _number(name, value)
         if series.pending and not on_epoch:  # of a step's value only the newest is ever asked for
             series.pending[0], series.versions[0] = value, version
             return
@@ -204,43 +110,17 @@ class MetricCollector:
         if len(series.pending) >= PENDING_LIMIT:
             self.read()
 
-    def _new_series(self, name: str, options: tuple[Any, ...]) -> Series:
+    def _new_series(self, name: str, options: Options) -> Series:
         if not isinstance(name, str) or not name:
             raise ConfigurationTypeError(f"self.log takes a name first, got {name!r}")
         refuse_taken_names(name)
         reduction = options[4]
-        if not callable(reduction) and reduction not in _REDUCTIONS:
+        if not callable(reduction) and reduction not in REDUCTIONS:
             raise ConfigurationError(
-                f"self.log({name!r}, reduce_fx=...) must be one of {_REDUCTIONS} or a function, got {reduction!r}"
+                f"self.log({name!r}, reduce_fx=...) must be one of {REDUCTIONS} or a function, got {reduction!r}"
             )
-        series = self._series[name] = Series(name, options, _known(reduction))
+        series = self._series[name] = Series(name, options)
         return series
-
-    def _adopt(self, series: Series, options: tuple[Any, ...]) -> bool:
-        """Take the function that a restored series is reduced by, which a checkpoint cannot hold."""
-        if series.reduction is not None or series.options[:4] != options[:4] or not callable(options[4]):
-            return False
-        series.options, series.reduction = options, _known(options[4])
-        return True
-
-    def _number(self, series: Series, value: Any) -> float:
-        if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
-            return float(value.reshape(()))
-        if isinstance(value, paddle.metric.Metric):
-            series.metric = value
-            if series.awaited_metric is not None:
-                if all(value is not known for known in self.paddle_metrics().values()):
-                    set_numbers(value, series.awaited_metric)
-                series.awaited_metric = None
-            result = value.accumulate()
-            if isinstance(result, (list, tuple)) and len(result) != 1:
-                raise ConfigurationError(
-                    f"self.log({series.name!r}, metric): {type(value).__name__} gives {len(result)} numbers; log them one by one."
-                )
-            return float(result[0] if isinstance(result, (list, tuple)) else result)
-        raise ConfigurationTypeError(
-            f"self.log({series.name!r}, ...) takes a number, a tensor or array with one element, or a paddle.metric.Metric, got {type(value).__name__}"
-        )
 
     def read(self) -> None:
         """Bring every waiting value to the host: one copy for each data type."""
@@ -319,48 +199,29 @@ class MetricCollector:
                 options = states[0]["options"]
                 if options is None or states[0]["metric"] is not None:
                     continue  # a function, or an object, that is not here
-                series = self._series[name] = Series(name, options, options[4])
-            if series.metric is not None:
-                if all(state["metric"] is not None for state in states):
-                    series.over_ranks = _over_all(series.metric, [state["metric"] for state in states])
-                continue
-            series.clear()
-            for state in states:
-                series.weight += state["weight"]
-                series.values += state["values"]
-                if series.reduction in ("mean", "sum"):
-                    series.reduced += state["reduced"]
-                elif callable(series.reduction):
-                    pass
-                elif state["reduced"] != state["reduced"]:
-                    series.reduced = state["reduced"]
-                else:
-                    series.reduced = (min if series.reduction == "min" else max)(series.reduced, state["reduced"])
+                series = self._series[name] = Series(name, options)
+            series.reduce_over(states)
 
     def clear(self) -> None:
         """Begin a new epoch: reductions go, options and paddle metrics' objects stay."""
         self._reduced.clear()
         for series in self._series.values():
             series.clear()
-            if series.metric is not None:
-                series.metric.reset()
 
     def copy(self) -> MetricCollector:
-        """The collector as it is now; see `Series.copy`."""
-        copied = MetricCollector()
+        """The collector as it is now; values on the device and paddle metrics' counts are shared."""
+        copied = MetricCollector({name: series.copy() for name, series in self._series.items()}, self._reduced)
         copied.batch_size, copied.paddle_metrics = self.batch_size, self.paddle_metrics
-        copied._series = {name: series.copy() for name, series in self._series.items()}
-        copied._reduced = set(self._reduced)
         return copied
 
     def state_dict(self, *, epoch_is_over: bool = False) -> dict[str, Any]:
-        """`epoch_is_over` says that nothing may be logged any more in this epoch, so results of functions are kept too."""
+        """`epoch_is_over` says that no more is logged in this epoch, so results of functions are kept too."""
         self.read()
         places = {id(metric): place for place, metric in self.paddle_metrics().items()}
         return {
             name: {
                 "options": [*series.options[:4], series.options[4] if isinstance(series.options[4], str) else None],
-                "metric_place": places.get(id(series.metric)),
+                "metric_place": places.get(id(series.metric)) if isinstance(series, PaddleMetricSeries) else None,
                 "over_all_ranks": name in self._reduced,
                 "result": series.result() if epoch_is_over else None,
                 **series.state_dict(),
@@ -374,36 +235,23 @@ class MetricCollector:
         self._reduced = {name for name, saved in state.items() if saved["over_all_ranks"]}
         metrics = self.paddle_metrics()
         for name, saved in state.items():
-            reduction = saved["options"][4]
-            series = self._series[name] = Series(name, tuple(saved["options"]), reduction)
+            metric, options = metrics.get(saved["metric_place"]), tuple(saved["options"])
+            if metric is None and saved["metric"] is None:
+                series = Series(name, options)
+            else:
+                series = PaddleMetricSeries(name, options)
+                series.metric, series.awaited = metric, saved["metric"] if metric is None else None
             series.load_state_dict(saved)
-            series.saved_result = saved["result"]
-            series.metric = metrics.get(saved["metric_place"])
-            if series.metric is None:
-                series.awaited_metric = saved["metric"]
+            self._series[name] = series
 
 
-def _known(reduction: Any) -> Any:
-    """paddle.mean and friends are what a Lightning user passes; their names are exact and cheaper."""
-    name = getattr(reduction, "__name__", "")
-    return name if callable(reduction) and name in _REDUCTIONS else reduction
-
-
-def paddle_metrics_of(module: paddle.nn.Layer) -> dict[str, paddle.metric.Metric]:
-    """{where: object} of every paddle.metric.Metric that is an attribute of the module or a sublayer, or in a list or dict there."""
-    found: dict[str, paddle.metric.Metric] = {}
-    for layer_name, layer in module.named_sublayers(include_self=True):
-        for attribute, value in vars(layer).items():
-            inside: Iterable[tuple[Any, Any]] = ()
-            if isinstance(value, (list, tuple)):
-                inside = enumerate(value)
-            elif isinstance(value, dict) and not attribute.startswith("_"):
-                inside = value.items()
-            for key, item in [(None, value), *inside]:
-                if isinstance(item, paddle.metric.Metric):
-                    place = ".".join(filter(None, (layer_name, attribute)))
-                    found[place if key is None else f"{place}[{key!r}]"] = item
-    return found
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
+        return float(value.reshape(()))
+    raise ConfigurationTypeError(
+        f"self.log({name!r}, ...) takes a number, a tensor or array with one element, or a paddle.metric.Metric, "
+        f"got {type(value).__name__}"
+    )
 
 
 def _to_host(values: Iterable[Any]) -> list[float]:
@@ -427,33 +275,3 @@ def _to_host(values: Iterable[Any]) -> list[float]:
         for position, number in zip(positions, stacked.numpy().tolist()):
             everything[position] = number
     return [float(value) for value in everything]
-
-
-def numbers_of(metric: Any) -> dict[str, Any]:
-    """A copy of a paddle.metric.Metric's running counts: its attributes that are numbers, arrays or lists of them."""
-    plain = (int, float, np.generic, np.ndarray)
-    return {
-        key: copy.copy(value)
-        for key, value in vars(metric).items()
-        if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(item, plain) for item in value))
-    }
-
-
-def _over_all(metric: Any, everyones: Iterable[Mapping[str, Any]]) -> float | None:
-    """What a metric of Paddle's own gives from the counts of all ranks, which add up; None for other classes."""
-    if type(metric).__module__.partition(".")[0] != "paddle":
-        return None
-    own = numbers_of(metric)
-    metric.reset()
-    for key, start in numbers_of(metric).items():
-        if not isinstance(start, bool):
-            total = np.asarray(start) + sum(np.asarray(theirs[key]) - np.asarray(start) for theirs in everyones)
-            setattr(metric, key, total.tolist() if isinstance(start, list) else total)
-    result = metric.accumulate()
-    set_numbers(metric, own)
-    return float(result[0] if isinstance(result, (list, tuple)) else result)
-
-
-def set_numbers(metric: Any, numbers: Mapping[str, Any]) -> None:
-    """Put back what `numbers_of` gave."""
-    vars(metric).update({key: copy.copy(value) for key, value in numbers.items()})

@@ -7,28 +7,20 @@ from typing import Any
 
 import paddle
 
-
-def announce(lines: Sequence[tuple[str, str]]) -> str:
-    """One block of names and what they are."""
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+from .terminal import table
 
 
 def print_results(stage: str, results: Sequence[Mapping[str, float]]) -> None:
     """A table of metrics, one column per loader."""
-    from rich.console import Console
-    from rich.table import Table
-
     if not any(results):
         return
-    table = Table()
-    table.add_column(f"{stage} metric")
-    for index in range(len(results)):
-        table.add_column("value" if len(results) == 1 else f"loader {index}", justify="right")
-    names = list(dict.fromkeys(name for result in results for name in result))
-    for name in names:
-        table.add_row(name, *(f"{result[name]:.6g}" if name in result else "" for result in results))
-    Console().print(table)
+    columns = [
+        f"{stage} metric",
+        *(f"loader {index}" if len(results) > 1 else "value" for index in range(len(results))),
+    ]
+    names = dict.fromkeys(name for result in results for name in result)
+    rows = [[name, *(f"{result[name]:.6g}" if name in result else "" for result in results)] for name in names]
+    table(columns, rows, right=range(1, len(columns)))
 
 
 def describe_batch(batch: Any) -> str:

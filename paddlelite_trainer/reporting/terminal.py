@@ -17,6 +17,12 @@ def say(text: str, style: str | None = None) -> None:
     _print(Text(_printable(text), style=style or ""), soft_wrap=True)
 
 
+def facts(lines: Sequence[tuple[str, str]]) -> str:
+    """Names and what is said of them, as text in two columns; by hand, as no fit needs rich to begin."""
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
 _ENDLESS = 10_000
 Cell = str | Sequence[str]
 """One text, or a list of which each item gets a line of its own where the table is too wide for the terminal."""
@@ -31,8 +37,8 @@ def table(
 ) -> None:
     """Print rows below `columns`; those whose index is in `right` are aligned right.
 
-    Where it is too wide for the terminal, the items of lists get a line each; where it still is, each row becomes a block of
-    lines, in which long names break only after `/`, `.` and `_`. Into a pipe a row is one line.
+    Where it is too wide for the terminal, the items of lists get a line each; where it still is, each row becomes a
+    block of lines, in which long names break only after `/`, `.` and `_`. Into a pipe a row is one line.
     """
     rows, screen = list(rows), console()
     for separator in (", ", ",\n"):

@@ -23,7 +23,7 @@ def stopped_after(tmp_path: Path, values: list[float], stopping: EarlyStopping, 
     return trainer.current_epoch
 
 
-# -- when --------------------------------------------------------------------------------------------------------------------
+# -- when --------------------------------------------------------------------------------------------------------------
 def test_the_run_ends_when_patience_is_over(tmp_path: Path) -> None:
     stopping = EarlyStopping("val_loss", patience=2)
     assert stopped_after(tmp_path, [3.0, 2.0, 2.5, 2.0, 1.0, 1.0], stopping) == 4
@@ -140,7 +140,7 @@ def test_a_second_fit_with_the_same_callback_starts_afresh(tmp_path: Path) -> No
     assert stopped_after(tmp_path, [3.0, 2.0, 1.0], stopping) == 3
 
 
-# -- started again -----------------------------------------------------------------------------------------------------------
+# -- started again -----------------------------------------------------------------------------------------------------
 def test_a_stopped_run_says_so_and_trains_no_further(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = [1.0, 2.0, 3.0, 4.0, 5.0]
     stopped_after(tmp_path, values, EarlyStopping("val_loss", patience=2))
@@ -174,7 +174,7 @@ def test_a_run_resumed_at_every_epoch_stops_where_an_uninterrupted_one_does(tmp_
     assert (trainer.current_epoch, stopping.wait_count, stopping.stopped_epoch) == (7, 3, 6)
 
 
-# -- the best weights ----------------------------------------------------------------------------------------------------------
+# -- the best weights --------------------------------------------------------------------------------------------------
 def weights(trainer: Trainer) -> list[Any]:
     return [parameter.numpy().copy() for parameter in trainer.model.parameters()]
 
@@ -219,11 +219,12 @@ def test_restore_best_weights_needs_checkpoints(tmp_path: Path) -> None:
         fit(tmp_path, Scripted(), EarlyStopping("val_loss", restore_best_weights=True), enable_checkpointing=False)
 
 
-# -- errors ----------------------------------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------------------
 def test_a_monitor_that_was_not_logged_names_those_that_were(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigurationError,
-        match=r"EarlyStopping monitors 'val_lss', which was not logged\. Did you mean 'val_loss'\? Logged: train_loss, val_loss",
+        match=r"EarlyStopping monitors 'val_lss', which was not logged\. "
+        r"Did you mean 'val_loss'\? Logged: train_loss, val_loss",
     ):
         fit(tmp_path, Scripted({"val_loss": float}), EarlyStopping("val_lss"))
 

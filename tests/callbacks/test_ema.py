@@ -42,7 +42,7 @@ class Weights(Callback):
         self.at_epoch_end.append(weights(module))
 
 
-# -- arithmetic ----------------------------------------------------------------------------------------------------------
+# -- arithmetic --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("settings", "decay_of_step"),
     [
@@ -119,7 +119,7 @@ def test_a_setting_out_of_range_is_an_error(settings: dict[str, Any], message: s
         ExponentialMovingAverage(**settings)
 
 
-# -- validation inside fit -------------------------------------------------------------------------------------------------
+# -- validation inside fit ---------------------------------------------------------------------------------------------
 def test_validation_sees_the_average_and_training_goes_on_as_if_there_were_none(tmp_path: Path) -> None:
     ema, notes = ExponentialMovingAverage(decay=0.5), Weights()
     run = trainer(tmp_path / "with", [ema, notes])
@@ -201,7 +201,7 @@ def test_a_validation_abandoned_for_a_signal_leaves_live_weights_and_resumes_to_
     assert whole.history == resumed.history
 
 
-# -- checkpoints -----------------------------------------------------------------------------------------------------------
+# -- checkpoints -------------------------------------------------------------------------------------------------------
 def test_every_checkpoint_holds_live_weights_and_averages_apart(tmp_path: Path) -> None:
     notes, ema = Weights(), ExponentialMovingAverage(decay=0.5)
     kept: list[dict[str, np.ndarray]] = []
@@ -290,7 +290,7 @@ def test_tied_weights_are_averaged_once_and_saved_under_both_names(tmp_path: Pat
     assert np.array_equal(saved["head.weight"], ema.averages["head.weight"].numpy())
 
 
-# -- test, predict, load ---------------------------------------------------------------------------------------------------
+# -- test, predict, load -----------------------------------------------------------------------------------------------
 def test_test_uses_the_averages_of_the_checkpoint_it_is_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,7 +122,7 @@ def test_stop_ends_the_run_at_the_jump(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_all_ranks_judge_the_mean_of_their_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Another(Callback):
-        """A second rank, whose losses are `added` more than this one's; it takes part in the watch's judgements alone."""
+        """A second rank, whose losses are `added` more than this one's; it takes part in judgements alone."""
 
         def __init__(self, added: float) -> None:
             self.added = added

@@ -25,7 +25,7 @@ def scores(values: list[float], name: str = "val_loss") -> Scripted:
     return Scripted({name: by_epoch(values)})
 
 
-# -- what is kept --------------------------------------------------------------------------------------------------------
+# -- what is kept ------------------------------------------------------------------------------------------------------
 def test_by_default_the_latest_is_saved_at_every_epoch_and_nothing_is_called_best(tmp_path: Path) -> None:
     trainer = fit(tmp_path, scores([3.0, 1.0, 2.0]))
     assert pins(trainer) == {"latest": [12]}
@@ -207,7 +207,7 @@ def test_a_run_resumed_from_just_before_a_drop_equals_the_uninterrupted_one(tmp_
             assert value.numpy().tobytes() == again.model.state_dict()[name].numpy().tobytes()
 
 
-# -- a score belongs to the weights that earned it -----------------------------------------------------------------------
+# -- a score belongs to the weights that earned it ---------------------------------------------------------------------
 def test_weights_saved_between_validations_are_not_judged_by_an_older_score(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(monitor="val_loss", every_n_train_steps=3, save_top_k=-1, filename="{step}")
     trainer = fit(tmp_path, scores([1.0, 2.0, 3.0]), checkpoint)
@@ -238,7 +238,7 @@ def test_a_score_restored_with_a_checkpoint_does_not_count_again(tmp_path: Path)
     assert pins(trainer)["best"] == [4, 8]
 
 
-# -- when ------------------------------------------------------------------------------------------------------------------
+# -- when --------------------------------------------------------------------------------------------------------------
 class Saves(Callback):
     """Remembers the steps at which checkpoints appear."""
 
@@ -346,7 +346,7 @@ def test_the_default_saves_at_an_epochs_end_but_not_after_every_batch(tmp_path: 
     assert saved_steps(tmp_path, 2, ModelCheckpoint()) == [4, 8]
 
 
-# -- names -----------------------------------------------------------------------------------------------------------------
+# -- names -------------------------------------------------------------------------------------------------------------
 def test_filename_becomes_a_pin_of_each_checkpoint_kept_and_goes_with_it(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(monitor="val/loss", save_top_k=2, filename="{epoch:02d}-{val/loss:.2f}")
     trainer = fit(tmp_path, scores([3.0, 1.0, 2.0], "val/loss"), checkpoint)
@@ -392,7 +392,7 @@ def test_dirpath_gets_links_to_the_run(tmp_path: Path) -> None:
     assert "weight" in str(list(paddle.load(str(tmp_path / "here/best.pdparams"))))
 
 
-# -- across processes --------------------------------------------------------------------------------------------------------
+# -- across processes --------------------------------------------------------------------------------------------------
 def test_best_survives_a_resume_and_a_moved_run_directory(tmp_path: Path) -> None:
     values = [3.0, 1.0, 2.0, 1.5, 9.0]
     fit(tmp_path / "old", scores(values), ModelCheckpoint(monitor="val_loss", save_top_k=2), max_epochs=3)
@@ -445,11 +445,12 @@ def test_background_saves_decide_as_synchronous_ones_do(tmp_path: Path) -> None:
     assert kept[0]["best"] == [24, 12, 16]
 
 
-# -- errors --------------------------------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------------------
 def test_a_monitor_that_was_not_logged_names_those_that_were(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigurationError,
-        match=r"ModelCheckpoint monitors 'val_los', which was not logged\. Did you mean 'val_loss'\? Logged: train_loss, val_loss",
+        match=r"ModelCheckpoint monitors 'val_los', which was not logged\. "
+        r"Did you mean 'val_loss'\? Logged: train_loss, val_loss",
     ):
         fit(tmp_path, scores([1.0] * 3), ModelCheckpoint(monitor="val_los"))
 

@@ -180,7 +180,8 @@ TERMINAL = """
     from paddlelite_trainer import Trainer
     from paddlelite_trainer.callbacks import LambdaCallback, ProgressBar
     loud = LambdaCallback(on_train_batch_end=lambda *_: print("a whole printed line"))
-    trainer = Trainer(max_epochs=2, callbacks=[loud, ProgressBar(refresh_seconds=0.0)], default_root_dir={run!r}, logger=False)
+    trainer = Trainer(max_epochs=2, default_root_dir={run!r}, logger=False,
+                      callbacks=[loud, ProgressBar(refresh_seconds=0.0)])
     trainer.fit(Scripted(dict(val_loss=float)), batches(), batches(1))
     trainer.test(Scripted(), batches(3))
 """

@@ -81,7 +81,7 @@ def fails(*_: Any) -> Any:
     raise ConnectionError("no route to host")
 
 
-# -- from the remote alone ---------------------------------------------------------------------------------------------------
+# -- from the remote alone ---------------------------------------------------------------------------------------------
 
 
 def test_a_run_goes_on_from_the_remote_alone_bit_for_bit(
@@ -246,7 +246,7 @@ def test_killed_while_it_copies_it_goes_on_from_the_remote_alone(
     assert differing(whole_state(second), expected) == []
 
 
-# -- a remote that fails -------------------------------------------------------------------------------------------------------
+# -- a remote that fails -----------------------------------------------------------------------------------------------
 
 
 def test_a_remote_that_does_not_answer_at_the_start_is_an_error(tmp_path: Path, url: str) -> None:
@@ -354,7 +354,7 @@ def test_retries_draw_no_number_of_the_run(tmp_path: Path, url: str) -> None:
     assert next(failures, None) is None
 
 
-# -- what is copied ----------------------------------------------------------------------------------------------------------------
+# -- what is copied ----------------------------------------------------------------------------------------------------
 
 
 class Tag(Callback):
@@ -419,7 +419,7 @@ def test_two_remotes_are_both_kept(tmp_path: Path) -> None:
     assert [steps_there(url)[-1] for url in urls] == [8, 8]
 
 
-# -- arguments ---------------------------------------------------------------------------------------------------------------------
+# -- arguments ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

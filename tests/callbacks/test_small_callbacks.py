@@ -28,7 +28,7 @@ from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# -- Timer ---------------------------------------------------------------------------------------------------------------
+# -- Timer -------------------------------------------------------------------------------------------------------------
 class Clock(Callback):
     """Ten seconds a batch."""
 
@@ -84,10 +84,20 @@ def test_the_timer_refuses_what_is_no_duration() -> None:
         Timer("12:00")
     with pytest.raises(ConfigurationTypeError, match="got 12"):
         Timer(12)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"Timer\(duration=\{'hour': 1\}\): .*those of datetime.timedelta"):
+        Timer({"hour": 1})
+    with pytest.raises(ConfigurationError, match=r"longer than datetime\.timedelta can hold"):
+        Timer({"days": 10**12})
     assert Timer().time_remaining() is None
 
 
-# -- GradientAccumulationScheduler ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("text", ["1:2:3:4", "01:02:03:04", " 0:26:3:4 ", "0:0:1563:4"])
+def test_the_timer_reads_a_duration_as_the_trainer_does(text: str) -> None:
+    seconds = timedelta(days=1, hours=2, minutes=3, seconds=4).total_seconds()
+    assert Timer(text).time_remaining() == Trainer(max_time=text, logger=False).max_seconds == seconds
+
+
+# -- GradientAccumulationScheduler -------------------------------------------------------------------------------------
 def test_accumulation_follows_the_epochs_also_after_a_resume(tmp_path: Path) -> None:
     def callbacks() -> list[Callback]:
         return [GradientAccumulationScheduler({1: 4, 2: 2}), ModelCheckpoint()]
@@ -126,7 +136,7 @@ def test_accumulation_that_cannot_be_is_refused(scheduling: Any) -> None:
         GradientAccumulationScheduler(scheduling)
 
 
-# -- LambdaCallback ------------------------------------------------------------------------------------------------------
+# -- LambdaCallback ----------------------------------------------------------------------------------------------------
 def test_functions_are_called_as_the_hooks_they_are_named_by(tmp_path: Path) -> None:
     seen: list[Any] = []
     callback = LambdaCallback(
@@ -146,7 +156,7 @@ def test_a_name_that_is_no_hook_is_refused() -> None:
         LambdaCallback(on_fit_end=3)  # type: ignore[arg-type]
 
 
-# -- ModelSummary --------------------------------------------------------------------------------------------------------
+# -- ModelSummary ------------------------------------------------------------------------------------------------------
 def test_the_summary_counts_layers_trained_and_shared_parameters() -> None:
     class Tied(paddle.nn.Layer):
         def __init__(self) -> None:
@@ -178,7 +188,7 @@ def test_the_summary_is_printed_before_the_first_batch(tmp_path: Path, capsys: p
     assert "2 parameters, 8e-06 MB" in before
 
 
-# -- PlotCurves ----------------------------------------------------------------------------------------------------------
+# -- PlotCurves --------------------------------------------------------------------------------------------------------
 def test_curves_are_drawn_when_the_fit_ends(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     module = Scripted({"val_loss": float, "val_acc": float})
@@ -209,7 +219,7 @@ def test_a_history_with_a_gap_or_nan_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
-# -- the package ---------------------------------------------------------------------------------------------------------
+# -- the package -------------------------------------------------------------------------------------------------------
 def test_importing_callbacks_under_its_bare_name_is_refused() -> None:
     done = subprocess.run([sys.executable, "-c", "import callbacks"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1

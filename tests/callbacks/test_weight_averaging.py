@@ -138,7 +138,7 @@ def test_evaluation_cannot_use_two_averages(tmp_path: Path) -> None:
         trainer(tmp_path, both).fit(net(), batches())
 
 
-# -- average_checkpoints ---------------------------------------------------------------------------------------------------
+# -- average_checkpoints -----------------------------------------------------------------------------------------------
 def test_the_last_checkpoints_average_is_a_model_file(tmp_path: Path) -> None:
     notes = Notes()
     trainer(tmp_path, [notes, ModelCheckpoint(keep_last_n=3)], max_epochs=4).fit(net(), batches())

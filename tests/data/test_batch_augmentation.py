@@ -1,4 +1,4 @@
-"""Mixup and CutMix through on_before_batch_transfer and on_after_batch_transfer: drawn, mixed, and the same after a resume."""
+"""Mixup and CutMix through the hooks around a batch's transfer: drawn, mixed, and the same after a resume."""
 
 from __future__ import annotations
 

@@ -75,11 +75,11 @@ class Sample:
 
 def moves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every Tensor look as if it were elsewhere, and moving add 100."""
-    monkeypatch.setattr(data, "_is_on", lambda tensor, place: bool((tensor >= 100).all()))
-    monkeypatch.setattr(data, "_copied_to", lambda tensor, place: tensor + 100)
+    monkeypatch.setattr(data, "is_on", lambda tensor, place: bool((tensor >= 100).all()))
+    monkeypatch.setattr(data, "copied_to", lambda tensor, place: tensor + 100)
 
 
-# -- lists ---------------------------------------------------------------------------------------------------------------
+# -- lists -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_list_yields_its_very_batches() -> None:
@@ -115,7 +115,7 @@ def test_a_list_that_shrank_below_the_position_is_an_error() -> None:
         list(source([1, 2]).epoch(0, 3))
 
 
-# -- limits --------------------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("limit", "count"), [(None, 10), (3, 3), (99, 10), (0, 0), (1.0, 10), (0.35, 3), (0.0, 0)])
@@ -174,7 +174,7 @@ def test_a_limit_of_another_type_is_refused(limit: Any) -> None:
         source([1], limit=limit)
 
 
-# -- loaders that cannot be used ----------------------------------------------------------------------------------------
+# -- loaders that cannot be used ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_what_is_no_loader_is_refused_by_type(loader: Any, text: str) -> None:
         source(loader)
 
 
-# -- iterables -----------------------------------------------------------------------------------------------------------
+# -- iterables ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_start_of_a_plain_iterable_gives_the_rest_under_the_same_numbers() -> None:
@@ -298,7 +298,7 @@ def test_reading_again_is_reported() -> None:
 
 def test_reading_again_for_long_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr("paddlelite_trainer.data.streams.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("paddlelite_trainer.data.iterables.time.monotonic", lambda: float(next(clock)))
     list(source(Reiterable(9)).epoch(0, 8))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "train_dataloader: reading up to the position of the checkpoint, batch 2 of 8"
@@ -370,7 +370,7 @@ def test_a_subclass_that_iterates_in_its_own_way_is_left_to_it() -> None:
     assert list(source(Doubling(Augmented())).epoch(0)) == [2, 4]
 
 
-# -- device --------------------------------------------------------------------------------------------------------------
+# -- device ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_that_is_there_is_returned_as_it_is() -> None:
@@ -427,7 +427,7 @@ def test_the_batch_size_is_the_first_dimension_of_the_first_leaf(batch: Any, siz
     assert batch_size_of(batch) == size
 
 
-# -- DataModule ----------------------------------------------------------------------------------------------------------
+# -- DataModule --------------------------------------------------------------------------------------------------------
 
 
 def test_a_data_module_has_lightnings_hooks_and_asks_for_nothing() -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong in a loader is raised here, by its own name, with the sample's index; nothing hangs or is left behind."""
+"""What goes wrong in a loader is raised here, by its own name, with the sample's index; nothing hangs or stays."""
 
 from __future__ import annotations
 

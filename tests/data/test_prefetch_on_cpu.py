@@ -1,4 +1,4 @@
-"""Copying the next batch ahead, on the CPU: never, and at no cost. What it does is tested in on_fake_gpu/test_prefetch.py."""
+"""Copying the next batch ahead, on the CPU: never, and at no cost; on_fake_gpu/test_prefetch.py has the rest."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ def test_a_script_that_asks_for_two_devices_runs_on_two_ranks(tmp_path: Path) ->
         "from models import Classifier, make_batches, quiet_trainer\n"
         f"trainer = quiet_trainer(accelerator='cpu', devices=2, default_root_dir={str(tmp_path / 'runs')!r})\n"
         "trainer.fit(Classifier(), make_batches(4))\n"
-        f"open({str(tmp_path)!r} + f'/rank{{trainer.global_rank}}', 'w').write(f'{{trainer.world_size}} {{trainer.global_step}}')\n"
+        f"file = open({str(tmp_path)!r} + f'/rank{{trainer.global_rank}}', 'w')\n"
+        "file.write(f'{trainer.world_size} {trainer.global_step}')\n"
     )
     environment = {**os.environ, "GLOG_minloglevel": "2", "PYTHONPATH": str(SCRIPT.parent.parent.parent)}
     command = [sys.executable, "-W", "ignore", str(script), "--an-argument"]

@@ -1,6 +1,7 @@
 """What each of two ranks runs: a fit with BatchNorm and dropout, and a record of how it ended.
 
-python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS [fail-save | fail-hook | fail-rank-1 | plateau | remote=URL]
+python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS
+    [fail-save | fail-hook | fail-rank-1 | plateau | remote=URL]
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ OPTIMIZERS = {
 }
 
 
-# -- going on ------------------------------------------------------------------------------------------------------------
+# -- going on ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_run_goes_on_from_paddleocr_files_as_the_loop_that_wrote_them_would(tmp_path: Path, name: str) -> None:
     seed_everything(3)
@@ -222,9 +222,9 @@ def test_a_plateau_schedule_takes_its_counters(tmp_path: Path) -> None:
     assert module.seen == (1.0, 2)
 
 
-# -- the best so far -----------------------------------------------------------------------------------------------------
+# -- the best so far ---------------------------------------------------------------------------------------------------
 def with_best(tmp_path: Path, score: float = 0.7) -> tuple[Path, paddle.nn.Layer]:
-    """An OCR training whose best was epoch 1 and whose latest is epoch 2; returns the latest's path and the best weights."""
+    """An OCR training whose best was epoch 1, its latest epoch 2; returns the latest's path and the best weights."""
     theirs, best = network(), network()
     optimizer = paddle.optimizer.AdamW(0.05, parameters=theirs.parameters())
     states = {"best_model_dict": {"acc": score, "fps": 900.0, "best_epoch": 1}}
@@ -297,7 +297,7 @@ def test_best_weights_with_an_average_are_the_averaged_ones_that_earned_the_scor
     assert all(np.array_equal(tensors[f"net.{name}"], value.numpy()) for name, value in halved.items())
 
 
-# -- what does not fit ---------------------------------------------------------------------------------------------------
+# -- what does not fit -------------------------------------------------------------------------------------------------
 def test_what_fits_is_taken_where_not_all_must_and_the_report_names_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# -- two checkouts ------------------------------------------------------------------------------------------------------
+# -- two checkouts -----------------------------------------------------------------------------------------------------
 def compare_checkouts(options: argparse.Namespace, work: Path) -> int:
     """Perform everything in both; print what differs and return the exit code."""
     sides = {"here": (sys.executable, options.checkout), "beside": (options.python, options.beside)}
@@ -101,7 +101,7 @@ def _told(parts: Parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-# -- performing ----------------------------------------------------------------------------------------------------------
+# -- performing --------------------------------------------------------------------------------------------------------
 def perform(names: list[str], work: Path, checkout: Path) -> dict[str, Parts]:
     """Each run in a process of its own, one after the other."""
     runs = _load_runs(checkout)
@@ -193,7 +193,7 @@ def _parts_file(room: Path, rank: int) -> Path:
     return room / f"parts-of-rank-{rank}.json"
 
 
-# -- whose package ---------------------------------------------------------------------------------------------------------
+# -- whose package -----------------------------------------------------------------------------------------------------
 def _load_runs(checkout: Path) -> Any:
     """The runs, on the package that lies in `checkout`, whatever is installed."""
     os.environ.setdefault("GLOG_minloglevel", "2")

@@ -1,4 +1,4 @@
-"""What Lightning does, told as JSON: run by test_next_to_lightning.py in an interpreter that has it; imports nothing of ours."""
+"""What Lightning does, as JSON: test_next_to_lightning.py runs it where Lightning is; imports nothing of ours."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def accumulation_over_unknown_length(room: Room) -> None:
     room.fit(trainer, Net(momentum), loader(Stream(), shuffle=False), held_out())
 
 
-# -- gradients and optimizers --------------------------------------------------------------------------------------------
+# -- gradients and optimizers ------------------------------------------------------------------------------------------
 @fixed_run
 def clipping_by_norm(room: Room) -> None:
     trainer = room.trainer(GradientNormWatch(per_layer=True), gradient_clip_val=0.1, accumulate_grad_batches=2)
@@ -224,7 +224,7 @@ def backbone_finetuning(room: Room) -> None:
         room.fit(room.trainer(callback, max_epochs=max_epochs), Net(), loader(), held_out(), ckpt_path="last")
 
 
-# -- schedules -----------------------------------------------------------------------------------------------------------
+# -- schedules ---------------------------------------------------------------------------------------------------------
 @fixed_run
 def schedule_by_step(room: Room) -> None:
     def make() -> Any:
@@ -274,7 +274,7 @@ def learning_rate_overridden(room: Room) -> None:
         room.fit(trainer, net, loader(), ckpt_path="last", **options)
 
 
-# -- validation ----------------------------------------------------------------------------------------------------------
+# -- validation --------------------------------------------------------------------------------------------------------
 @fixed_run
 def validation_every_n_batches(room: Room) -> None:
     keeps = ModelCheckpoint(monitor="val_loss", save_top_k=-1)
@@ -337,7 +337,7 @@ def evaluation_of_the_best(room: Room) -> None:
     room.keep(Net.load_from_checkpoint(room.root / "runs/version_0/best").state_dict())
 
 
-# -- interruptions -------------------------------------------------------------------------------------------------------
+# -- interruptions -----------------------------------------------------------------------------------------------------
 def interrupted(room: Room, make_net: Callable[[], Module], cut: Callback, **settings: Any) -> None:
     """One fit that `cut` ends and another that goes on from it."""
     for more in ([cut], []):
@@ -428,7 +428,7 @@ def finished_run_extended(room: Room) -> None:
         room.fit(room.trainer(max_epochs=max_epochs, traced=True), net, loader(), held_out(), ckpt_path="last")
 
 
-# -- where a run starts ----------------------------------------------------------------------------------------------------
+# -- where a run starts ------------------------------------------------------------------------------------------------
 def foreign_checkpoint(folder: Path, epochs: int) -> Path:
     """As PaddleOCR's save_load.save_model writes it, after a few epochs by hand."""
     folder.mkdir(parents=True)
@@ -470,7 +470,7 @@ def start_from_own_checkpoint(room: Room) -> None:
     room.fit(room.trainer(max_epochs=3), Net(), loader(), held_out(), init_from=init)
 
 
-# -- callbacks -------------------------------------------------------------------------------------------------------------
+# -- callbacks ---------------------------------------------------------------------------------------------------------
 @fixed_run
 def moving_average(room: Room) -> None:
     for max_steps in (8, -1):
@@ -544,7 +544,7 @@ def bad_step_skipped(room: Room) -> None:
     room.fit(trainer, Diverges(), loader(), held_out())
 
 
-# -- data ------------------------------------------------------------------------------------------------------------------
+# -- data --------------------------------------------------------------------------------------------------------------
 @fixed_run
 def data_module_with_state(room: Room) -> None:
     for max_steps in (8, -1):
@@ -594,7 +594,7 @@ def batches_changed_on_their_way(room: Room) -> None:
         room.fit(trainer, Mixes(), loader(), held_out(), ckpt_path="last")
 
 
-# -- elsewhere -------------------------------------------------------------------------------------------------------------
+# -- elsewhere ---------------------------------------------------------------------------------------------------------
 @fixed_run_on("two ranks")
 def two_ranks(room: Room) -> None:
     net = Net(scheduled(lambda: lr.CosineAnnealingDecay(0.02, T_max=10), interval="step"))

@@ -75,7 +75,8 @@ def test_a_wheel_built_from_the_source_archive_is_the_same(wheel: Path, source_a
 def test_an_installed_wheel_imports_callbacks_under_the_package(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     told = _python(
-        "import paddlelite_trainer.callbacks as c, paddlelite_trainer as p; print(c.__file__); print(p.Callback.__module__)",
+        "import paddlelite_trainer.callbacks as c, paddlelite_trainer as p; print(c.__file__); "
+        "print(p.Callback.__module__)",
         PYTHONPATH=str(tmp_path / "site"),
         cwd=tmp_path,
     )
@@ -89,7 +90,8 @@ def test_an_editable_install_imports_callbacks_from_the_checkout(checkout: Path,
     zipfile.ZipFile(_build("editable", checkout)).extractall(tmp_path / "site")
     told = _python(
         # First on the path: an editable install of this environment has a finder of the same name.
-        f"import site, sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); site.addsitedir({str(tmp_path / 'site')!r})\n"
+        f"import site, sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); "
+        f"site.addsitedir({str(tmp_path / 'site')!r})\n"
         "import paddlelite_trainer.callbacks, paddlelite_trainer.checkpoint as k\n"
         "print(paddlelite_trainer.callbacks.__file__, k.__file__)",
         cwd=tmp_path,
@@ -133,7 +135,8 @@ def test_importing_the_package_and_its_checkpoints_imports_no_paddle(tmp_path: P
     told = _python(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import paddlelite_trainer, paddlelite_trainer.checkpoint\n"
-        "print(sorted(name for name in sys.modules if name.split('.')[0] in ('paddle', 'torch', 'matplotlib', 'tensorboardX')))",
+        "print(sorted(name for name in sys.modules if name.split('.')[0] in ('paddle', 'torch', "
+        "'matplotlib', 'tensorboardX')))",
         cwd=tmp_path,
     )
     assert told.strip() == "[]"
@@ -156,8 +159,8 @@ def _build(kind: str, source: Path) -> Path:
 def _python(code: str, *, cwd: Path, fails: bool = False, without_site: bool = False, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if without_site:
-        # An editable install of this very checkout must not be what is found; the libraries must be. Paddle 2.6 asks site
-        # for the user's folder when it is imported.
+        # An editable install of this very checkout must not be what is found; the libraries must be. Paddle 2.6 asks
+        # site for the user's folder when it is imported.
         libraries = [entry for entry in sys.path if entry.endswith("site-packages")]
         code = f"import site, sys; site.getusersitepackages(); sys.path += {libraries!r}\n{code}"
     ran = subprocess.run(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections import namedtuple
+from collections import defaultdict, namedtuple
+from typing import Any
 
 import numpy as np
 import paddle
@@ -121,6 +123,19 @@ def test_float64_input_is_converted_wherever_it_stands_in_a_batch() -> None:
     assert batch["a"][0].dtype == batch["a"][1][1].dtype == batch["b"].x.dtype == paddle.float64
     assert batch["a"][1][0] is index and batch["c"] is None and batch["b"].y == "text"
     assert type(batch["a"]) is list and type(batch["a"][1]) is tuple and type(batch["b"]) is Pair
+
+
+def test_float64_input_keeps_the_types_of_its_containers_and_goes_into_dataclasses() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Sample:
+        image: Any
+        name: str
+
+    convert = Precision("64-true", CPU).convert_input
+    assert convert is not None
+    batch = convert(defaultdict(list, {"z": Sample(paddle.ones([1]), "cat"), "a": 1}))
+    assert type(batch) is defaultdict and batch.default_factory is list and list(batch) == ["z", "a"]
+    assert batch["z"].image.dtype == paddle.float64 and batch["z"].name == "cat"
 
 
 def test_new_tensors_are_float64_inside_its_context_and_float32_again_after_an_error() -> None:

@@ -41,7 +41,8 @@ if sleeps:
     threading.Thread(target=tell_of_the_wait, daemon=True).start()
 loader = paddle.io.DataLoader(Slow(), batch_size=4, num_workers=workers)
 settings = eval(f"dict({sys.argv[7]})")
-trainer = quiet_trainer(**settings, max_epochs=2, seed=3, enable_checkpointing=True, callbacks=[ModelCheckpoint()], default_root_dir=root)
+settings |= dict(max_epochs=2, seed=3, enable_checkpointing=True, callbacks=[ModelCheckpoint()], default_root_dir=root)
+trainer = quiet_trainer(**settings)
 module = Classifier()
 if sys.argv[6] == "training":
     trainer.fit(module, loader, ckpt_path="last")

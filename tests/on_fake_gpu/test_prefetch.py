@@ -19,7 +19,7 @@ import fake_gpu
 import numpy as np
 import paddle
 import pytest
-import test_signals_while_waiting as waiting
+from machine import test_signals_while_waiting as waiting
 from models import Classifier, make_batches, quiet_trainer, same_weights, weights_of
 from paddle.io import DataLoader, Dataset, IterableDataset
 
@@ -111,20 +111,20 @@ class Learner(Classifier):
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The name of the thread of every copy of a Tensor from here on."""
     threads: list[str] = []
-    original = data._copied_to
+    original = data.copied_to
 
     def copied_to(tensor: Any, place: Any) -> Any:
         threads.append(THREAD if threading.current_thread().name == THREAD else "training")
         return original(tensor, place)
 
-    monkeypatch.setattr(data, "_copied_to", copied_to)
+    monkeypatch.setattr(data, "copied_to", copied_to)
     return threads
 
 
 @pytest.fixture
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are always ahead of the run."""
-    monkeypatch.setattr(WorkerPool, "has_answered", lambda pool, number: pool._workers[number].replies_out.poll(60))
+    monkeypatch.setattr(WorkerPool, "has_answered", lambda pool, number: pool.workers[number].replies_out.poll(60))
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_evaluation_is_ahead_too(copies: list[str]) -> None:
 
 
 def test_nothing_is_copied_while_an_iterable_s_own_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, is_copying, seen = data._copied_to, [False], []
+    original, is_copying, seen = data.copied_to, [False], []
 
     def copied_to(tensor: Any, place: Any) -> Any:
         is_copying[0] = True
@@ -218,7 +218,7 @@ def test_nothing_is_copied_while_an_iterable_s_own_code_runs(monkeypatch: pytest
                 seen.append(is_copying[0])
                 yield batch
 
-    monkeypatch.setattr(data, "_copied_to", copied_to)
+    monkeypatch.setattr(data, "copied_to", copied_to)
     fit(Looks(), True)
     assert seen == [False] * BATCHES
 
@@ -250,14 +250,14 @@ def test_an_error_in_the_dataset_comes_at_its_batch(mode: bool, quick_workers: N
 
 
 def test_an_error_in_the_copy_comes_at_its_batch_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = data._copied_to
+    original = data.copied_to
 
     def copied_to(tensor: Any, place: Any) -> Any:
         if tensor is batches[3][1]:
             raise RuntimeError("the cable is cut")
         return original(tensor, place)
 
-    monkeypatch.setattr(data, "_copied_to", copied_to)
+    monkeypatch.setattr(data, "copied_to", copied_to)
     batches, module = host_batches(), Learner()
     with pytest.raises(RuntimeError, match="the cable is cut") as caught:
         quiet_trainer(prefetch_to_device=True).fit(module, batches)
@@ -267,14 +267,14 @@ def test_an_error_in_the_copy_comes_at_its_batch_with_its_traceback(monkeypatch:
 
 
 def test_without_room_for_one_batch_more_it_is_off_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, plain = data._copied_to, fit(host_batches(), False)[0]
+    original, plain = data.copied_to, fit(host_batches(), False)[0]
 
     def copied_to(tensor: Any, place: Any) -> Any:
         if threads() and threading.current_thread().name.startswith(THREAD):
             raise MemoryError("ResourceExhaustedError: Out of memory error on fake_gpu 0")
         return original(tensor, place)
 
-    monkeypatch.setattr(data, "_copied_to", copied_to)
+    monkeypatch.setattr(data, "copied_to", copied_to)
     with pytest.warns(UserWarning, match="prefetch_to_device is off from here on: one batch more does not fit"):
         module, trainer = fit(host_batches(), True)
     assert trainer.prefetches_to_device is False
@@ -298,7 +298,7 @@ def test_a_thread_that_cannot_begin_is_an_error_and_no_hang(monkeypatch: pytest.
     def fails(place: Any) -> None:
         raise RuntimeError("no context for this thread")
 
-    monkeypatch.setattr(prefetch, "_set_expected_place", fails)
+    monkeypatch.setattr(prefetch, "set_current_place", fails)
     with pytest.raises(RuntimeError, match="no context for this thread"):
         fit(host_batches(), True)
 
@@ -353,7 +353,7 @@ def test_one_batch_more_is_on_the_device_and_no_batch_longer_than_its_step(
     name: str, quick_workers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref[Any]] = []
-    original = data._copied_to
+    original = data.copied_to
 
     def copied_to(tensor: Any, place: Any) -> Any:
         moved = original(tensor, place)
@@ -376,7 +376,7 @@ def test_one_batch_more_is_on_the_device_and_no_batch_longer_than_its_step(
         under_way[:] = [upcoming]
         return upcoming
 
-    monkeypatch.setattr(data, "_copied_to", copied_to)
+    monkeypatch.setattr(data, "copied_to", copied_to)
     monkeypatch.setattr(prefetch.Prefetch, "start", remembered)
     quiet_trainer(prefetch_to_device=True).fit(Counts(), LOADERS[name]())
     assert counts == [4] * (BATCHES - 1) + [2]  # two Tensors in each batch
@@ -538,8 +538,8 @@ def test_auto_is_on_where_the_copy_is_worth_it(
         now[0] += copy / 2
         return original(tensor, place)
 
-    original = data._copied_to
-    monkeypatch.setattr(data, "_copied_to", copied_to)
+    original = data.copied_to
+    monkeypatch.setattr(data, "copied_to", copied_to)
     monkeypatch.setattr(prefetch.time, "perf_counter", lambda: now[0])
     decides = prefetch.Prefetch("auto", resolve_device())
     for number, host in enumerate(host_batches(20)):
@@ -568,7 +568,7 @@ def test_the_profile_tells_what_was_decided(decides_after_two_batches: None, tmp
 
 
 def test_no_process_is_forked_while_the_thread_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, began, is_copying = data._copied_to, threading.Event(), [False]
+    original, began, is_copying = data.copied_to, threading.Event(), [False]
 
     def copied_to(tensor: Any, place: Any) -> Any:
         is_copying[0] = True
@@ -578,7 +578,7 @@ def test_no_process_is_forked_while_the_thread_copies(monkeypatch: pytest.Monkey
         is_copying[0] = False
         return moved
 
-    monkeypatch.setattr(data, "_copied_to", copied_to)
+    monkeypatch.setattr(data, "copied_to", copied_to)
     copier = prefetch.Prefetch(True, resolve_device())
     upcoming = copier.start(host_batches(1)[0][0])
     began.wait()

@@ -317,7 +317,7 @@ def test_weights_alone_are_taken_over_from_any_precision(saved: str, now: str, t
 
 
 class Adversaries(Module):
-    """Two optimizers by hand: the first steps twice in each batch, clipped, the second once; batch 2 overflows the first."""
+    """Two optimizers by hand: the first steps twice a batch, clipped, the second once; batch 2 overflows the first."""
 
     automatic_optimization = False
 

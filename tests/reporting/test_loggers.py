@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import errno
+import inspect
 import json
 import math
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,7 @@ from typing import Any
 import pytest
 
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, LogWriteError
-from paddlelite_trainer.reporting import loggers
-from paddlelite_trainer.reporting.loggers import CSVLogger, Logger, TensorBoardLogger
+from paddlelite_trainer.reporting.loggers import CSVLogger, Logger, TensorBoardLogger, append_only, tensorboard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,7 +186,7 @@ def test_tensorboard_events_are_what_tensorboardx_makes_of_the_same_numbers(step
         *(("loss", 1 / 3), ("/val/acc top-1 (%)", -0.0), ("größe", 1e300), ("n" * 200, -1e300)),
         *(("tiny", 1e-300), ("inf", -math.inf), ("big", 2.0**24 + 1)),
     ]
-    ours = loggers._scalars_event(values, step, 1234.5)
+    ours = tensorboard.scalars_event(values, step, 1234.5)
     expected = Summary(value=[value for name, number in values for value in scalar(name, number).value])
     assert ours == Event(wall_time=1234.5, step=step, summary=expected)
 
@@ -273,6 +274,19 @@ def test_what_the_experiment_writes_is_taken_back_on_resume_too(tmp_path: Path) 
     opened(TensorBoardLogger, tmp_path, state)
     assert curves(tmp_path)["extra"] == [(0, 1.0)]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_experiment_stands_on_private_names_that_tensorboardx_2_6_has(tmp_path: Path) -> None:
+    from tensorboardX.writer import FileWriter, SummaryWriter
+
+    threads = threading.active_count()
+    logger = opened(TensorBoardLogger, tmp_path)
+    assert isinstance(logger, TensorBoardLogger)
+    logger.experiment.add_text("note", "hello", 3)
+    assert "_get_file_writer" in vars(SummaryWriter), "read writer.py of this tensorboardX: 2.6.5 had it"
+    assert "_default_metadata" in inspect.getsource(FileWriter.add_event), "2.6.5 looks into it, this one does not"
+    assert threading.active_count() == threads, "a FileWriter of tensorboardX's own was made"
+    assert [path.suffix for path in tmp_path.iterdir()] == [TensorBoardLogger.OWN_SUFFIX]
 
 
 # -- killed processes --------------------------------------------------------------------------------------------------
@@ -400,7 +414,7 @@ def test_a_logger_that_needs_no_directory_is_always_open() -> None:
     assert Printing().is_open
 
 
-# -- a full disk -----------------------------------------------------------------------------------------------------------
+# -- a full disk -------------------------------------------------------------------------------------------------------
 def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -412,7 +426,7 @@ def test_a_csv_header_that_a_full_disk_does_not_take_writes_into_no_other_file(
     logger.log_metrics({"a": 1.0}, 0)
     logger.save()
     with monkeypatch.context() as patched:
-        patched.setattr(loggers.os, "replace", full)
+        patched.setattr(append_only.os, "replace", full)
         logger.log_metrics({"b": 2.0}, 1)
         with pytest.raises(LogWriteError, match=r"metrics.csv could not be written: No space left"):
             logger.save()
@@ -446,14 +460,14 @@ def test_what_a_full_disk_took_a_part_of_goes_on_where_it_ended(
         logger.log_metrics({"a": 3.0}, 2)
         if fills_up:
             with monkeypatch.context() as patched:
-                patched.setattr(loggers.os, "write", takes_a_part)
+                patched.setattr(append_only.os, "write", takes_a_part)
                 with pytest.raises(LogWriteError, match="No space left"):
                     logger.save()
         logger.finalize("finished")
         (path,) = [path for path in (tmp_path / place).iterdir() if path.is_file()]
         return path.read_bytes()
 
-    monkeypatch.setattr(loggers.time, "time", lambda: 1234.5)
+    monkeypatch.setattr(tensorboard.time, "time", lambda: 1234.5)
     assert log("undisturbed", False) == log("full for a while", True)
 
 
@@ -464,7 +478,7 @@ def test_training_goes_on_with_a_full_disk_where_it_is_to_warn_only(
 
     class FillsUp(Classifier):
         def on_train_start(self) -> None:
-            monkeypatch.setattr(loggers.os, "write", full)
+            monkeypatch.setattr(append_only.os, "write", full)
 
     def run(on_save_error: str) -> None:
         trainer = quiet_trainer(
@@ -473,7 +487,7 @@ def test_training_goes_on_with_a_full_disk_where_it_is_to_warn_only(
         trainer.fit(FillsUp(), make_batches(2), make_batches(1))
         assert trainer.current_epoch == 3
 
-    monkeypatch.setattr(loggers, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(append_only, "FLUSH_SECONDS", 0.0)
     run("warn")
     told = capsys.readouterr().out
     assert told.count("WARNING: the log") == 2  # one for each file, not for each row

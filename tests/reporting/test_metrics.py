@@ -160,7 +160,7 @@ def test_callback_metrics_answer_item_as_in_lightning() -> None:
     assert trainer.callback_metrics["val_loss"].item() == trainer.callback_metrics["val_loss"]  # type: ignore[attr-defined]
 
 
-# -- over ranks ------------------------------------------------------------------------------------------------------------
+# -- over ranks --------------------------------------------------------------------------------------------------------
 def reduced_over_ranks(*collectors: MetricCollector) -> list[dict[str, float]]:
     """What each rank's epoch values are when all have gathered."""
     sent: list[Any] = []

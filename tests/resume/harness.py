@@ -42,7 +42,7 @@ from paddlelite_trainer.machine.rng import random_states  # noqa: E402
 STEP = "step-"
 
 
-# -- what is compared ----------------------------------------------------------------------------------------------------
+# -- what is compared --------------------------------------------------------------------------------------------------
 def digest(value: Any) -> str:
     """sha256 of a tree, of tensors by type, shape and bytes; when things were done is left out."""
     hasher = hashlib.sha256()
@@ -140,7 +140,7 @@ class Recorder(Callback):
         return {f"point-{self.points}": [save_point.candidate.name]} if self.saves else None
 
 
-# -- one run ---------------------------------------------------------------------------------------------------------------
+# -- one run -----------------------------------------------------------------------------------------------------------
 def run(
     variant: str,
     root: Path,
@@ -204,7 +204,7 @@ def in_fork(work: Callable[[], None], log: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-# -- all runs of a variant ---------------------------------------------------------------------------------------------------
+# -- all runs of a variant ---------------------------------------------------------------------------------------------
 def copy_as_killed_at(run_dir: Path, step_dir: str, target: Path) -> None:
     """The run directory as it would be had the process died right after this checkpoint; logs have gone on a little."""
     (target / "run" / "checkpoints").mkdir(parents=True)

@@ -39,7 +39,7 @@ class Boom(Exception):
     """The user's own error."""
 
 
-# -- exceptions in user code ---------------------------------------------------------------------------------------------
+# -- exceptions in user code -------------------------------------------------------------------------------------------
 class Breaker(Callback):
     """Raises in one hook, once so many training batches are done."""
 
@@ -175,7 +175,7 @@ def batches_for(where: str, variant: str) -> list[int]:
     return [0, 6, 14, 15, 22]
 
 
-# -- signals -----------------------------------------------------------------------------------------------------------------
+# -- signals -----------------------------------------------------------------------------------------------------------
 class Slowed(Callback):
     """Makes every phase long enough to be met, and says in shared memory where the run is."""
 
@@ -313,9 +313,9 @@ def signals(work: Path, count: int, seed: int) -> None:
             print(json.dumps({**line, "problem": problem}), flush=True)
 
 
-# -- a storm of kills --------------------------------------------------------------------------------------------------------
+# -- a storm of kills --------------------------------------------------------------------------------------------------
 def cells(run_dir: Path) -> dict[str, Any]:
-    """What was logged, however its rows were cut: {(step, name): values in order}, from the CSV file and TensorBoard's."""
+    """What was logged, however its rows were cut: {(step, name): values in order}, from CSV and TensorBoard files."""
     logs = harness.logged(run_dir)
     found: dict[str, list[float]] = {}
     for row in csv.DictReader(io.StringIO(logs["csv"].decode())):

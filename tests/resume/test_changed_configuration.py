@@ -101,7 +101,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an optimizer for less": (
         WITHIN,
         {"configure": lambda net: paddle.optimizer.Adam(0.01, parameters=net.head.parameters())},
-        r"optimizer's state of parameter body\.0\.\w+: saved, and now it has no such parameter.*override=\('optimizer',\)",
+        r"optimizer's state of parameter body\.0\.\w+: saved, and now it has no such "
+        r"parameter.*override=\('optimizer',\)",
     ),
     "number of schedulers": (
         WITHIN,
@@ -122,7 +123,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "state of a callback": (
         {**WITHIN, "callbacks": (Counter(),)},
         {"callbacks": (Counter("renamed"),)},
-        r"state of callback Counter: saved with batches, and load_state_dict failed with KeyError: 'renamed'\. .*override=\('callbacks',\)",
+        r"state of callback Counter: saved with batches, and load_state_dict failed with KeyError: 'renamed'\. "
+        r".*override=\('callbacks',\)",
     ),
 }
 
@@ -167,7 +169,8 @@ TOLD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a longer cosine": (
         {**WITHIN, "configure": cosine(12)},
         {"configure": cosine(24)},
-        "was built otherwise than in the checkpoint (T_max 12 -> 24). It goes on where the new one would be after 11 steps",
+        "was built otherwise than in the checkpoint (T_max 12 -> 24). "
+        "It goes on where the new one would be after 11 steps",
     ),
     "data, overridden": (
         WITHIN,

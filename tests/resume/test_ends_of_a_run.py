@@ -19,7 +19,7 @@ from paddlelite_trainer.callbacks import ModelCheckpoint
 from paddlelite_trainer.data.source import BatchSource
 
 
-# -- finished, stopped, failed -------------------------------------------------------------------------------------------
+# -- finished, stopped, failed -----------------------------------------------------------------------------------------
 def test_a_finished_run_says_so_and_goes_on_with_more_epochs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +81,7 @@ def test_max_time_ends_the_run_with_a_checkpoint_and_a_larger_one_goes_on(
     assert fit(tmp_path, callbacks=(TakesAMinute(),), max_epochs=-1, max_time="00:00:08:30").global_step == 9
 
 
-# -- health ----------------------------------------------------------------------------------------------------------------
+# -- health ------------------------------------------------------------------------------------------------------------
 class Poison(Callback):
     """Makes the loss or a weight NaN after some steps."""
 
@@ -122,7 +122,7 @@ def test_a_checkpoint_says_whether_it_is_finite_and_resume_takes_the_newest_that
     assert seen == [trusted]
 
 
-# -- every hook once -------------------------------------------------------------------------------------------------------
+# -- every hook once ---------------------------------------------------------------------------------------------------
 class Diary(Callback):
     """Every hook with the batches done, in all processes' order; what was after the checkpoint is struck out."""
 
@@ -202,7 +202,7 @@ def test_no_hook_is_called_twice_or_left_out_whatever_boundary_a_process_dies_at
     assert diary(tmp_path / "cut", Diary(), exception_saves) == expected
 
 
-# -- every sample once -----------------------------------------------------------------------------------------------------
+# -- every sample once -------------------------------------------------------------------------------------------------
 class Ids(Dataset):  # type: ignore[misc]
     def __len__(self) -> int:
         return 60
@@ -240,7 +240,7 @@ def test_every_sample_comes_once_an_epoch_across_a_resume(workers: int, ranks: i
             assert seen == collections.Counter(range(60)), (cut, epoch)
 
 
-# -- seeds -----------------------------------------------------------------------------------------------------------------
+# -- seeds -------------------------------------------------------------------------------------------------------------
 def test_seed_everything_fixes_all_three_generators_and_workers_is_accepted() -> None:
     import random
 

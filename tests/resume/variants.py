@@ -30,7 +30,7 @@ class Setup:
     callbacks: list[Callback] = field(default_factory=list)
 
 
-# -- data ------------------------------------------------------------------------------------------------------------------
+# -- data --------------------------------------------------------------------------------------------------------------
 class Points(Dataset):  # type: ignore[misc]
     """Samples with their ids, augmented by all three random generators."""
 
@@ -157,7 +157,7 @@ class SeededOnce(BackAndForth):
         self.generator.set_state((state["name"], state["words"], *state["rest"]))
 
 
-# -- networks --------------------------------------------------------------------------------------------------------------
+# -- networks ----------------------------------------------------------------------------------------------------------
 class Net(Module):
     """Dropout, batch norm, random numbers of all kinds in the step, metrics of all kinds."""
 
@@ -337,7 +337,7 @@ def with_callbacks() -> Setup:
     return setup
 
 
-# -- variants --------------------------------------------------------------------------------------------------------------
+# -- variants ----------------------------------------------------------------------------------------------------------
 CLIP = {"gradient_clip_val": 0.5}
 
 

@@ -1,0 +1,156 @@
+"""Logger, the base class of all, and what those that keep files in the run directory have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConfigurationError, ConfigurationTypeError
+from .append_only import AppendOnlyFile
+
+
+class Logger:
+    """Base class of loggers; a logger of your own needs `log_metrics` and nothing else.
+
+    The Trainer calls `open` when a fit has its run directory, the rest as documented, on rank 0 only. What a logger
+    returns from `state_dict` is kept in every checkpoint; a fit that resumes calls `load_state_dict` with it, and one
+    that starts from nothing with `{}`, since nothing was logged then that is to stay.
+
+        class PrintLogger(Logger):
+            def log_metrics(self, metrics, step=None):
+                print(step, metrics)
+    """
+
+    _run_dir: Path | None = None
+
+    def open(self, run_dir: str | os.PathLike[str], resume_state: Mapping[str, Any] | None = None) -> None:
+        """Begin to log into a run directory.
+
+        A `resume_state` is given to `load_state_dict`, which takes back what was logged later. The Trainer passes `{}`
+        where a fit starts from nothing, and None, which only adds, where it resumes.
+        """
+        self._run_dir = Path(run_dir)
+        if resume_state is not None:
+            self.load_state_dict(dict(resume_state))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can log now. Always, unless a subclass says otherwise because it needs what `open` gives it."""
+        return True
+
+    @property
+    def run_dir(self) -> Path:
+        if self._run_dir is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} has no directory yet: the Trainer opens its loggers when a run begins. "
+                "Pass it as Trainer(logger=...), and log from a hook or a step."
+            )
+        return self._run_dir
+
+    @property
+    def name(self) -> str:
+        """The name of the directory that holds the runs."""
+        return self.run_dir.parent.name
+
+    @property
+    def version(self) -> str:
+        """The run's own name."""
+        return self.run_dir.name
+
+    @property
+    def log_dir(self) -> str | None:
+        """Where this logger's files are."""
+        return None if self._run_dir is None else str(self._run_dir)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers at a step; None means the step of the call before."""
+        raise NotImplementedError(f"{type(self).__name__} must define log_metrics(metrics, step)")
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        """Log what the run was configured with; called once per fit."""
+
+    def save(self) -> None:
+        """Bring everything logged so far to the disk."""
+
+    def finalize(self, status: str) -> None:
+        """Called when a fit ends, with "finished" or "failed" (an interrupted one has failed); more may follow."""
+        self.save()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this logger: enough to take back all that comes later. `save` comes before."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back everything logged after `state_dict` was returned; all there is, where it is given `{}`."""
+
+
+class FileLogger(Logger):
+    """A logger with files in `directory`, a folder inside the run directory: it can log once `open` has named the run.
+
+    Only the subclass opens `_file`; `save` and `finalize` are here.
+    """
+
+    _file: AppendOnlyFile | None
+
+    def __init__(self, directory: str = "") -> None:
+        self._directory = _inside_run(type(self).__name__, directory)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Be as new: nothing open, nothing known of a run."""
+        self._file = None
+
+    def open(self, run_dir: str | os.PathLike[str], resume_state: Mapping[str, Any] | None = None) -> None:
+        self.finalize("finished")
+        self._forget()
+        super().open(run_dir, resume_state)
+
+    @property
+    def is_open(self) -> bool:
+        return self._run_dir is not None
+
+    @property
+    def folder(self) -> Path:
+        """The directory of this logger's files."""
+        return self.run_dir / self._directory
+
+    @property
+    def log_dir(self) -> str | None:
+        return str(self.folder) if self.is_open else None
+
+    def save(self) -> None:
+        if self._file is not None:
+            self._file.sync()
+
+    def finalize(self, status: str) -> None:
+        self.save()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def number_of(name: str, value: Any) -> float:
+    item = getattr(value, "item", None)
+    try:
+        return float(item() if item is not None else value)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationTypeError(
+            f"metric {name!r} must be a single number, got {value!r} of type {type(value).__name__}"
+        ) from error
+
+
+def as_json(params: Mapping[str, Any]) -> str:
+    return json.dumps(dict(params), indent=2, ensure_ascii=False, default=repr)
+
+
+def _inside_run(owner: str, directory: str) -> str:
+    path = Path(directory)
+    if path.is_absolute() or ".." in path.parts:
+        raise ConfigurationError(
+            f"{owner}(directory=...) is a folder inside the run directory, got {directory!r}. Where runs are is said "
+            "by Trainer(default_root_dir=..., run_name=...): a run's curves and checkpoints stay together."
+        )
+    return directory
