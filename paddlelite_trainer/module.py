@@ -14,6 +14,7 @@ from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback
 from .errors import ConfigurationError, ConfigurationTypeError
 from .hyperparameters import HyperParameters, arguments_of_init
+from .machine import paddle_internals
 
 if TYPE_CHECKING:
     from .reporting.log_target import LogTarget
@@ -391,9 +392,8 @@ def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
     """What layers keep count of without learning it, by name: buffers, and BatchNorm's mean and variance, which Paddle has as parameters."""
     found = dict(module.named_buffers())
     for path, layer in module.named_sublayers(include_self=True):
-        for name in ("_mean", "_variance"):
-            value = layer._parameters.get(name)
-            if value is not None and value.stop_gradient:
+        for name, value in paddle_internals.running_statistics(layer).items():
+            if value.stop_gradient:
                 found[f"{path}.{name}" if path else name] = value
     return found
 

@@ -51,6 +51,15 @@ class Progress:
         self.global_step += 1
         self.schedulers_are_due = schedulers_are_due
 
+    def owe_validation(self, is_due: bool) -> None:
+        self.validation_is_due = is_due
+
+    def note_schedules_stepped(self) -> None:
+        self.schedulers_are_due = False
+
+    def note_seconds(self, seconds: float) -> None:
+        self.seconds = seconds
+
     def open_epoch(self) -> None:
         self.epoch_is_open = True
 

@@ -64,8 +64,7 @@ class Prefetch:
         if needs_only_copies(batch, self._device.place):
             if self._thread is None:
                 self._thread = _Thread(self._device.place)
-            upcoming.is_under_way = True
-            self._thread.tasks.put(upcoming)
+            upcoming.set_out(self._thread.tasks)
         elif self._tells_what_it_leaves:
             self._tells_what_it_leaves = False
             warnings.warn(f"Trainer(prefetch_to_device=True) has no effect on some batches: {NOT_COPIED}", stacklevel=2)
@@ -131,6 +130,11 @@ class NextBatch:
         self._found_no_room = False
         self._has_come = threading.Lock()
         self._has_come.acquire()
+
+    def set_out(self, tasks: SimpleQueue[Any]) -> None:
+        """Let the thread that reads `tasks` bring it."""
+        self.is_under_way = True
+        tasks.put(self)
 
     def wait(self) -> None:
         """Return when it has come; raises what fetching or copying it raised."""

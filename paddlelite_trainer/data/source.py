@@ -55,7 +55,7 @@ class BatchSource:
         if stage != "train":
             seed = derive_seed(seed, name)  # or validation would draw the numbers of the first training epoch
         self._stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name)
-        self._stream.prefetch = prefetch if self._stream.can_look_ahead else None
+        self._stream.read_ahead_with(prefetch)
         self.loader = loader
         self.name = name
 

@@ -48,6 +48,10 @@ class Stream:
         """Whether the next batch can be had before this one is handled, with no code of the user's run earlier."""
         raise NotImplementedError
 
+    def read_ahead_with(self, prefetch: Prefetch | None) -> None:
+        """Copy batches ahead with it, where this stream can look ahead."""
+        self.prefetch = prefetch if self.can_look_ahead else None
+
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         raise NotImplementedError
 

@@ -71,7 +71,7 @@ class WorkerPool:
             while worker.under_way:
                 self._read(worker)
             self._send(worker, ("epoch", self.generation, seed, None))
-            worker.under_way -= 1  # not answered
+            worker.count(-1)  # not answered
 
     def cancel(self) -> None:
         """Let workers pass over the tasks that they have not begun."""
@@ -117,7 +117,7 @@ class WorkerPool:
             worker.tasks_in.send(task)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it is dead: what it answered before may still be read, and then its death is reported
-        worker.under_way += 1
+        worker.count(+1)
 
     def _read(self, worker: _Worker) -> tuple[int, Any]:
         if self.closed:
@@ -128,7 +128,7 @@ class WorkerPool:
             self._report_death(worker)
         kind, slot_size, pickle_length, buffer_count = _REPLY.unpack(reply)
         slot = worker.next_slot()
-        worker.under_way -= 1
+        worker.count(-1)
         if kind in (_END, _SKIPPED):
             return kind, None
         return kind, slot.read(slot_size, pickle_length, buffer_count)
@@ -182,6 +182,10 @@ class _Worker:
         self._context = context
         self._slots_used = 0
         self.process: Any = None
+
+    def count(self, more: int) -> None:
+        """Tasks sent and not yet answered."""
+        self.under_way += more
 
     def start(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
         self.process = self._context.Process(target=target, args=args, daemon=True)

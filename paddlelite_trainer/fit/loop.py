@@ -70,7 +70,7 @@ def train(fit: Fit) -> None:
                 if validate_every < 0
                 else (progress.total_batches if across_epochs else progress.batches_in_epoch) % validate_every == 0
             ):
-                progress.validation_is_due = True
+                progress.owe_validation(True)
                 validate()
                 if progress.validation_is_due:  # abandoned for a signal; the resumed run begins with it
                     return
@@ -156,7 +156,7 @@ def validate(fit: Fit) -> None:
     except (EvaluationAbandoned, WaitingEnded):
         return
     fit.saver.note_validation()
-    fit.progress.validation_is_due = False
+    fit.progress.owe_validation(False)
     fit.book.epoch_record.update({name: value for result in results for name, value in result.items()})
 
 

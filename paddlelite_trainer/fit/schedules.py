@@ -44,7 +44,7 @@ class Schedules:
         """Bring the schedules of interval "step" up to the optimizer step just made, once."""
         if self.progress.schedulers_are_due:
             self.step("step", self.progress.global_step)
-            self.progress.schedulers_are_due = False
+            self.progress.note_schedules_stepped()
 
     def step(self, interval: Literal["epoch", "step"], count: int) -> None:
         """Step those that are due after `count` of their intervals; every rank calls it."""

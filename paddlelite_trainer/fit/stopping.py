@@ -49,7 +49,7 @@ class StopRequests:
 
     def note_seconds(self) -> None:
         """Into the counters, for a checkpoint."""
-        self.progress.seconds = self.seconds
+        self.progress.note_seconds(self.seconds)
 
     def stop_clock(self) -> None:
         self._clock = None

@@ -192,4 +192,4 @@ class Book:
         self.log_steps = timed("logging: reading values", self.log_steps)  # type: ignore[method-assign]
         self.log_metrics = timed("logging: writing", self.log_metrics)  # type: ignore[method-assign]
         for collector in (self.train, self.val):
-            collector.log = timed("self.log", collector.log)  # type: ignore[method-assign]
+            collector.time_with(timed)

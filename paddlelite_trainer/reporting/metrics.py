@@ -50,6 +50,10 @@ class MetricCollector:
         self.paddle_metrics: Callable[[], Mapping[str, Any]] = dict
         """The module's paddle.metric.Metric objects by where they are; their counts are saved with the module."""
 
+    def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Let `log` be timed."""
+        self.log = timed("self.log", self.log)  # type: ignore[method-assign]
+
     def look_at(self, batch_size: Callable[[], int], paddle_metrics: Callable[[], Mapping[str, Any]] = dict) -> None:
         """Where the size of the batch at hand and the module's own metrics come from."""
         self.batch_size, self.paddle_metrics = batch_size, paddle_metrics
@@ -211,7 +215,7 @@ class MetricCollector:
     def copy(self) -> MetricCollector:
         """The collector as it is now; values on the device and paddle metrics' counts are shared."""
         copied = MetricCollector({name: series.copy() for name, series in self._series.items()}, self._reduced)
-        copied.batch_size, copied.paddle_metrics = self.batch_size, self.paddle_metrics
+        copied.look_at(self.batch_size, self.paddle_metrics)
         return copied
 
     def state_dict(self, *, epoch_is_over: bool = False) -> dict[str, Any]:
@@ -240,7 +244,7 @@ class MetricCollector:
                 series = Series(name, options)
             else:
                 series = PaddleMetricSeries(name, options)
-                series.metric, series.awaited = metric, saved["metric"] if metric is None else None
+                series.belongs_to(metric, saved["metric"] if metric is None else None)
             series.load_state_dict(saved)
             self._series[name] = series
 

@@ -36,6 +36,10 @@ class PaddleMetricSeries(Series):
         made.take_over(series)
         return made
 
+    def belongs_to(self, metric: Any, awaited: Mapping[str, Any] | None) -> None:
+        """The object that a checkpoint found in the module, or what it had counted where it is not there."""
+        self.metric, self.awaited = metric, awaited
+
     def ask(self, metric: Any, known: Callable[[], Mapping[str, Any]]) -> float:
         """What the object gives now; it is asked from here on. `known` are those that a checkpoint restores."""
         self.metric = metric

@@ -23,9 +23,9 @@ LAYERS = (
     {"readable"},
     {"fit"},
     {"module", "defaults"},
-    {"run", "data", "callback", "settings", "optimizers"},
+    {"run", "data", "callback", "settings", "optimizers", "layers"},
     {"checkpoint", "reporting", "machine"},
-    {"errors", "progress", "hyperparameters"},
+    {"errors", "progress", "hyperparameters", "duration"},
 )
 CLI_MAY_IMPORT = {"cli", "run", "checkpoint", "reporting", *LAYERS[-1]}
 # They exist for users' editors, so they count as arrows only outside `if TYPE_CHECKING`.
