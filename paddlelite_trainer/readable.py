@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .optimizers import LRSchedulerConfig
     from .progress import Progress
     from .reporting.loggers import Logger
+    from .run.directory import RunDirectory
 
 
 class Readable(Settings):
@@ -196,6 +197,11 @@ class Readable(Settings):
         return self._fit.optimization.parameter_names if self._fit.optimization is not None else {}
 
     # -- the run -------------------------------------------------------------------------------------------------------
+    @property
+    def run(self) -> RunDirectory | None:
+        """Who writes in the run's directory; on rank 0, where something is written."""
+        return self._fit.run.directory
+
     @property
     def run_dir(self) -> Path | None:
         """Where this run's checkpoints, logs and curves are; None before fit and where nothing is written."""

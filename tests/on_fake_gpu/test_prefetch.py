@@ -27,6 +27,7 @@ from paddlelite_trainer import Callback, DataModule
 from paddlelite_trainer.callbacks import ModelCheckpoint
 from paddlelite_trainer.data import batch as data
 from paddlelite_trainer.data import prefetch
+from paddlelite_trainer.data.source import BatchSource
 from paddlelite_trainer.data.worker_pool import WorkerPool
 from paddlelite_trainer.errors import DeviceOutOfMemoryError
 from paddlelite_trainer.machine.device import Device, resolve_device
@@ -386,7 +387,7 @@ def test_one_batch_more_is_on_the_device_and_no_batch_longer_than_its_step(
 def test_the_loader_keeps_nothing_of_a_batch_on_the_device_and_no_thread_after_an_iteration(
     name: str, quick_workers: None
 ) -> None:
-    source = data.BatchSource(
+    source = BatchSource(
         LOADERS[name](), stage="train", seed=3, prefetch=prefetch.Prefetch(True, resolve_device())
     )
     batches = source.epoch(0)
