@@ -20,10 +20,10 @@ class EarlyStopping(Callback):
 
         EarlyStopping(monitor="val_loss", patience=5)
 
-    The metric is evaluated once each time it is produced: after each validation for one logged there, at each epoch's end
-    for one of training. Before `min_epochs` or `min_steps` the stop waits, and a run that recovers until then goes on.
-    A stopped run that is started again says so and trains no further, unless the arguments given now would not have
-    stopped it: they win over the saved ones.
+    The metric is evaluated once each time it is produced: after each validation for one logged there, at each epoch's
+    end for one of training. Before `min_epochs` or `min_steps` the stop waits, and a run that recovers until then
+    goes on. A stopped run that is started again says so and trains no further, unless the arguments given now would
+    not have stopped it: they win over the saved ones.
 
     Args:
         strict: raise where the metric was not logged; False warns once and never stops.

@@ -86,37 +86,23 @@ class ModelCheckpoint(Callback):
         archive_every_n_epochs: int | None = None,
     ) -> None:
         check_monitor("ModelCheckpoint", monitor, mode)
-        if isinstance(dirpath, str) and "://" in dirpath:
-            raise ConfigurationError(
-                f"ModelCheckpoint(dirpath={dirpath!r}): checkpoints are written to a disk first. "
-                f"To have them in an object storage too, add RemoteCopy({dirpath!r}) to the callbacks."
-            )
+        _refuse_url(dirpath)
         self.monitor = monitor
         self.mode = mode
         self.verbose = verbose
         self.save_last = bool(save_last)
         self.save_top_k = _whole("save_top_k", save_top_k, at_least=-1)
-        if monitor is None and save_top_k > 1:
-            raise ConfigurationError(
-                f"ModelCheckpoint(save_top_k={save_top_k}) needs a monitor: without one no checkpoint is better than "
-                f"another. Pass monitor='val_loss', or keep_last_n={save_top_k} to keep the newest {save_top_k}."
-            )
+        _refuse_top_k_of_nothing(save_top_k, monitor)
         self.save_weights_only = save_weights_only
         self.every_n_train_steps = _whole_or_none("every_n_train_steps", every_n_train_steps)
         self.train_time_interval = _seconds(train_time_interval)
         self.every_n_epochs = _epoch_schedule(every_n_epochs)
-        ways = {
-            "every_n_train_steps": self.every_n_train_steps,
-            "train_time_interval": self.train_time_interval,
-            "every_n_epochs": self.every_n_epochs,
-        }
-        chosen = [name for name, value in ways.items() if value]
-        if len(chosen) > 1:
-            raise ConfigurationError(
-                f"ModelCheckpoint takes one of {' and '.join(chosen)}; "
-                "for both use two ModelCheckpoints, which write one checkpoint where they agree"
-            )
-        if not chosen and every_n_epochs is None and not every_n_train_steps:
+        chosen = _one_way(
+            every_n_train_steps=self.every_n_train_steps,
+            train_time_interval=self.train_time_interval,
+            every_n_epochs=self.every_n_epochs,
+        )
+        if chosen is None and every_n_epochs is None and not every_n_train_steps:
             self.every_n_epochs = {0: 1}
         self.save_on_train_epoch_end = save_on_train_epoch_end
         self.save_on_exception = save_on_exception
@@ -518,3 +504,30 @@ def _seconds(interval: timedelta | float | None) -> float | None:
             f"ModelCheckpoint(train_time_interval=...) must be longer than nothing, got {interval!r}"
         )
     return seconds
+
+
+def _refuse_url(dirpath: object) -> None:
+    if isinstance(dirpath, str) and "://" in dirpath:
+        raise ConfigurationError(
+            f"ModelCheckpoint(dirpath={dirpath!r}): checkpoints are written to a disk first. "
+            f"To have them in an object storage too, add RemoteCopy({dirpath!r}) to the callbacks."
+        )
+
+
+def _refuse_top_k_of_nothing(save_top_k: int, monitor: str | None) -> None:
+    if monitor is None and save_top_k > 1:
+        raise ConfigurationError(
+            f"ModelCheckpoint(save_top_k={save_top_k}) needs a monitor: without one no checkpoint is better than "
+            f"another. Pass monitor='val_loss', or keep_last_n={save_top_k} to keep the newest {save_top_k}."
+        )
+
+
+def _one_way(**ways: object) -> str | None:
+    """Which of the ways to say when to save was chosen, if any."""
+    chosen = [name for name, value in ways.items() if value]
+    if len(chosen) > 1:
+        raise ConfigurationError(
+            f"ModelCheckpoint takes one of {' and '.join(chosen)}; "
+            "for both use two ModelCheckpoints, which write one checkpoint where they agree"
+        )
+    return chosen[0] if chosen else None

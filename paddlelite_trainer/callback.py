@@ -25,10 +25,10 @@ Reason = Literal["train_batch", "validation", "train_epoch", "lr_drop", "excepti
 class SavePoint:
     """A moment at which a checkpoint may be taken, and what a callback decides from.
 
-    `reason` is "train_batch" after any batch but an epoch's last, "validation" after a batch that was followed by validation,
-    "train_epoch" after an epoch's end, "lr_drop" just before a scheduler lowers the learning rate in one jump, "exception" when
-    user code raised (the state is that of the last completed batch) and "stop" when the run ends within an epoch.
-    Only the fit makes it.
+    `reason` is "train_batch" after any batch but an epoch's last, "validation" after a batch that was followed by
+    validation, "train_epoch" after an epoch's end, "lr_drop" just before a scheduler lowers the learning rate in one
+    jump, "exception" when user code raised (the state is that of the last completed batch) and "stop" when the run
+    ends within an epoch. Only the fit makes it.
     """
 
     def __init__(self, reason: Reason, candidate: Callable[[], Entry], entries: Callable[[], Sequence[Entry]]) -> None:
@@ -49,8 +49,8 @@ class SavePoint:
 class Callback:
     """Base class of callbacks; override the hooks you need, the others cost nothing.
 
-    Callbacks are called in list order, and the module's hook of the same name after them. What must survive a crash goes
-    into `state_dict`, as nested dicts, lists, numbers, strings, bytes, arrays and tensors.
+    Callbacks are called in list order, and the module's hook of the same name after them. What must survive a crash
+    goes into `state_dict`, as nested dicts, lists, numbers, strings, bytes, arrays and tensors.
 
         class PrintLoss(Callback):
             def on_train_epoch_end(self, trainer, module):
@@ -200,7 +200,7 @@ def keyed(callbacks: Sequence[Callback]) -> list[tuple[str, Any]]:
 
 
 def refuse_misspelt_hooks(instance: object, base: type, known: frozenset[str]) -> None:
-    """Raise ConfigurationError for a public method that is almost, but not quite, a hook that its class does not define."""
+    """Raise ConfigurationError for a public method that is almost a hook, which its class does not define."""
     inherited = set(dir(base))
     for name in dir(type(instance)):
         if name.startswith("_") or name in inherited or not callable(getattr(type(instance), name, None)):
@@ -217,7 +217,7 @@ def refuse_misspelt_hooks(instance: object, base: type, known: frozenset[str]) -
 
 
 def refuse_wrong_signature(instance: object, hook: str, method: Callable[..., Any], base: type, *more: str) -> None:
-    """Raise ConfigurationError where a hook cannot be called with what it is called with, before it is too late to say so.
+    """Raise ConfigurationError where a hook cannot be called with what it will be given.
 
     `more` are arguments that it is given beyond those of the base class's.
     """

@@ -37,7 +37,8 @@ class Module(paddle.nn.Layer):
         def __init__(self, hidden=64, lr=1e-3):
             super().__init__()
             self.save_hyperparameters()
-            self.net = paddle.nn.Sequential(paddle.nn.Linear(64, hidden), paddle.nn.ReLU(), paddle.nn.Linear(hidden, 10))
+            layers = paddle.nn.Linear(64, hidden), paddle.nn.ReLU(), paddle.nn.Linear(hidden, 10)
+            self.net = paddle.nn.Sequential(*layers)
 
         def forward(self, x):
             return self.net(x)
@@ -78,11 +79,12 @@ class Module(paddle.nn.Layer):
         raise NotImplementedError
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """What `trainer.predict` collects for a batch; by default the output of forward on the batch, or on its first entry."""
+        """What `trainer.predict` collects for a batch; by default forward of the batch, or of its first entry."""
         return self(batch[0] if isinstance(batch, (list, tuple)) else batch)
 
     def configure_optimizers(self) -> Any:
-        """Return an optimizer, (optimizer, scheduler), lists of them, or a dict; see `optimizers.normalise` for all forms."""
+        """Return an optimizer, (optimizer, scheduler), lists of them, or a dict; `optimizers.normalise` has all
+        forms."""
         raise NotImplementedError
 
     def configure_callbacks(self) -> list[Callback]:
@@ -194,9 +196,10 @@ class Module(paddle.nn.Layer):
     ) -> None:
         """Record a number under a name, for callbacks, the progress bar and loggers; no copy to the host is made.
 
-        In training_step it is kept per step (`on_step`), elsewhere as the epoch's mean weighted by batch size (`on_epoch`); with both on,
-        the names end in `_step` and `_epoch`. `value` is a number, a tensor with one element, or a paddle.metric.Metric. Epoch values are
-        always taken over all ranks; `sync_dist` and `rank_zero_only` are accepted for Lightning's sake.
+        In training_step it is kept per step (`on_step`), elsewhere as the epoch's mean weighted by batch size
+        (`on_epoch`); with both on, the names end in `_step` and `_epoch`. `value` is a number, a tensor with one
+        element, or a paddle.metric.Metric. Epoch values are always taken over all ranks; `sync_dist` and
+        `rank_zero_only` are accepted for Lightning's sake.
 
         Raises:
             ConfigurationError: not a single number; the name was logged before with other options.
@@ -227,7 +230,8 @@ class Module(paddle.nn.Layer):
     def save_hyperparameters(self, *names: str, ignore: str | tuple[str, ...] | list[str] = ()) -> None:
         """Keep the arguments of `__init__`, all or those named, in `self.hparams` and in every checkpoint.
 
-        Call it in `__init__` after `super().__init__()`. Layers among the arguments cannot be stored; name them in `ignore`.
+        Call it in `__init__` after `super().__init__()`. Layers among the arguments cannot be stored; name them in
+        `ignore`.
         """
         self.hparams.update(arguments_of_init(self, inspect.currentframe(), names, ignore))
 
@@ -242,7 +246,8 @@ class Module(paddle.nn.Layer):
     ) -> ModuleType:
         """A module built from a checkpoint's hyper-parameters, `arguments` winning over them, with its weights.
 
-        `checkpoint_path`: a checkpoint directory, a link such as `runs/version_0/best`, or a `.pdparams` file of any Paddle tool.
+        `checkpoint_path`: a checkpoint directory, a link such as `runs/version_0/best`, or a `.pdparams` file of any
+        Paddle tool.
 
         `map_location` is accepted for Lightning's sake: weights go to the device that the new module is on.
 
@@ -259,7 +264,8 @@ class Module(paddle.nn.Layer):
             module = cls(**hparams)
         except TypeError as error:
             raise ConfigurationTypeError(
-                f"{cls.__name__}(**{sorted(hparams)}) failed: {error}. Arguments that the checkpoint does not hold are passed to load_from_checkpoint by name."
+                f"{cls.__name__}(**{sorted(hparams)}) failed: {error}. "
+                "Arguments that the checkpoint does not hold are passed to load_from_checkpoint by name."
             ) from error
         load_weights_at(module, checkpoint_path, strict=strict)
         return module
@@ -281,7 +287,7 @@ class Module(paddle.nn.Layer):
     def clip_gradients(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> Any:
-        """Clip the optimizer's gradients in place by "norm" (all together) or "value"; returns the norm before, for "norm".
+        """Clip the optimizer's gradients in place by "norm" (all together) or "value"; returns the former norm.
 
         `paddle.nn.utils.clip_grad_norm_` and `clip_grad_value_` do it.
         """
@@ -389,7 +395,7 @@ class Module(paddle.nn.Layer):
 
 
 def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
-    """What layers keep count of without learning it, by name: buffers, and BatchNorm's mean and variance, which Paddle has as parameters."""
+    """What layers keep count of without learning it, by name: buffers, and BatchNorm's mean and variance."""
     found = dict(module.named_buffers())
     for path, layer in module.named_sublayers(include_self=True):
         for name, value in paddle_internals.running_statistics(layer).items():
@@ -399,7 +405,8 @@ def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
 
 
 NOT_CALLED = {
-    "optimizer_step": "return a scheduler of interval 'step' from configure_optimizers for warm-up, or set automatic_optimization = False and step by hand",
+    "optimizer_step": "return a scheduler of interval 'step' from configure_optimizers for warm-up, "
+    "or set automatic_optimization = False and step by hand",
     "optimizer_zero_grad": "gradients are dropped after each step; set automatic_optimization = False to do it by hand",
     "backward": "set automatic_optimization = False and call self.manual_backward(loss) in training_step",
     "configure_model": "build the layers in __init__ or setup",

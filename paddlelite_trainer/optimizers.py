@@ -267,61 +267,69 @@ def restore_optimizer(
     Raises:
         CheckpointMismatchError: another optimizer class, or state for parameters that this optimizer does not have.
     """
+    mine = {names[parameter.name]: parameter for parameter in parameters_of(optimizer)}
+    by_parameter: dict[str, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        structured, accumulator = key.rsplit("/", 1)
+        by_parameter.setdefault(structured, {})[accumulator] = value
+    _refuse_other_state(optimizer, rest, mine, by_parameter)
+    paddle_internals.forget_state(optimizer)
+    if by_parameter:
+        paddle_internals.create_state(optimizer, {mine[structured].name for structured in by_parameter})
+    for structured, values in by_parameter.items():
+        _fill(optimizer, structured, mine[structured], values)
+    if rest["learning_rate"] is not None and not _has_scheduler(optimizer) and not keep_learning_rate:
+        optimizer.set_lr(rest["learning_rate"])
+    if "lbfgs" in rest:
+        optimizer.state.clear()
+        optimizer.state.update(rest["lbfgs"])
+
+
+def _refuse_other_state(
+    optimizer: Optimizer, rest: Mapping[str, Any], mine: Mapping[str, Any], saved: Mapping[str, Any]
+) -> None:
     problems = []
     if rest["class"] != type(optimizer).__name__:
         problems.append(
             f"optimizer class: saved {rest['class']}, now {type(optimizer).__name__}. "
             "Use the saved class, or start from weights only with init_from="
         )
-    mine = {names[parameter.name]: parameter for parameter in parameters_of(optimizer)}
-    by_parameter: dict[str, dict[str, Any]] = {}
-    for key, value in tensors.items():
-        structured, accumulator = key.rsplit("/", 1)
-        by_parameter.setdefault(structured, {})[accumulator] = value
-    for structured in by_parameter:
-        if structured not in mine:
-            problems.append(
-                f"optimizer state of parameter {structured}: saved, and this optimizer has no such "
-                f"parameter.{did_you_mean(structured, mine)}"
-            )
+    problems += [
+        f"optimizer state of parameter {structured}: saved, and this optimizer has no such "
+        f"parameter.{did_you_mean(structured, mine)}"
+        for structured in saved
+        if structured not in mine
+    ]
     if problems:
         raise CheckpointMismatchError("the checkpoint's optimizer does not fit this run's:", problems)
 
-    paddle_internals.forget_state(optimizer)
-    if by_parameter:
-        paddle_internals.create_state(optimizer, {mine[structured].name for structured in by_parameter})
-    masters = paddle_internals.master_weights(optimizer)
+
+def _fill(optimizer: Optimizer, structured: str, parameter: Any, values: Mapping[str, Any]) -> None:
+    """Put one parameter's saved state into what the optimizer keeps for it."""
+    master = paddle_internals.master_weights(optimizer).get(parameter.name)
     kept = paddle_internals.accumulators(optimizer)
-    for structured, values in by_parameter.items():
-        parameter = mine[structured]
-        master = masters.get(parameter.name)
-        for accumulator, value in values.items():
-            if accumulator == "master_weight":
-                if master is None:
-                    raise CheckpointMismatchError(
-                        "the checkpoint's optimizer does not fit this run's:",
-                        [
-                            f"master weight of {structured}: saved, and this run keeps none. "
-                            "Use the precision that the run was saved with"
-                        ],
-                    )
-                master.set_value(value)
-                continue
-            slots = kept.get(accumulator, {})
-            slot = slots.get(parameter.name, slots.get(master.name) if master is not None else None)
-            if slot is None or list(slot.shape) != list(value.shape):
-                absent = f"absent: {type(optimizer).__name__} keeps {', '.join(sorted(kept)) or 'nothing'}"
-                now = absent if slot is None else list(slot.shape)
+    for accumulator, value in values.items():
+        if accumulator == "master_weight":
+            if master is None:
                 raise CheckpointMismatchError(
                     "the checkpoint's optimizer does not fit this run's:",
-                    [f"{accumulator} of {structured}: saved shape {list(value.shape)}, now {now}"],
+                    [
+                        f"master weight of {structured}: saved, and this run keeps none. "
+                        "Use the precision that the run was saved with"
+                    ],
                 )
-            slot.set_value(value)
-    if rest["learning_rate"] is not None and not _has_scheduler(optimizer) and not keep_learning_rate:
-        optimizer.set_lr(rest["learning_rate"])
-    if "lbfgs" in rest:
-        optimizer.state.clear()
-        optimizer.state.update(rest["lbfgs"])
+            master.set_value(value)
+            continue
+        slots = kept.get(accumulator, {})
+        slot = slots.get(parameter.name, slots.get(master.name) if master is not None else None)
+        if slot is None or list(slot.shape) != list(value.shape):
+            absent = f"absent: {type(optimizer).__name__} keeps {', '.join(sorted(kept)) or 'nothing'}"
+            now = absent if slot is None else list(slot.shape)
+            raise CheckpointMismatchError(
+                "the checkpoint's optimizer does not fit this run's:",
+                [f"{accumulator} of {structured}: saved shape {list(value.shape)}, now {now}"],
+            )
+        slot.set_value(value)
 
 
 def _has_scheduler(optimizer: Optimizer) -> bool:

@@ -156,7 +156,8 @@ class Readable(Settings):
     def callback_metrics(self) -> dict[str, float]:
         """The newest value of every name logged, as numbers; reading brings waiting values to the host.
 
-        While a fit runs they are the fit's alone; afterwards what evaluations of their own have logged stands there too.
+        While a fit runs they are the fit's alone; afterwards what evaluations of their own have logged stands there
+        too.
         """
         if self._running_fit:
             return self._fit.book.callback_metrics
@@ -292,7 +293,8 @@ class Readable(Settings):
 
     @property
     def prefetches_to_device(self) -> bool | None:
-        """Whether the next training batch is copied to the device while the step runs; None while that is being measured."""
+        """Whether the next training batch is copied to the device beside the step; None while that is being
+        measured."""
         prefetch = self._fit.data.train.prefetch if self._fit.data is not None else None
         return False if prefetch is None else prefetch.is_on
 

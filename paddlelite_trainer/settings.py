@@ -95,7 +95,8 @@ _NOT_HERE = {
     "strategy": "devices=2 is data parallel already",
     "num_nodes": "start the job with python -m paddle.distributed.launch --nnodes",
     "sync_batchnorm": "call paddle.nn.SyncBatchNorm.convert_sync_batchnorm(module) before fit",
-    "use_distributed_sampler": "a DistributedBatchSampler is used as it is, any other sampler's batches are divided over ranks",
+    "use_distributed_sampler": "a DistributedBatchSampler is used as it is, "
+    "any other sampler's batches are divided over ranks",
     "benchmark": "set FLAGS_cudnn_exhaustive_search with paddle.set_flags",
     "plugins": "precision= and callbacks= are what can be exchanged",
     "barebones": "pass logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False",
@@ -181,7 +182,7 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 def explains_unknown_arguments(init: _Init) -> _Init:
-    """Make `__init__` answer an argument that it does not have with the one that was meant, or with what to do instead."""
+    """Make `__init__` answer an unknown argument with the one that was meant, or with what to do instead."""
     known = [name for name in inspect.signature(init).parameters if name != "self"]
 
     @functools.wraps(init)

@@ -51,16 +51,16 @@ class Trainer(Readable):
         trainer.fit(Classifier(), train_loader, val_loader, ckpt_path="last")
         trainer.test(ckpt_path="best", dataloaders=test_loader)
 
-    Arguments have Lightning's names and meanings. One of `max_epochs`, `max_steps`, `max_time` must say when `fit` ends.
-    Beyond Lightning:
+    Arguments have Lightning's names and meanings. One of `max_epochs`, `max_steps`, `max_time` must say when `fit`
+    ends. Beyond Lightning:
     `precision_options`: `custom_white_list`, `custom_black_list`, `scaler_options` of `Precision`.
     `run_name`: the run's directory under `default_root_dir` instead of `version_<N>`.
     `seed`: of data order, augmentation and, where given, of everything else.
     `async_checkpoint`: "auto", True or False; write checkpoints beside the training.
     `on_save_error`: "raise", or "warn" and train on.
     `cpu_threads`: of one operator on the CPU; see `device.use_cpu_threads`.
-    `prefetch_to_device`: on an accelerator, copy the next batch beside the step. "auto" times the first batches and does
-    it where it pays; True; False.
+    `prefetch_to_device`: on an accelerator, copy the next batch beside the step. "auto" times the first batches and
+    does it where it pays; True; False.
     `profiler`: "simple" or "paddle".
     `inference_mode` is accepted for Lightning's sake and changes nothing: evaluation is always under paddle.no_grad().
     """
@@ -140,10 +140,11 @@ class Trainer(Readable):
     ) -> None:
         """Train until `max_epochs`, `max_steps`, `max_time` or a stop; resume where `ckpt_path` says.
 
-        `ckpt_path`: None (a fresh run), "last" or "latest" (the newest run's newest checkpoint; a fresh run where there is none), "best", a
-        tag, or a path to a checkpoint, a run or a link. `override` names what the present settings decide although the checkpoint
-        holds it: "learning_rate", "lr_schedulers", "optimizer", "callbacks", "data". `init_from` is a checkpoint, of any Paddle tool, whose weights a
-        fresh run starts from, or an `InitFrom` that takes more of it; a run that resumes ignores it.
+        `ckpt_path`: None (a fresh run), "last" or "latest" (the newest run's newest checkpoint; a fresh run where
+        there is none), "best", a tag, or a path to a checkpoint, a run or a link. `override` names what the present
+        settings decide although the checkpoint holds it: "learning_rate", "lr_schedulers", "optimizer", "callbacks",
+        "data". `init_from` is a checkpoint, of any Paddle tool, whose weights a fresh run starts from, or an
+        `InitFrom` that takes more of it; a run that resumes ignores it.
 
             resolve ckpt_path; setup; configure_optimizers; restore everything
             on_fit_start; sanity validation, which leaves no trace; on_train_start
@@ -152,26 +153,28 @@ class Trainer(Readable):
                 each batch:
                     move to the device; on_train_batch_start
                     training_step, under autocast; on_before_backward; backward; on_after_backward
-                    at the end of an accumulation window:  (the last one may be shorter and is averaged over its own length)
+                    at the end of an accumulation window:  (the last may be shorter, and is averaged over its length)
                         unscale; on_before_optimizer_step; clip; optimizer step; clear_grad; global_step += 1
                     on_train_batch_end; counters; validation if due
-                    at a window's end: schedulers of interval "step", ReduceOnPlateau with what validation has just logged; SAVE POINT
+                    at a window's end: schedulers of interval "step", ReduceOnPlateau with the newest value; SAVE POINT
                 schedulers of interval "epoch", ReduceOnPlateau with this epoch's metric
                 on_train_epoch_end; history; counters; SAVE POINT
             on_train_end; on_fit_end; teardown
 
-        Where schedulers are about to lower the rate in one jump and a callback wants it, there is a SAVE POINT "lr_drop" before them.
+        Where schedulers are about to lower the rate in one jump and a callback wants it, there is a SAVE POINT
+        "lr_drop" before them.
 
         Raises:
-            TrainerError: see errors.py. SystemExit(75) after SIGTERM, when saved: run the same command again. KeyboardInterrupt after
-            Ctrl-C, when saved; in a notebook fit returns and `trainer.interrupted` is True.
+            TrainerError: see errors.py. SystemExit(75) after SIGTERM, when saved: run the same command again.
+            KeyboardInterrupt after Ctrl-C, when saved; in a notebook fit returns and `trainer.interrupted` is True.
         """
         if isinstance(train_dataloaders, DataModule):
             train_dataloaders, datamodule = None, train_dataloaders
         refuse_both(datamodule, train_dataloaders, val_dataloaders)
         if self._running:
             raise ConfigurationError(
-                f"trainer.fit() was called while this Trainer's {self.state} runs. Call it afterwards, or with a Trainer of its own."
+                f"trainer.fit() was called while this Trainer's {self.state} runs. "
+                "Call it afterwards, or with a Trainer of its own."
             )
         asked = Request(
             train_dataloaders, val_dataloaders, ckpt_path, override, init_from, self.progress.total_batches > 0
@@ -280,7 +283,7 @@ class Trainer(Readable):
         learning_rate: float = 1.0,
         weight_decay: float | None = None,
     ) -> None:
-        """Let an optimizer train these parameters too, at `learning_rate` times its own rate; a resumed run has them as well.
+        """Let an optimizer train these parameters too, at `learning_rate` times its own rate, after a resume as well.
 
         Raises:
             ConfigurationError: it trains one of them already; weight_decay for an optimizer without parameter groups.
@@ -369,13 +372,7 @@ class Trainer(Readable):
             raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
         is_nested = self.is_running or module.is_in_a_run
         refuse_other_weights_in_fit(stage, ckpt_path, is_nested=is_nested)
-        evaluation = Evaluation(
-            stage,
-            LogTarget(),
-            MetricCollector(),
-            self._take_nested if is_nested else self._take,
-            keep_outputs=keep_outputs,
-        )
+        evaluation = Evaluation(stage, LogTarget(), MetricCollector(), self._take, keep_outputs=keep_outputs)
         with self._entered(evaluation) as entered:
             if is_nested:
                 entered.enter_context(isolated_random_states())  # training goes on as if there had been none
@@ -406,18 +403,11 @@ class Trainer(Readable):
                 tear_down_evaluation(evaluation, self._fit.book)
 
     def _take(self, collector: MetricCollector, is_final: bool) -> dict[str, float]:
-        """What an evaluation apart from any fit has logged: shown and sent, and no number of the fit's."""
-        book = self._fit.book
-        values = book.values_of(collector)
-        self._evaluated.update(values)
-        if is_final:
-            book.send(collector)
-        return values
-
-    def _take_nested(self, collector: MetricCollector, is_final: bool) -> dict[str, float]:
-        """What an evaluation within a fit has logged: its own result alone."""
+        """What an evaluation apart has logged: no number of the fit's, and within one no line in its logs either."""
         values = self._fit.book.values_of(collector)
         self._evaluated.update(values)
+        if is_final and len(self._running) == 1:
+            self._fit.book.send(collector)
         return values
 
     # -- before any of them ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ class LRFinderResult:
         return {"lr": self.learning_rates, "loss": self.losses}
 
     def suggestion(self, skip_begin: int = 10, skip_end: int = 1) -> float | None:
-        """The rate at which the loss falls most steeply over the logarithm of the rate; None from too few or no finite losses."""
+        """The rate at which the loss falls most steeply over its logarithm; None from too few or no finite losses."""
         end = len(self.losses) - skip_end
         points = [
             (math.log(rate), loss, rate)
@@ -53,7 +53,7 @@ class LRFinderResult:
         return min(slopes)[1]
 
     def plot(self, path: str | os.PathLike[str], *, suggest: bool = True) -> None:
-        """Draw loss over learning rate into a picture file (PNG, SVG, PDF), with the suggestion marked; needs matplotlib."""
+        """Draw loss over learning rate into a picture file, with the suggestion marked; needs matplotlib."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -72,7 +72,7 @@ class LRFinderResult:
 
 
 class Tuner:
-    """Tries settings on a model with a Trainer's settings; model, optimizers, random states and run directory stay as they are.
+    """Tries settings on a model with a Trainer's settings; everything stays as it is found.
 
         tuner = Tuner(trainer)
         found = tuner.lr_find(module, train_loader)
@@ -80,9 +80,9 @@ class Tuner:
         module.hparams.lr = found.suggestion()
         trainer.fit(module, train_loader)
 
-    The tries run in a Trainer of their own, without callbacks, loggers, validation and checkpoints. Afterwards, after an
-    error too, the module has its weights, buffers, gradients, modes, frozen parameters and plain attributes again. What
-    its methods do outside of it (files, a service) cannot be taken back.
+    The tries run in a Trainer of their own, without callbacks, loggers, validation and checkpoints. Afterwards, after
+    an error too, the module has its weights, buffers, gradients, modes, frozen parameters and plain attributes again.
+    What its methods do outside of it (files, a service) cannot be taken back.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -102,8 +102,9 @@ class Tuner:
     ) -> LRFinderResult:
         """Train `num_training` steps while the learning rate rises from `min_lr` to `max_lr`, and return the losses.
 
-        All optimizers get the same rate. It stops early where the smoothed loss exceeds `early_stop_threshold` times the
-        best so far, or is not finite. (Smith 2015, arXiv:1506.01186, section 3.3; smoothing as in Lightning, 0.98.)
+        All optimizers get the same rate. It stops early where the smoothed loss exceeds `early_stop_threshold` times
+        the best so far, or is not finite. (Smith 2015, arXiv:1506.01186, section 3.3; smoothing as in Lightning,
+        0.98.)
         """
         if not 0 < min_lr < max_lr:
             raise ConfigurationError(f"lr_find needs 0 < min_lr < max_lr, got min_lr={min_lr!r}, max_lr={max_lr!r}")
@@ -132,14 +133,14 @@ class Tuner:
         max_val: int | None = None,
         batch_arg_name: str = "batch_size",
     ) -> int:
-        """The largest batch size that trains `steps_per_trial` steps without running out of memory; it is returned, not set.
+        """The largest batch size that trains `steps_per_trial` steps within the memory; it is returned, not set.
 
         It is tried by setting `batch_arg_name` where it is found (the datamodule, the module, or the module's hparams)
         and asking `train_dataloader()` anew. "power" doubles until memory runs out; "binsearch" then narrows it down to
         the unit. It stops at `max_val`, and at the last size that one batch of the training data fills.
 
         Raises:
-            ConfigurationError: the argument is nowhere, train_dataloader does not read it, or `init_val` already is too large.
+            ConfigurationError: the argument is nowhere, train_dataloader does not read it, or `init_val` is too large.
         """
         if mode not in ("power", "binsearch"):
             raise ConfigurationError(f"scale_batch_size(mode=...) must be 'power' or 'binsearch', got {mode!r}")
@@ -167,7 +168,8 @@ class Tuner:
                 _set(owner, batch_arg_name, before)
             if batches.size > size:
                 raise ConfigurationError(
-                    f"train_dataloader() gave a batch of {batches.size} although {batch_arg_name} was {size}: it does not read it"
+                    f"train_dataloader() gave a batch of {batches.size} although {batch_arg_name} was {size}: "
+                    "it does not read it"
                 )
             return True, batches.size == size
 
@@ -184,16 +186,10 @@ class Tuner:
             size = size * 2 if max_val is None else min(size * 2, max_val)
         if not good:
             raise ConfigurationError(
-                f"a batch of init_val={init_val} already runs out of memory: try a smaller one, precision='16-mixed' or a smaller model"
+                f"a batch of init_val={init_val} already runs out of memory: "
+                "try a smaller one, precision='16-mixed' or a smaller model"
             )
-        too_large = size
-        while mode == "binsearch" and too_large - good > 1:
-            middle = (good + too_large) // 2
-            if fits(middle)[0]:
-                good = middle
-            else:
-                too_large = middle
-        return good
+        return good if mode == "power" else _bisected(good, size, lambda size: fits(size)[0])
 
     def _short_trainer(self, steps: int, callbacks: Sequence[Callback]) -> Trainer:
         model_trainer = self.trainer
@@ -244,7 +240,8 @@ class _RateSweep(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, paddle.Tensor):
             raise ConfigurationError(
-                f"lr_find needs to know the loss: return it from {type(module).__name__}.training_step, in manual optimization too"
+                "lr_find needs to know the loss: "
+                f"return it from {type(module).__name__}.training_step, in manual optimization too"
             )
         self._losses.append(float(loss.item()))
         if len(self.result.losses) == trainer.global_step:  # inside an accumulation window
@@ -317,13 +314,21 @@ class _Contents:
         self.owner.update(self.held)
 
 
+def _bisected(good: int, too_large: int, fits: Callable[[int], bool]) -> int:
+    """The largest size that fits, between one that does and one that does not."""
+    while too_large - good > 1:
+        middle = (good + too_large) // 2
+        good, too_large = (middle, too_large) if fits(middle) else (good, middle)
+    return good
+
+
 def _owner_of(name: str, model: Module, datamodule: DataModule | None) -> Any:
     for owner in (datamodule, model, model.hparams):
         if owner is not None and (name in owner if isinstance(owner, dict) else hasattr(owner, name)):
             return owner
     raise ConfigurationError(
-        f"scale_batch_size found no {name!r}: neither the datamodule nor {type(model).__name__} nor its hparams has it. Keep it there, "
-        "and read it in train_dataloader(); or pass batch_arg_name."
+        f"scale_batch_size found no {name!r}: neither the datamodule nor {type(model).__name__} nor its hparams has "
+        "it. Keep it there, and read it in train_dataloader(); or pass batch_arg_name."
     )
 
 

@@ -84,7 +84,8 @@ def check(fit: Fit, saved: Saved, override: Collection[str]) -> list[str]:
 def _hyper_parameters(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     # By what they print, since they may be arrays and anything else.
     return [
-        f"hyper-parameter {name}: saved {saved[name]!r:.60}, now {now[name]!r:.60}; the module was built with the present one."
+        f"hyper-parameter {name}: saved {saved[name]!r:.60}, now {now[name]!r:.60}; "
+        "the module was built with the present one."
         for name in now
         if name in saved and repr(saved[name]) != repr(now[name])
     ]

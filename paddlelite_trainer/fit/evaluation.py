@@ -80,7 +80,8 @@ class Evaluation:
                 return self._pass(subject)
         finally:
             self.batch, self.is_at_work = None, False
-            self.collector.clear()  # paddle metrics too: a checkpoint must not hold their counts as the next one's start
+            # Paddle's metrics too: a checkpoint must not hold their counts as the next evaluation's beginning.
+            self.collector.clear()
             for layer, mode in modes:
                 layer.training = mode
 

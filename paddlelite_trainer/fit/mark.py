@@ -1,4 +1,4 @@
-"""Mark: a moment of a fit that a checkpoint can still be made of when the batch, validation or epoch's end after it failed."""
+"""Mark: a moment of a fit that a checkpoint can still be made of when what came after it failed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Mark:
         callbacks: Sequence[Callback],
     ) -> None:
         self.gradients_hold = hooks is not BATCH
-        """Whether what waits for an optimizer step is the same still; a batch adds to it, a mark before one has none."""
+        """Whether the gradients that wait are the same still; a batch adds to them, and a mark before one has none."""
         self.source = source
         """The position in the training data."""
         self._progress, self._holds_for = progress, progress.steps_begun

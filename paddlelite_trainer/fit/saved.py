@@ -22,7 +22,7 @@ class Saved:
 
 
 def open_saved(entry: Entry, opened: SavedCheckpoint | None = None) -> Saved:
-    """Open and verify the checkpoint that a fit resumes from, unless it is `opened` already: verifying reads every byte.
+    """Open and verify the checkpoint that a fit resumes from, unless it is `opened` already.
 
     Raises:
         CheckpointMismatchError: it holds weights only.

@@ -1,4 +1,4 @@
-"""InitFrom: what a fresh run starts from: the weights of any Paddle tool's checkpoint and, if asked for, how far its training had come."""
+"""InitFrom: the weights of any Paddle tool's checkpoint, and how far its training had come, for a fresh run."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ _EPOCH_KEYS = ("best_epoch", "epoch")
 
 @dataclass(frozen=True)
 class InitFrom:
-    """What `fit(init_from=...)` takes of a checkpoint of paddle.Model, PaddleOCR, PaddleClas, PaddleDetection, ... or of ours.
+    """What `fit(init_from=...)` takes of a checkpoint of paddle.Model, PaddleOCR, PaddleClas, ... or of ours.
 
-        trainer.fit(module, loader, init_from="pretrained/best_accuracy")                    # weights, all of which must fit
-        trainer.fit(module, loader, init_from=InitFrom("pretrained", strict=False))          # those that fit
+        trainer.fit(module, loader, init_from="pretrained/best_accuracy")              # weights, all of which must fit
+        trainer.fit(module, loader, init_from=InitFrom("pretrained", strict=False))    # those that fit
         trainer.fit(module, loader, ckpt_path="last",
                     init_from=InitFrom("output/rec/latest", training_state=True, best={"val_acc": "acc"}))
 
-    `path`, `strict`, `rename` and `which` are those of `load_weights`; with `training_state` the "raw" weights are the default,
-    since the optimizer's state belongs to them.
+    `path`, `strict`, `rename` and `which` are those of `load_weights`; with `training_state` the "raw" weights are
+    the default, since the optimizer's state belongs to them.
 
     With `training_state` the run goes on where the other tool's ended, so far as its files say: optimizer state by
     parameter, completed epochs and steps; each schedule goes on where a fresh one would be after so many epochs or
     steps. What is taken and what is not is told at the start.
 
-    `best` says which of our metrics the other tool's best score is: {our name: its name in the file, or the score}. The weights that
-    earned it (`best_accuracy` or `best_model` beside `path`) become a checkpoint of the run, which ModelCheckpoint and EarlyStopping
-    with that monitor rank against.
+    `best` says which of our metrics the other tool's best score is: {our name: its name in the file, or the score}.
+    The weights that earned it (`best_accuracy` or `best_model` beside `path`) become a checkpoint of the run, which
+    ModelCheckpoint and EarlyStopping with that monitor rank against.
 
     Raises:
         ConfigurationError, ConfigurationTypeError: at construction.
@@ -92,7 +92,10 @@ class Start:
     best: _Best | None = None
 
     def save_best(self, fit: Fit) -> list[str]:
-        """Make the best weights a checkpoint of the run, which has its directory now; every rank calls it. Returns the notes."""
+        """Make the best weights a checkpoint of the run, which has its directory now; every rank calls it.
+
+        Returns the notes.
+        """
         best = self.best
         if best is not None:
             fit.run.adopt(fit.ranks.on_rank_zero(lambda: best.save(fit)))
@@ -160,7 +163,8 @@ def _take_optimizer(fit: Fit, init: InitFrom, state: dict[str, Any] | None, repo
         return ["optimizer: the files hold none; its state begins at zero"]
     if len(_optimization(fit).optimizers) != 1:
         return [
-            f"optimizer: this run has {len(_optimization(fit).optimizers)}, and the file's state is of one; it was left aside"
+            f"optimizer: this run has {len(_optimization(fit).optimizers)}, and the file's state is of one; "
+            "it was left aside"
         ]
     (optimizer,) = _optimization(fit).optimizers
     trained = {_optimization(fit).parameter_names[parameter.name]: parameter for parameter in parameters_of(optimizer)}
@@ -185,7 +189,8 @@ def _take_optimizer(fit: Fit, init: InitFrom, state: dict[str, Any] | None, repo
         restore_optimizer(optimizer, _optimization(fit).parameter_names, tensors, rest)
     except CheckpointMismatchError as error:
         raise CheckpointMismatchError(
-            f"the optimizer's state beside {report.path} does not fit {type(optimizer).__name__}; training_state=False takes weights only.",
+            f"the optimizer's state beside {report.path} does not fit {type(optimizer).__name__}; "
+            "training_state=False takes weights only.",
             error.problems,
         ) from error
     learning = [name for name, parameter in trained.items() if not parameter.stop_gradient]
@@ -288,14 +293,16 @@ def _find_best(fit: Fit, init: InitFrom, found: ForeignCheckpoint) -> _Best | No
             if not isinstance(said.get(score), (int, float, np.number)):
                 raise ConfigurationError(
                     f"InitFrom(best={{{name!r}: {score!r}}}): the files have no score of that name."
-                    f"{did_you_mean(score, map(str, said))} They have: {', '.join(map(str, said)) or 'none; give the number itself'}."
+                    f"{did_you_mean(score, map(str, said))} They have: "
+                    f"{', '.join(map(str, said)) or 'none; give the number itself'}."
                 )
             score = said[score]
         scores[name] = float(score)
     weights, report = fit_weights(fit.module, best.weight_set("file"), init.rename)
     if not report.complete:
         raise CheckpointMismatchError(
-            f"the best weights, in {best.path}, do not fit the model, so nothing can be ranked against them. Leave best= out.",
+            f"the best weights, in {best.path}, do not fit the model, so nothing can be ranked against them. "
+            "Leave best= out.",
             report.problems(),
         )
     epoch = next((int(said[key]) for key in _EPOCH_KEYS if isinstance(said.get(key), (int, np.integer))), best.epoch)

@@ -119,7 +119,7 @@ def _rank_file(rank: int) -> str:
 
 
 def rank_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
-    """What differs between ranks: random states, the epoch's sums, the loader's position, and BatchNorm's statistics."""
+    """What differs between ranks: random states, the epoch's sums, the loader's position, BatchNorm's statistics."""
     assert fit.data is not None and fit.optimization is not None
     buffers: dict[str, Any] = {}
     if fit.ranks.world_size > 1:
@@ -149,7 +149,10 @@ def model_weights(module: Module) -> dict[str, Any]:
 
 
 def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
-    """All that is neither weights nor random states: the one list of what a checkpoint holds; `restore` reads it back."""
+    """All that is neither weights nor random states: the one list of what a checkpoint holds.
+
+    `restore` reads it back.
+    """
     optimization, schedules, subject = fit.optimization, fit.schedules, fit.subject
     assert optimization is not None and schedules is not None and subject is not None
     optimizer_tensors: dict[str, Any] = {}

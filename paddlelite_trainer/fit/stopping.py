@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class StopRequests:
     """The one owner of "is it over?"; docs/architecture.md has the table.
 
-    A limit (`max_epochs`, `max_steps`) ends the fit whatever else was asked for. A signal makes the process leave at the
-    next save point. A request (`stop`, `should_stop`, EarlyStopping, `max_time`, Timer) is remembered, and carried out
-    at the first save point at which `min_epochs` and `min_steps` are reached.
+    A limit (`max_epochs`, `max_steps`) ends the fit whatever else was asked for. A signal makes the process leave at
+    the next save point. A request (`stop`, `should_stop`, EarlyStopping, `max_time`, Timer) is remembered, and
+    carried out at the first save point at which `min_epochs` and `min_steps` are reached.
     """
 
     def __init__(self, settings: Settings, progress: Progress, ranks: Ranks) -> None:
@@ -86,7 +86,10 @@ class StopRequests:
         )
 
     def agree(self) -> bool:
-        """Clocks, signals and requests may differ between ranks; from here on all have the same. Whether a signal came."""
+        """Clocks, signals and requests may differ between ranks; from here on all have the same.
+
+        Returns whether a signal came.
+        """
         limit = self.settings.max_seconds
         over = limit is not None and self.seconds >= limit
         everyones = self.ranks.gather_object((self.signals.received, self._own, over))

@@ -24,7 +24,8 @@ class TrainingData:
             raise ConfigurationError(
                 "limit_train_batches=0 leaves no training data"
                 if loading.settings.limits["train"] == 0
-                else "fit needs training data: pass train_dataloaders=, a datamodule, or write train_dataloader in the module"
+                else "fit needs training data: "
+                "pass train_dataloaders=, a datamodule, or write train_dataloader in the module"
             )
         self.train = sources[0]
         self.given_val = val

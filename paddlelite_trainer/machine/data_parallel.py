@@ -9,7 +9,8 @@ import paddle
 
 
 class _TrainingStep(paddle.nn.Layer):
-    """Calls training_step from a forward, where paddle.DataParallel prepares its reducer; calling it directly would not synchronise."""
+    """Calls training_step from a forward, where paddle.DataParallel prepares its reducer: without, nothing
+    synchronises."""
 
     def __init__(self, module: paddle.nn.Layer) -> None:
         super().__init__()

@@ -58,7 +58,8 @@ def make_profiler(kind: Literal["simple", "paddle"] | None) -> Profiler | None:
 class SimpleProfiler:
     """Seconds by part, each part's own without the parts inside it; 1 to 2 us for each part and batch.
 
-    On an accelerator work is asynchronous: a part is charged for launching its work, and whoever reads a result first for waiting.
+    On an accelerator work is asynchronous: a part is charged for launching its work, and whoever reads a result first
+    for waiting.
     """
 
     def __init__(self) -> None:

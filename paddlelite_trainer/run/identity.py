@@ -35,7 +35,7 @@ class Run:
         """The best checkpoint of another tool's run that `InitFrom(best=...)` has brought along, with its scores."""
 
     def open(self, resolution: Any, loggers: Sequence[Logger]) -> None:
-        """Make or take the directory with its lock, store and loggers, in place where a run goes on; every rank calls it."""
+        """Make or take the directory with its lock, store and loggers; every rank calls it."""
         settings = self.settings
         if settings.fast_dev_run or not (settings.enable_checkpointing or loggers):
             return

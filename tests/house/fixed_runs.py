@@ -2,10 +2,10 @@
 
     python tests/house/fixed_runs.py                                  # a table of names and hashes
     python tests/house/fixed_runs.py --only plain lbfgs --parts       # with a hash of each part
-    python tests/house/fixed_runs.py --beside ../before               # the same runs there too; exit code 1 where any differs
+    python tests/house/fixed_runs.py --beside ../before               # there too; exit code 1 where any differs
 
-Hashes hold for one machine and one Paddle. What is not compared is `fingerprint.MASKED`. A run that fails is told with the
-end of what it printed.
+Hashes hold for one machine and one Paddle. What is not compared is `fingerprint.MASKED`. A run that fails is told
+with the end of what it printed.
 """
 
 from __future__ import annotations

@@ -387,9 +387,7 @@ def test_one_batch_more_is_on_the_device_and_no_batch_longer_than_its_step(
 def test_the_loader_keeps_nothing_of_a_batch_on_the_device_and_no_thread_after_an_iteration(
     name: str, quick_workers: None
 ) -> None:
-    source = BatchSource(
-        LOADERS[name](), stage="train", seed=3, prefetch=prefetch.Prefetch(True, resolve_device())
-    )
+    source = BatchSource(LOADERS[name](), stage="train", seed=3, prefetch=prefetch.Prefetch(True, resolve_device()))
     batches = source.epoch(0)
     next(batches)
     batch = next(batches)
