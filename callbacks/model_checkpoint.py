@@ -97,11 +97,7 @@ class ModelCheckpoint(Callback):
         self.every_n_train_steps = _whole_or_none("every_n_train_steps", every_n_train_steps)
         self.train_time_interval = _seconds(train_time_interval)
         self.every_n_epochs = _epoch_schedule(every_n_epochs)
-        chosen = _one_way(
-            every_n_train_steps=self.every_n_train_steps,
-            train_time_interval=self.train_time_interval,
-            every_n_epochs=self.every_n_epochs,
-        )
+        chosen = _one_way(self, "every_n_train_steps", "train_time_interval", "every_n_epochs")
         if chosen is None and every_n_epochs is None and not every_n_train_steps:
             self.every_n_epochs = {0: 1}
         self.save_on_train_epoch_end = save_on_train_epoch_end
@@ -110,11 +106,10 @@ class ModelCheckpoint(Callback):
         self.save_before_lr_drop = save_before_lr_drop
         self.archive_every_n_epochs = _whole_or_none("archive_every_n_epochs", archive_every_n_epochs)
         self.auto_insert_metric_name = auto_insert_metric_name
-        self.filename = filename
         if filename is not None:
             _check_filename(filename, auto_insert_metric_name)
-        elif save_top_k == -1 or (monitor is None and save_top_k == 1 and not self.save_last):
-            self.filename = "{epoch}-{step}"  # a name of its own is all that keeps such a checkpoint
+        needs_a_name = save_top_k == -1 or (monitor is None and save_top_k == 1 and not self.save_last)
+        self.filename = filename or ("{epoch}-{step}" if needs_a_name else None)  # else nothing keeps the checkpoint
         self.current_score: float | None = None
         """The monitored value at the last save."""
 
@@ -522,9 +517,9 @@ def _refuse_top_k_of_nothing(save_top_k: int, monitor: str | None) -> None:
         )
 
 
-def _one_way(**ways: object) -> str | None:
+def _one_way(owner: ModelCheckpoint, *ways: str) -> str | None:
     """Which of the ways to say when to save was chosen, if any."""
-    chosen = [name for name, value in ways.items() if value]
+    chosen = [name for name in ways if getattr(owner, name)]
     if len(chosen) > 1:
         raise ConfigurationError(
             f"ModelCheckpoint takes one of {' and '.join(chosen)}; "
