@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import paddle
 
 from ..data.batch import batch_size_of
+from ..layers import modes, put_modes_back
 from ..module import is_written
 from ..reporting.metrics import MetricCollector
 
@@ -71,7 +72,7 @@ class Evaluation:
         """
         self.sources, self.is_at_work = sources, True
         module = subject.module
-        modes = [(layer, layer.training) for layer in module.sublayers(include_self=True)]
+        found = modes(module)
         self.collector.clear()
         self.collector.look_at(self._batch_size)
         try:
@@ -82,8 +83,7 @@ class Evaluation:
             self.batch, self.is_at_work = None, False
             # Paddle's metrics too: a checkpoint must not hold their counts as the next evaluation's beginning.
             self.collector.clear()
-            for layer, mode in modes:
-                layer.training = mode
+            put_modes_back(found)
 
     def _pass(self, subject: Subject) -> list[Any]:
         call, word = subject.hooks.call, self.word

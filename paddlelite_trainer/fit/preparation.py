@@ -266,7 +266,8 @@ def _restore(
 
 def _begin_training(fit: Fit, *, is_fresh: bool) -> None:
     fit.hooks.call("on_fit_start")
-    fit.module.train()
+    if not fit.module.training:  # evaluated by hand before; else each layer stays in the mode that the user has chosen
+        fit.module.train()
     if is_fresh and fit.validates and fit.settings.num_sanity_val_steps:
         fit.rehearse()  # the resumed run's callbacks have had it, and remember it
     fit.stopping.start_clock()

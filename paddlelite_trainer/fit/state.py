@@ -17,6 +17,7 @@ from ..errors import (
     LogWriteError,
     did_you_mean,
 )
+from ..layers import in_eval_mode, put_into_modes
 from ..machine import paddle_internals
 from ..machine.rng import derive_seed, random_states, set_random_states
 from ..module import running_statistics
@@ -184,6 +185,7 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "hyper_parameters": dict(fit.module.hparams),
         "added_param_groups": optimization.added_param_groups,
         "untrained": untrained(fit),
+        "eval_layers": in_eval_mode(fit.module),
         "run": fingerprint(fit),
     }
 
@@ -289,6 +291,8 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     names = set(tree["untrained"])
     for name, parameter in fit.module.named_parameters():
         parameter.stop_gradient = name in names
+    if "eval_layers" in tree:  # else it is of an earlier version
+        put_into_modes(fit.module, tree["eval_layers"])
     notes += _restore_optimization(fit, saved, override)
     fit.progress.load_state_dict(tree["progress"])
     if "data" in override and fit.progress.epoch_is_open:

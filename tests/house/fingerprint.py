@@ -27,6 +27,7 @@ MASKED = {
     "sha256": "manifest.json, pins.json: of files with masked fields; the files themselves are hashed here",
     "size": "manifest.json: as `sha256`",
 }
+NEW = {"eval_layers": "trainer.json: what versions before did not keep"}
 """Fields of JSON files whose numbers and strings are not compared, and where they stand."""
 
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.\d+\.[^\s/]*?\.paddlelite")  # holds the time and the machine's name
@@ -58,7 +59,7 @@ def of_directory(root: Path) -> dict[str, str]:
 def without_masked(value: Any, root: Path) -> Any:
     """A JSON tree with masked fields, the run's place and event files' names replaced."""
     if isinstance(value, Mapping):
-        items = [(_neutral(name, root), _masked(name, entry, root)) for name, entry in value.items()]
+        items = [(_neutral(name, root), _masked(name, entry, root)) for name, entry in value.items() if name not in NEW]
         return sorted(items, key=lambda item: item[0])  # pairs: two event files have one name now
     if isinstance(value, list):
         return [without_masked(entry, root) for entry in value]
