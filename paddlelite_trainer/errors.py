@@ -2,6 +2,7 @@
 
 TrainerError
 |- ConfigurationError (ValueError)        an argument, hook or setting is wrong; raised before training starts
+|  `- NoTrainerError (AttributeError)     a module is asked for a trainer, and takes part in no run
 |- ConfigurationTypeError (TypeError)     the same, when the type is what is wrong
 |- DataError (RuntimeError)               a loader is empty, exhausted, shrunk, or one of its workers failed
 |- TrainingError (RuntimeError)           training_step or the optimizer did something training cannot go on from
@@ -31,6 +32,10 @@ class TrainerError(Exception):
 
 class ConfigurationError(TrainerError, ValueError):
     """An argument, hook or setting is wrong; the message gives value, expectation and remedy."""
+
+
+class NoTrainerError(ConfigurationError, AttributeError):
+    """A module is asked for its trainer and has none; hasattr() and copies find no such attribute."""
 
 
 class ConfigurationTypeError(TrainerError, TypeError):

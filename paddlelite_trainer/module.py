@@ -12,7 +12,7 @@ import paddle
 
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback
-from .errors import ConfigurationError, ConfigurationTypeError
+from .errors import ConfigurationError, ConfigurationTypeError, NoTrainerError
 from .hyperparameters import HyperParameters, arguments_of_init
 from .machine import paddle_internals
 
@@ -322,7 +322,7 @@ class Module(paddle.nn.Layer):
     @property
     def trainer(self) -> Trainer:
         if self._trainer is None:
-            raise ConfigurationError(
+            raise NoTrainerError(
                 "this module has no trainer: self.trainer exists during and after fit, validate, test and predict"
             )
         return self._trainer
@@ -331,7 +331,7 @@ class Module(paddle.nn.Layer):
     def _optimization(self) -> Any:
         """The optimizers of the fit that this module takes part in."""
         if self._run is None or self._run.optimization is None:
-            raise ConfigurationError(
+            raise NoTrainerError(
                 "this module is not being fitted: optimizers, clipping and backward by hand exist during fit"
             )
         return self._run.optimization

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -167,3 +168,14 @@ def test_save_checkpoint_keeps_the_state_under_a_tag(tmp_path: Any) -> None:
     path = trainer.save_checkpoint("before-finetune")
     assert path is not None and path.is_dir()
     assert (trainer.run_dir / "before-finetune.pdparams").exists()
+
+
+def test_a_module_without_a_trainer_can_be_looked_at_and_copied() -> None:
+    module = Classifier()
+    assert not hasattr(module, "trainer")
+    assert "training_step" in dict(inspect.getmembers(module))
+    assert copy.deepcopy(module).state_dict().keys() == module.state_dict().keys()
+    with pytest.raises(ConfigurationError, match=r"this module has no trainer: self\.trainer exists during"):
+        module.trainer  # noqa: B018
+    with pytest.raises(ConfigurationError, match="this module is not being fitted"):
+        module.optimizers()

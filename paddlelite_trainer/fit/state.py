@@ -85,8 +85,10 @@ def _contents(
     files: dict[str, dict[str, Any]] = {MODEL: weights}
     states: dict[str, Any] = {}
     tree = trainer_tree(fit, as_of)
+    own = dict(tree)
     for hook in fit.hooks.of("on_save_checkpoint"):
         hook(tree)
+        _refuse_replaced(own, tree, hook)
     files.update(tree.pop("files"))
     optimizer_tensors = tree.pop("optimizer_tensors")
     if weights_only:
@@ -109,6 +111,17 @@ def _contents(
         "healthy": candidate.healthy,
         "info": {**environment(fit), **({"weights_only": True} if weights_only else {})},
     }
+
+
+def _refuse_replaced(own: Mapping[str, Any], tree: Mapping[str, Any], hook: Any) -> None:
+    """Raise ConfigurationError where a hook has put something in the place of what the trainer itself keeps."""
+    for key, value in own.items():
+        if key not in tree or tree[key] is not value:
+            method = getattr(hook, "func", hook)  # callbacks' hooks are partials
+            raise ConfigurationError(
+                f"{method.__qualname__} has written checkpoint[{key!r}], which is the trainer's own: a run could not "
+                f"go on from such a checkpoint. Keep it under a key of your own, such as {'my_' + key!r}."
+            )
 
 
 def _never() -> Entry:
