@@ -34,6 +34,8 @@ def finish(fit: Fit) -> None:
     if stopping.steps_are_done and stopping.reason is None:
         stopping.request(f"max_steps={fit.settings.max_steps} reached", for_good=False)
     fit.book.log_steps()
+    if progress.epoch_is_open:
+        fit.tell_of_a_bad_loss()
     _last_hook(fit, "on_train_end")
     fit.enter("ending")
     fit.target.expect_steps(False)

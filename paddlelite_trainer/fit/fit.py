@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,6 +77,8 @@ class Fit:
         self.take_step: Callable[[Any, int], Any] | None = None
         self.validate: Callable[[], None] = lambda: None
         self.is_interrupted = False
+        self._told_of_bad_loss = False
+        self.book.call_on_bad_values(self.tell_of_a_bad_loss)
 
     # -- what it is about ----------------------------------------------------------------------------------------------
     @property
@@ -183,6 +186,19 @@ class Fit:
         if self.progress.batches_in_window:
             return False
         return self.optimization.is_automatic or next(self.optimization.gradients(), None) is None
+
+    def tell_of_a_bad_loss(self) -> None:
+        """Warn once where the last loss is NaN or infinite. It copies to the host: only where values are read anyway."""
+        if self._told_of_bad_loss or not self.ranks.is_zero or self.optimization is None:
+            return
+        if not self.optimization.loss_is_finite():
+            self._told_of_bad_loss = True
+            warnings.warn(
+                f"the loss is not finite, at or before step {self.progress.global_step}, and training goes on. "
+                "Trainer(detect_anomaly=True) raises at the operation that makes it so, and the callback "
+                "NonFiniteGuard stops before such a step, skips it or rolls back",
+                stacklevel=2,
+            )
 
     # -- the end, and profiling ----------------------------------------------------------------------------------------
     def let_go(self) -> None:

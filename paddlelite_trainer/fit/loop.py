@@ -137,6 +137,7 @@ def _close_epoch(fit: Fit) -> None:
     saver.remember(EPOCH_END)
     reseed_where_states_are_lost(fit, "epoch end", progress.current_epoch)
     fit.book.end_epoch_steps()
+    fit.tell_of_a_bad_loss()
     fit.schedules.step("epoch", progress.current_epoch + 1)
     fit.hooks.call("on_train_epoch_end")
     fit.book.close_epoch()

@@ -255,6 +255,19 @@ class Optimization:
                 if parameter.grad is not None:
                     yield parameter
 
+    @property
+    def last_loss_tensor(self) -> Any:
+        """The last batch's loss, on the device; None where there is none, or its step was skipped."""
+        outputs = self.last_loss
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        return loss if isinstance(loss, _TENSOR) and loss.is_floating_point() and loss.size else None
+
+    def loss_is_finite(self) -> bool:
+        """Of the last batch, where there is one; a copy to the host, so not for the batch path."""
+        loss = self.last_loss_tensor
+        with paddle.no_grad():
+            return loss is None or bool(paddle.isfinite(loss).all().item())
+
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         self.backward, self.step = timed("backward", self.backward), timed("optimizer step", self.step)
         self.before_backward = self.hooks.of("on_before_backward")

@@ -67,11 +67,14 @@ def save(
 
 def candidate(fit: Fit) -> Entry:
     """The checkpoint that would be written now."""
+    healthy = is_healthy(fit)
+    if not healthy:
+        fit.tell_of_a_bad_loss()
     return fit.run.checkpoints.candidate(
         step=fit.progress.global_step,
         epoch=fit.progress.current_epoch,
         metrics=fit.book.as_numbers(),
-        healthy=is_healthy(fit),
+        healthy=healthy,
     )
 
 
@@ -262,9 +265,8 @@ def is_healthy(fit: Fit) -> bool:
         for by_parameter in paddle_internals.accumulators(optimizer).values():
             values += by_parameter.values()
         values += paddle_internals.master_weights(optimizer).values()
-    outputs = fit.optimization.last_loss
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    if isinstance(loss, paddle.Tensor):
+    loss = fit.optimization.last_loss_tensor
+    if loss is not None:
         values.append(loss)
     floats = [value for value in values if value.is_floating_point() and value.size]
     if not floats:

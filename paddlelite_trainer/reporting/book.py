@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ class Book:
         """The newest values logged with prog_bar=True."""
         self.next_log = 0
         self.before_log: Callable[[], None] = lambda: None
+        self.on_bad_values: Callable[[], None] = lambda: None
         self._told: set[str] = set()
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -64,6 +66,10 @@ class Book:
     def call_before_log(self, call: Callable[[], None]) -> None:
         """Called whenever something is about to be sent to the loggers."""
         self.before_log = call
+
+    def call_on_bad_values(self, call: Callable[[], None]) -> None:
+        """Called where a step's numbers that are sent to the loggers are not all finite."""
+        self.on_bad_values = call
 
     def record(self, name: str, value: float) -> None:
         self.published[name] = self.epoch_record[name] = value
@@ -142,6 +148,8 @@ class Book:
         self.go_on_logging()
         values = self.train.step_values(logger=True)
         if values:
+            if not all(map(math.isfinite, values.values())):
+                self.on_bad_values()
             self.log_metrics(values)
 
     def go_on_logging(self) -> None:
