@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
+from paddlelite_trainer.callback import imports_without_a_draw
 from paddlelite_trainer.errors import ConfigurationError
 
 
@@ -48,7 +49,8 @@ class ModelSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.is_global_zero:
-            from rich.console import Console
+            with imports_without_a_draw():
+                from rich.console import Console
 
             summary = summarize(module, self.max_depth)
             if summary.layers:

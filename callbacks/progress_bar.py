@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
+from paddlelite_trainer.callback import imports_without_a_draw
 from paddlelite_trainer.errors import ConfigurationError
 
 _STAGE_WORDS = {"validate": "Validation", "test": "Test", "predict": "Prediction"}
@@ -204,10 +205,11 @@ def _finite(length: float) -> int | None:
 
 def _rich_bar() -> Any:
     """A rich progress display with a `draw`, and drawn at no other time; or None where nobody would see it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-    from rich.table import Column
-    from rich.text import Text
+    with imports_without_a_draw():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+        from rich.table import Column
+        from rich.text import Text
 
     console = Console()
     if console.is_jupyter:

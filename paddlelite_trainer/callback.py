@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .data.batch import batch_size_of as batch_size_of  # for callbacks
 from .errors import ConfigurationError, did_you_mean
+from .reporting.terminal import imports_without_a_draw as imports_without_a_draw  # for callbacks
 
 if TYPE_CHECKING:
     from .checkpoint import Entry

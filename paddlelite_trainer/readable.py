@@ -14,6 +14,7 @@ from .settings import Settings, as_schedule
 if TYPE_CHECKING:
     from .callback import Callback
     from .checkpoint import CheckpointStore, Entry
+    from .data.module import DataModule
     from .data.source import BatchSource
     from .machine.ranks import Ranks
     from .machine.signals import SignalWatch
@@ -32,7 +33,8 @@ class Readable(Settings):
     callbacks: list[Callback]
     loggers: list[Logger]
     ranks: Ranks
-    model: Any
+    model: Any = None
+    datamodule: DataModule | None = None
     _fit: Fit
     _running: list[Fit | Evaluation]
     _last: Fit | Evaluation

@@ -28,7 +28,7 @@ from .machine.device import resolve_device
 from .machine.numerics import numeric_checks
 from .machine.precision import Precision
 from .machine.ranks import Ranks, launch_if_several
-from .machine.rng import isolated_random_states
+from .machine.rng import isolated_random_states, seed_everything
 from .machine.signals import WaitingEnded
 from .module import Module, is_written
 from .readable import Readable
@@ -55,12 +55,11 @@ class Trainer(Readable):
     ends. Beyond Lightning:
     `precision_options`: `custom_white_list`, `custom_black_list`, `scaler_options` of `Precision`.
     `run_name`: the run's directory under `default_root_dir` instead of `version_<N>`.
-    `seed`: of data order, augmentation and, where given, of everything else.
+    `seed`: of data order and augmentation; one that is given seeds everything, now and as `fit` begins.
     `async_checkpoint`: "auto", True or False; write checkpoints beside the training.
     `on_save_error`: "raise", or "warn" and train on.
     `cpu_threads`: of one operator on the CPU; see `device.use_cpu_threads`.
-    `prefetch_to_device`: on an accelerator, copy the next batch beside the step. "auto" times the first batches and
-    does it where it pays; True; False.
+    `prefetch_to_device`: copy the next batch to an accelerator beside the step: "auto" where it pays, True, False.
     `profiler`: "simple" or "paddle".
     `inference_mode` is accepted for Lightning's sake and changes nothing: evaluation is always under paddle.no_grad().
     """
@@ -111,12 +110,12 @@ class Trainer(Readable):
     ) -> None:
         super().__init__(locals())
         launch_if_several(accelerator, devices, self.default_root_dir / "launch_logs")
+        if self.given_seed is not None:
+            seed_everything(self.given_seed, workers=True)  # so that a module made next has the same weights each time
         self.ranks = Ranks()
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
         self.loggers = [] if fast_dev_run else default_loggers(logger)
-        self.model: Any = None
-        self.datamodule: DataModule | None = None
         self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         self._module_callbacks: list[Callback] = []
         self._configured_for: Module | None = None

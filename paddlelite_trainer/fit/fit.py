@@ -188,7 +188,7 @@ class Fit:
         return self.optimization.is_automatic or next(self.optimization.gradients(), None) is None
 
     def tell_of_a_bad_loss(self) -> None:
-        """Warn once where the last loss is NaN or infinite. It copies to the host: only where values are read anyway."""
+        """Warn once where the last loss is NaN or infinite; a copy to the host, for where values are read anyway."""
         if self._told_of_bad_loss or not self.ranks.is_zero or self.optimization is None:
             return
         if not self.optimization.loss_is_finite():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -117,9 +119,20 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else f"{char!a}"[1:-1] for char in text)
 
 
+@contextlib.contextmanager
+def imports_without_a_draw() -> Iterator[None]:
+    """For imports in the middle of a fit: rich draws from python's generator as it is imported the first time."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 def console() -> Any:
     """A rich Console on the present stdout."""
-    from rich.console import Console
+    with imports_without_a_draw():
+        from rich.console import Console
 
     # Into a pipe or a file a row is one line, however long.
     return Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLESS)
