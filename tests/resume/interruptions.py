@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import variants
 
-from paddlelite_trainer import Callback, Trainer
+from paddlelite_trainer import Callback
 from paddlelite_trainer.callbacks import ModelCheckpoint
+from paddlelite_trainer.fit.optimization import Optimization
 
 paddle = harness.paddle
 
@@ -94,7 +95,7 @@ FUNCTIONS: dict[str, tuple[Any, str]] = {
     "collate_fn": (variants, "collate"),
     "training_step": (variants.Net, "training_step"),
     "validation_step": (variants.Net, "validation_step"),
-    "clipping": (Trainer, "_clip"),
+    "clipping": (Optimization, "clip"),
     "optimizer step": (paddle.optimizer.AdamW, "step"),
 }
 NOT_SAVED = {"on_train_batch_end", "optimizer step"}  # weights have moved since the last save point
