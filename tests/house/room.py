@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import paddle
+import rich.console  # noqa: F401  it draws random numbers when it is imported, which is not to come within a fit
 from fingerprint import digest, of_directory
 
 from paddlelite_trainer import Callback, CSVLogger, Module, TensorBoardLogger, Trainer
@@ -51,7 +55,13 @@ class Room:
         keeps = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
         if not keeps and given.get("enable_checkpointing", True) and "fast_dev_run" not in settings:
             callbacks = (*callbacks, ModelCheckpoint(save_top_k=-1))
-        return Trainer(callbacks=[*callbacks, *([_tracer(self._hooks)] if traced else [])], **given)
+        states = random.getstate(), np.random.get_state(), paddle.get_rng_state()
+        made = Trainer(callbacks=[*callbacks, *([_tracer(self._hooks)] if traced else [])], **given)
+        # A version that seeds where a Trainer is made, and one that does not, are to begin with the same weights.
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        paddle.set_rng_state(states[2])
+        return made
 
     def traced(self, kind: type[Module]) -> type[Module]:
         """The class with the calls of all its hooks recorded."""
