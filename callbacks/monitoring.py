@@ -1,4 +1,4 @@
-"""A monitored metric: whether its newest value is new, and which step's weights earned it."""
+"""A monitored metric: whether its value is new, whose weights earned it, the error where no such name was logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Trainer adds when you pass nothing: callbacks and loggers. No other file of the engine imports callbacks/."""
+"""What Trainer adds after yours when you pass nothing; no other file of the engine imports callbacks/."""
 
 from __future__ import annotations
 

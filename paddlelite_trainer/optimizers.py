@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -481,10 +481,3 @@ class ManualOptimizer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.optimizer, name)
-
-
-def gradients_of(optimizers: Iterable[Optimizer]) -> list[Any]:
-    """Parameters that have a gradient now, of all the optimizers."""
-    return [
-        parameter for optimizer in optimizers for parameter in parameters_of(optimizer) if parameter.grad is not None
-    ]

@@ -30,7 +30,7 @@ from .machine.precision import Precision
 from .machine.ranks import Ranks, launch_if_several
 from .machine.rng import isolated_random_states, seed_everything
 from .machine.signals import WaitingEnded
-from .module import Module, is_written
+from .module import Module
 from .readable import Readable
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
@@ -369,8 +369,9 @@ class Trainer(Readable):
         module = model if model is not None else self.model
         if module is None:
             raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
-        is_nested = self.is_running or module.is_in_a_run
-        refuse_other_weights_in_fit(stage, ckpt_path, is_nested=is_nested)
+        is_in_a_run = module.is_in_a_run  # another Trainer's perhaps
+        is_nested = self.is_running or is_in_a_run
+        refuse_other_weights_in_fit(stage, ckpt_path, is_in_a_run=is_in_a_run)
         evaluation = Evaluation(stage, LogTarget(), MetricCollector(), self._take, keep_outputs=keep_outputs)
         with self._entered(evaluation) as entered:
             if is_nested:
@@ -380,8 +381,8 @@ class Trainer(Readable):
                 sources = sources_of(stage, dataloaders, subject)
                 for source in sources:
                     entered.callback(source.close)
-                if not is_nested:
-                    self.precision.prepare(module, self.optimizers)
+                if not is_in_a_run:
+                    self.precision.prepare(module, [] if is_nested else self.optimizers)
                 if ckpt_path is not None:
                     has_fitted = self._fit.subject is not None
                     evaluation.use_weights_of(
@@ -399,7 +400,7 @@ class Trainer(Readable):
                     raise
                 raise leaves from error
             finally:
-                tear_down_evaluation(evaluation, self._fit.book)
+                tear_down_evaluation(evaluation, self._fit.book if len(self._running) == 1 else None)
 
     def _take(self, collector: MetricCollector, is_final: bool) -> dict[str, float]:
         """What an evaluation apart has logged: no number of the fit's, and within one no line in its logs either."""
@@ -441,7 +442,8 @@ class Trainer(Readable):
     ) -> Subject:
         """Check and attach the module, find the hooks, set everything up."""
         refuse_unfit_for(stage, model, datamodule)
-        is_guest = len(self._running) > 1 and model is self.model
+        is_nested = len(self._running) > 1
+        is_known = is_nested and model is self.model
         self.model = model
         if stage == "fit" or datamodule is not None:
             self.datamodule = datamodule
@@ -449,29 +451,17 @@ class Trainer(Readable):
         self.device.activate()
         if self.device.is_accelerator:
             model.to(self.device.name)
-        if not is_guest:
+        if not is_known:
             self._merge_callbacks(model, stage)
         hooks = Hooks(self.callbacks, model, (self, model))
+        life = None if is_known else Hooks((), model, (self, model)) if is_nested else hooks
         seed = self.seed if self.seed is not None else 0
         loading = Loading(model, self.datamodule, self, self.ranks, self.device, self.precision, seed)
-        subject = Subject(model, self.datamodule, self.callbacks, hooks, loading)
-        run.begin(subject, is_guest=is_guest and datamodule is None)
-        if not (is_guest and datamodule is None):
-            self._set_up(stage, subject)
+        own_datamodule = datamodule if is_nested else self.datamodule
+        subject = Subject(model, self.datamodule, self.callbacks, hooks, loading, life, own_datamodule)
+        run.begin(subject)
+        subject.set_up(stage, self.ranks, self)
         return subject
-
-    def _set_up(self, stage: str, subject: Subject) -> None:
-        def prepare_data() -> None:
-            if subject.datamodule is not None:
-                subject.datamodule.prepare_data()
-            if is_written(subject.module, "prepare_data"):
-                subject.module.prepare_data()
-
-        self.ranks.on_rank_zero(prepare_data)
-        if subject.datamodule is not None:
-            subject.datamodule.trainer = self
-            subject.datamodule.setup(stage)
-        subject.hooks.call("setup", stage)
 
     def _merge_callbacks(self, model: Module, stage: str) -> None:
         if model is self._configured_for and stage != "fit":

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 
-def refuse_other_weights_in_fit(stage: str, ckpt_path: str | Path | None, *, is_nested: bool) -> None:
+def refuse_other_weights_in_fit(stage: str, ckpt_path: str | Path | None, *, is_in_a_run: bool) -> None:
     """Raise ConfigurationError where a checkpoint's weights would replace those that a running fit trains."""
-    if is_nested and ckpt_path is not None:
+    if is_in_a_run and ckpt_path is not None:
         raise ConfigurationError(
             f"trainer.{stage}(ckpt_path=...) would replace the weights that the running fit trains. "
-            "Evaluate a module of its own, with a Trainer of its own."
+            "Evaluate another module, made for it."
         )
 
 
@@ -79,19 +79,18 @@ def told_of(evaluation: Evaluation, error: BaseException, device: str) -> BaseEx
     return error
 
 
-def tear_down_evaluation(evaluation: Evaluation, book: Book) -> None:
-    """Hooks and datamodule first, then the logs; a teardown's own error is raised where no other is on its way."""
+def tear_down_evaluation(evaluation: Evaluation, book: Book | None) -> None:
+    """Hooks and datamodule first, then the logs of `book`; None within a fit, which goes on with them.
+
+    A teardown's own error is raised where no other is on its way.
+    """
     on_its_way = sys.exc_info()[1]
-    subject = evaluation.subject
     try:
         with contextlib.ExitStack() as stack:
-            if not evaluation.is_guest:
-                for logger in book.open_loggers():
-                    stack.callback(book.finalize, logger, "finished")
-            if subject is not None and subject.datamodule is not None and not evaluation.is_guest:
-                stack.callback(subject.datamodule.teardown, evaluation.stage)
-            if subject is not None and not evaluation.is_guest:
-                stack.callback(subject.hooks.call, "teardown", evaluation.stage)
+            for logger in book.open_loggers() if book is not None else ():
+                stack.callback(book.finalize, logger, "finished")  # type: ignore[union-attr]
+            if evaluation.subject is not None:
+                evaluation.subject.end_with(stack, evaluation.stage)
     except Exception as error:
         if on_its_way is None:
             raise

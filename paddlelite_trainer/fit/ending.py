@@ -103,9 +103,7 @@ def tear_down_subject(stack: contextlib.ExitStack, subject: Subject, fit: Fit, o
         stack.callback(fit.settings.profiler.finish, fit)
     for logger in fit.book.open_loggers():
         stack.callback(fit.book.finalize, logger, outcome)
-    if subject.datamodule is not None:
-        stack.callback(subject.datamodule.teardown, "fit")
-    stack.callback(subject.hooks.call, "teardown", "fit")
+    subject.end_with(stack, "fit")
 
 
 def leave_as_asked(fit: Fit) -> None:

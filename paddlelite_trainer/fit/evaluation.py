@@ -51,8 +51,6 @@ class Evaluation:
         self.limit, self.keep_outputs, self.stop_early = limit, keep_outputs, stop_early
         self.word = _WORDS[stage]
         self.subject: Subject | None = None
-        self.is_guest = False
-        """Whether it runs within another run, whose module and callbacks are set up already."""
         self.sources: Sequence[BatchSource] = ()
         self.ckpt_path: Path | None = None
         self.batch: Any = None
@@ -62,8 +60,8 @@ class Evaluation:
     def use_weights_of(self, path: Path) -> None:
         self.ckpt_path = path
 
-    def begin(self, subject: Subject, *, is_guest: bool = False) -> None:
-        self.subject, self.is_guest = subject, is_guest
+    def begin(self, subject: Subject) -> None:
+        self.subject = subject
 
     def run(self, subject: Subject, sources: Sequence[BatchSource]) -> list[Any]:
         """Each loader's metrics, or each loader's outputs for predict.

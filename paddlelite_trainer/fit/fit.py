@@ -106,9 +106,8 @@ class Fit:
         """The accumulation window of the running epoch."""
         return self.settings.window_of(self.progress.current_epoch)
 
-    def begin(self, subject: Subject, *, is_guest: bool = False) -> None:
-        """Only once it is known who listens can anybody be told of an error. A fit is never another run's guest."""
-        assert not is_guest
+    def begin(self, subject: Subject) -> None:
+        """Only once it is known who listens can anybody be told of an error."""
         self.subject = subject
         self.book.train.look_at(self.current_batch_size, functools.partial(paddle_metrics_of, subject.module))
 
@@ -133,10 +132,6 @@ class Fit:
 
     def enter(self, phase: Phase) -> None:
         self.phase = phase
-
-    def handle(self, batch: Any) -> None:
-        """Remember the batch at hand: its size weighs what is logged, and an error tells of it."""
-        self.batch = batch
 
     def note_interruption(self) -> None:
         self.is_interrupted = True

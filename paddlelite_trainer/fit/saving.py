@@ -1,4 +1,4 @@
-"""Saver: when a checkpoint of a fit is due, and taking it."""
+"""Saver: asks callbacks at each save point whether a checkpoint is due, and takes it."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,33 @@ class Subject:
     callbacks: Sequence[Callback]
     hooks: Hooks
     loading: Loading
+    life: Hooks | None
+    """Who hears of setup and teardown; within another run not the callbacks, which are set up, nor its module."""
+    own_datamodule: DataModule | None
+    """The datamodule that is set up and torn down with this run."""
+
+    def set_up(self, stage: str, ranks: Ranks, shown: Any) -> None:
+        """Prepare and set up what begins with this run; `shown` is what the datamodule's `trainer` is to be."""
+
+        def prepare_data() -> None:
+            if self.own_datamodule is not None:
+                self.own_datamodule.prepare_data()
+            if self.life is not None and is_written(self.module, "prepare_data"):
+                self.module.prepare_data()
+
+        ranks.on_rank_zero(prepare_data)
+        if self.own_datamodule is not None:
+            self.own_datamodule.trainer = shown
+            self.own_datamodule.setup(stage)
+        if self.life is not None:
+            self.life.call("setup", stage)
+
+    def end_with(self, stack: contextlib.ExitStack, stage: str) -> None:
+        """Let what this run has set up be torn down when the stack is unwound: hooks first, then the datamodule."""
+        if self.own_datamodule is not None:
+            stack.callback(self.own_datamodule.teardown, stage)
+        if self.life is not None:
+            stack.callback(self.life.call, "teardown", stage)
 
 
 def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:
