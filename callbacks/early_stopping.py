@@ -158,7 +158,7 @@ class EarlyStopping(Callback):
 
     # -- when to evaluate ----------------------------------------------------------------------------------------------
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        self._metric.look(trainer)  # what came with the checkpoint has been evaluated
+        self._metric.begin(trainer)
         imported = trainer.imported_best
         if imported is not None and self.monitor in imported.metrics:
             self.best_score = imported.metrics[self.monitor]
@@ -192,6 +192,9 @@ class EarlyStopping(Callback):
             warnings.warn(str(error), stacklevel=2)
         elif score is not None and self.check_on_train_epoch_end is not False:
             self._evaluate(trainer, score)
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self._metric.warn_if_it_never_came("EarlyStopping", trainer, has_validated=self._has_validated)
 
     @staticmethod
     def _is_fit(trainer: Trainer) -> bool:
