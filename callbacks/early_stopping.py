@@ -95,6 +95,7 @@ class EarlyStopping(Callback):
         self._waiting: float | None = None  # a validation's score, to be evaluated at the epoch's end
         self._metric = MonitoredMetric(self.monitor)
         self._has_validated = False
+        self._before_validation: float | None = None
         self._note: str | None = None
 
     @property
@@ -167,15 +168,17 @@ class EarlyStopping(Callback):
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         if self._is_fit(trainer):
-            self._metric.look(trainer)
+            self._before_validation = trainer.callback_metrics.get(self.monitor)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         if not self._is_fit(trainer):
             return
         self._has_validated = True
+        if trainer.callback_metrics.get(self.monitor) is self._before_validation:
+            return  # a metric of training
         score = self._metric.look(trainer)
         if score is None:
-            return  # a metric of training
+            return
         if self.check_on_train_epoch_end:
             self._waiting = float(score)
         else:

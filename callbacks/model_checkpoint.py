@@ -251,8 +251,8 @@ class ModelCheckpoint(Callback):
             remedy = "leave save_on_train_epoch_end out, to save after each validation too"
         warnings.warn(
             f"ModelCheckpoint(monitor={self.monitor!r}, {when}) keeps no best so far: it saved at step "
-            f"{self._saved_at} and {self.monitor!r} came at step {self._metric.step}, and a score counts only for the weights that "
-            f"earned it. To keep the best, {remedy}.",
+            f"{self._saved_at} and {self.monitor!r} came at step {self._metric.step}, and a score counts only for the "
+            f"weights that earned it. To keep the best, {remedy}.",
             stacklevel=2,
         )
 

@@ -34,6 +34,8 @@ def finish(fit: Fit) -> None:
     if stopping.steps_are_done and stopping.reason is None:
         stopping.request(f"max_steps={fit.settings.max_steps} reached", for_good=False)
     fit.book.log_steps()
+    if fit.schedules is not None:
+        fit.schedules.warn_of_missing()
     _last_hook(fit, "on_train_end")
     fit.enter("ending")
     fit.target.expect_steps(False)

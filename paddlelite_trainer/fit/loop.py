@@ -139,6 +139,7 @@ def _close_epoch(fit: Fit) -> None:
     fit.book.end_epoch_steps()
     fit.schedules.step("epoch", progress.current_epoch + 1)
     fit.hooks.call("on_train_epoch_end")
+    fit.schedules.end_epoch(progress.current_epoch + 1, will_validate=fit.validates)
     fit.book.close_epoch()
     progress.close_epoch()
     saver.save_point("train_epoch")
@@ -146,7 +147,7 @@ def _close_epoch(fit: Fit) -> None:
 
 def validate(fit: Fit) -> None:
     """The validation that is due, with random numbers of its own: training goes on as if there had been none."""
-    assert fit.saver is not None
+    assert fit.saver is not None and fit.schedules is not None
     fit.book.log_steps()
     fit.saver.remember_validation()
     try:
@@ -156,6 +157,7 @@ def validate(fit: Fit) -> None:
     except (EvaluationAbandoned, WaitingEnded):
         return
     fit.saver.note_validation()
+    fit.schedules.note_validation()
     fit.progress.owe_validation(False)
     fit.book.epoch_record.update({name: value for result in results for name, value in result.items()})
 

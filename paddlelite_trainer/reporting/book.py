@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LogWriteError
-from .metrics import MetricCollector, numbers_of, refuse_taken_names, set_numbers
+from .metrics import MetricCollector, MetricValue, numbers_of, refuse_taken_names, set_numbers
 
 if TYPE_CHECKING:
     from ..machine.ranks import Ranks
@@ -48,7 +48,7 @@ class Book:
     @property
     def callback_metrics(self) -> dict[str, float]:
         if self.target.on_step:  # at an epoch's end the epoch's values are there already
-            self.published.update(self.train.callback_values(epoch_end=False))
+            self.publish_steps()
         return self.published
 
     def show_steps(self) -> dict[str, float]:
@@ -66,7 +66,12 @@ class Book:
         self.before_log = call
 
     def record(self, name: str, value: float) -> None:
-        self.published[name] = self.epoch_record[name] = value
+        self.epoch_record[name] = value
+        self.published[name] = MetricValue(value)  # an evaluation of its own, of an equal value too
+
+    def publish_steps(self) -> None:
+        """What the last steps have logged, into callback_metrics."""
+        self.published.update(self.train.callback_values(epoch_end=False))
 
     def forget_rehearsal(self) -> None:
         self.val = MetricCollector()
