@@ -40,6 +40,7 @@ class EarlyStopping(Callback):
     evaluation asked for the stop, 0 if none did), `stopping_reason` (None while the run goes on).
     """
 
+    comes_last_at_epoch_end = True
     BEST_PIN = "early-stopping-best"
 
     def __init__(

@@ -136,10 +136,12 @@ def _close_epoch(fit: Fit) -> None:
     assert saver is not None and fit.schedules is not None
     saver.remember(EPOCH_END)
     reseed_where_states_are_lost(fit, "epoch end", progress.current_epoch)
-    fit.book.end_epoch_steps()
+    fit.book.publish_epoch()
     fit.schedules.step("epoch", progress.current_epoch + 1)
     fit.hooks.call("on_train_epoch_end")
+    fit.book.publish_epoch()
     fit.schedules.end_epoch(progress.current_epoch + 1, will_validate=fit.validates)
+    fit.hooks.end_epoch()  # what asks to stop here is in the epoch's checkpoint
     fit.book.close_epoch()
     progress.close_epoch()
     saver.save_point("train_epoch")

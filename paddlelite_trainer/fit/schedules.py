@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Schedules:
     """The learning rate schedules of one fit; only they step them.
 
-    `metrics` gives callback_metrics; `before_drop` is called where a schedule is about to lower the rate in one jump.
+    `metrics` gives callback_metrics; `before_drop` is called where a schedule is about to lower the rate in one
+    jump, and told whether the hooks of the epoch's end have been.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Schedules:
         progress: Progress,
         ranks: Ranks,
         metrics: Callable[[], Mapping[str, float]],
-        before_drop: Callable[[], None] | None,
+        before_drop: Callable[[bool], None] | None,
     ) -> None:
         self.module, self.progress, self.ranks, self.metrics, self.before_drop = (
             module,
@@ -72,7 +73,7 @@ class Schedules:
         due = [index for index in self._due("epoch", count) if self.configs[index].needs_metric]
         for index in self._stepped.intersection(due):  # what was added since is this epoch's still
             self._taken[index] = self._newest(self.configs[index])
-        self._step_those([index for index in due if index not in self._stepped])
+        self._step_those([index for index in due if index not in self._stepped], is_after_hooks=True)
         self._stepped = set()
         if self._has_validated or not will_validate:
             self._refuse_missing()
@@ -84,12 +85,12 @@ class Schedules:
             if config.interval == interval and count % config.frequency == 0
         ]
 
-    def _step_those(self, due: Sequence[int]) -> set[int]:
+    def _step_those(self, due: Sequence[int], *, is_after_hooks: bool = False) -> set[int]:
         """Step all that need no metric or have a new value of it; returns which."""
         values = {index: self._new_value(index) for index in due}
         ready = [index for index in due if not self.configs[index].needs_metric or values[index] is not None]
         if self.before_drop is not None and any(will_drop(self.configs[index], values[index]) for index in ready):
-            self.before_drop()
+            self.before_drop(is_after_hooks)
         for index in ready:
             config, value = self.configs[index], values[index]
             if config.needs_metric:

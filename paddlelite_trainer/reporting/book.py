@@ -81,14 +81,18 @@ class Book:
         self.train.clear()
         self.epoch_record = {}
 
-    def end_epoch_steps(self) -> None:
-        """The epoch's values over all ranks, for schedules and callbacks."""
+    def publish_epoch(self) -> None:
+        """The epoch's values over all ranks, for schedules, callbacks and the progress bar; every rank calls it.
+
+        Called again after the hooks of the epoch's end, it adds what they have logged.
+        """
         if self.ranks.world_size > 1:
             self.train.reduce_over(self.ranks.gather_object)
         else:
             self.train.read()
         self.target.expect_steps(False)
         self.published.update(self.train.callback_values(epoch_end=True))
+        self.shown.update(self.train.epoch_values(prog_bar=True))
 
     def close_epoch(self) -> None:
         """After the last hook of the epoch: what it logged counts too."""
