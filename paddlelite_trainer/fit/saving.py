@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callback import Pins, Reason, SavePoint
 from ..errors import CheckpointSaveError, LogWriteError
-from .mark import BATCH, EPOCH_END, VALIDATION, Mark
+from .mark import BATCH, VALIDATION, Mark
 
 if TYPE_CHECKING:
     from ..checkpoint import Entry
@@ -160,9 +160,9 @@ class Saver:
         )
 
     # -- what an exception can still save ------------------------------------------------------------------------------
-    def remember(self, hooks: tuple[str, ...]) -> None:
-        """Remember this moment, so that an exception after it can still save it."""
-        if self.keeps_marks or (hooks is EPOCH_END and self.hooks.watch_lr_drops):
+    def remember(self, hooks: tuple[str, ...], *, for_drop: bool = False) -> None:
+        """Remember this moment, so that an exception after it can still save it, or a drop of the rate."""
+        if self.keeps_marks or for_drop:
             self.mark = self.make_mark(hooks) if self.may_remember() else None
 
     def remember_validation(self) -> None:

@@ -78,6 +78,12 @@ class Schedules:
         if self._has_validated or not will_validate:
             self._refuse_missing()
 
+    @property
+    def may_drop_after_hooks(self) -> bool:
+        """Whether a drop that is to be told may come from a metric of on_train_epoch_end."""
+        watching = (config.needs_metric and config.interval == "epoch" for config in self.configs)
+        return self.before_drop is not None and any(watching)
+
     def _due(self, interval: Literal["epoch", "step"], count: int) -> list[int]:
         return [
             index
