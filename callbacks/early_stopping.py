@@ -40,6 +40,7 @@ class EarlyStopping(Callback):
     evaluation asked for the stop, 0 if none did), `stopping_reason` (None while the run goes on).
     """
 
+    comes_last_at_epoch_end = True
     BEST_PIN = "early-stopping-best"
 
     def __init__(
@@ -95,6 +96,7 @@ class EarlyStopping(Callback):
         self._waiting: float | None = None  # a validation's score, to be evaluated at the epoch's end
         self._metric = MonitoredMetric(self.monitor)
         self._has_validated = False
+        self._before_validation: float | None = None
         self._note: str | None = None
 
     @property
@@ -158,7 +160,7 @@ class EarlyStopping(Callback):
 
     # -- when to evaluate ----------------------------------------------------------------------------------------------
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        self._metric.look(trainer)  # what came with the checkpoint has been evaluated
+        self._metric.begin(trainer)
         imported = trainer.imported_best
         if imported is not None and self.monitor in imported.metrics:
             self.best_score = imported.metrics[self.monitor]
@@ -167,15 +169,17 @@ class EarlyStopping(Callback):
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         if self._is_fit(trainer):
-            self._metric.look(trainer)
+            self._before_validation = trainer.callback_metrics.get(self.monitor)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         if not self._is_fit(trainer):
             return
         self._has_validated = True
+        if trainer.callback_metrics.get(self.monitor) is self._before_validation:
+            return  # a metric of training
         score = self._metric.look(trainer)
         if score is None:
-            return  # a metric of training
+            return
         if self.check_on_train_epoch_end:
             self._waiting = float(score)
         else:
@@ -192,6 +196,9 @@ class EarlyStopping(Callback):
             warnings.warn(str(error), stacklevel=2)
         elif score is not None and self.check_on_train_epoch_end is not False:
             self._evaluate(trainer, score)
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self._metric.warn_if_it_never_came("EarlyStopping", trainer, has_validated=self._has_validated)
 
     @staticmethod
     def _is_fit(trainer: Trainer) -> bool:

@@ -117,6 +117,8 @@ class ModelCheckpoint(Callback):
         self._trainer: Trainer | None = None
         self._metric = MonitoredMetric(monitor or "")
         self._validated_at: int | None = None  # the step of this fit's last validation
+        self._ranks_scores = self._told_that_it_cannot = False
+        self._saved_at: int | None = None  # the step of this fit's last save that was due
         self._best_pins: list[str] = []
         self._may_save_after_a_batch = bool(self.every_n_train_steps or self.train_time_interval)
         self._last_save = time.monotonic()
@@ -182,8 +184,10 @@ class ModelCheckpoint(Callback):
         imported = trainer.imported_best
         if imported is not None and self.monitor in imported.metrics and self._best_pins and trainer.is_global_zero:
             trainer.checkpoints.set_pins({pin: [imported.name] for pin in self._best_pins})
+        self._ranks_scores = self._told_that_it_cannot = False
+        self._saved_at = None
         if self.monitor is not None:
-            self._metric.look(trainer)  # a value that came with the checkpoint is older than anything saved from now on
+            self._metric.begin(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         if not trainer.sanity_checking and trainer.state == "fit":
@@ -205,7 +209,12 @@ class ModelCheckpoint(Callback):
                 raise not_logged("ModelCheckpoint", self.monitor, trainer)
         is_due = self._is_due(trainer, reason)
         if is_due and reason not in ("exception", "stop"):  # an undisturbed run has none of these
-            self._step_due = trainer.global_step
+            self._step_due = self._saved_at = trainer.global_step
+        if is_due and self.monitor is not None:
+            self._metric.look(trainer)
+            self._ranks_scores = self._ranks_scores or self._metric.step == trainer.global_step
+        if reason == "train_epoch":
+            self._warn_where_no_save_meets_a_score(trainer)
         epoch = trainer.current_epoch
         archives = reason == "train_epoch" and self.archive_every_n_epochs and epoch % self.archive_every_n_epochs == 0
         if not (is_due or archives or (reason == "train_epoch" and _is_last_epoch(trainer))):
@@ -214,7 +223,6 @@ class ModelCheckpoint(Callback):
         if is_due and self.monitor is None:
             pins.update(self._unranked(save_point))
         elif is_due:
-            self._metric.look(trainer)
             pins.update(self._ranked(trainer, save_point))
         if archives:
             pins[f"epoch_{epoch}"] = [save_point.candidate.name]
@@ -224,6 +232,34 @@ class ModelCheckpoint(Callback):
         self._last_save = time.monotonic()
         self._link_from_dirpath(trainer, pins)
         return pins
+
+    def _warn_where_no_save_meets_a_score(self, trainer: Trainer) -> None:
+        """Once, at the first epoch's end that has both scores and saves of this fit, and none of them together."""
+        if self._told_that_it_cannot or self._ranks_scores or not self._best_pins:
+            return
+        if self._saved_at is None or not self._metric.times or not trainer.is_global_zero:
+            return
+        self._told_that_it_cannot = True
+        if self.every_n_train_steps:
+            when = f"every_n_train_steps={self.every_n_train_steps}"
+            remedy = "choose a divisor of the steps between two of its values, or leave every_n_train_steps out"
+        elif self.train_time_interval:
+            when = f"train_time_interval={self.train_time_interval:g}"
+            remedy = "use a ModelCheckpoint of its own for the best, without train_time_interval"
+        else:
+            when = f"save_on_train_epoch_end={self.save_on_train_epoch_end}"
+            remedy = "leave save_on_train_epoch_end out, to save after each validation too"
+        warnings.warn(
+            f"ModelCheckpoint(monitor={self.monitor!r}, {when}) keeps no best so far: it saved at step "
+            f"{self._saved_at} and {self.monitor!r} came at step {self._metric.step}, and a score counts only for the "
+            f"weights that earned it. To keep the best, {remedy}.",
+            stacklevel=2,
+        )
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        if self._best_pins:
+            has_validated = self._validated_at is not None
+            self._metric.warn_if_it_never_came("ModelCheckpoint", trainer, has_validated=has_validated)
 
     def _is_due(self, trainer: Trainer, reason: str) -> bool:
         if reason in ("exception", "stop"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Literal, get_args
 
 from paddlelite_trainer import Trainer
@@ -18,7 +19,15 @@ class MonitoredMetric:
         self.name = name
         self.step = -1
         """The step at which the newest value was first seen; its weights are the ones that earned it."""
+        self.times = 0
+        """How often a new value was seen since `begin`."""
         self._value: float | None = None
+        self._began_at = -1
+
+    def begin(self, trainer: Trainer) -> None:
+        """A fit begins: what came with its checkpoint is not new."""
+        self.look(trainer)
+        self.times, self._began_at = 0, trainer.global_step
 
     def look(self, trainer: Trainer) -> float | None:
         """The value, if it has been produced since the last look, else None. Reads metrics: not for the batch path."""
@@ -26,7 +35,21 @@ class MonitoredMetric:
         if value is None or value is self._value:  # every value logged is an object of its own, equal ones too
             return None
         self._value, self.step = value, trainer.global_step
+        self.times += 1
         return value
+
+    def warn_if_it_never_came(self, owner: str, trainer: Trainer, *, has_validated: bool) -> None:
+        """At a fit's end, where nothing has been an error: no epoch's end came at which it had to be there."""
+        trained = trainer.global_step > self._began_at
+        if not trained or trainer.fast_dev_run or not trainer.is_global_zero or self.name in trainer.callback_metrics:
+            return
+        why = ", and no validation has run" if any(trainer.num_val_batches) and not has_validated else ""
+        warnings.warn(
+            f"{owner} monitors {self.name!r}, which never came: the fit ended at epoch {trainer.current_epoch}, step "
+            f"{trainer.global_step}{why}. Validate earlier (val_check_interval, check_val_every_n_epoch) or train "
+            "longer.",
+            stacklevel=2,
+        )
 
 
 def check_monitor(owner: str, monitor: object, mode: str) -> None:

@@ -58,6 +58,9 @@ class Callback:
                 print(trainer.current_epoch, trainer.callback_metrics["train_loss"])
     """
 
+    comes_last_at_epoch_end: bool = False
+    """Whether on_train_epoch_end comes after all others', whose values are in callback_metrics then."""
+
     @property
     def state_key(self) -> str:
         """The name this callback's state goes by in a checkpoint; override it where one class is used several times."""

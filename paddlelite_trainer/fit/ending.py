@@ -36,6 +36,8 @@ def finish(fit: Fit) -> None:
     fit.book.log_steps()
     if progress.epoch_is_open:
         fit.tell_of_a_bad_loss()
+    if fit.schedules is not None:
+        fit.schedules.warn_of_missing()
     _last_hook(fit, "on_train_end")
     fit.enter("ending")
     fit.target.expect_steps(False)

@@ -23,13 +23,16 @@ class Hooks:
 
     def __init__(self, callbacks: Sequence[Callback], module: Module, call_with: tuple[Any, Module]) -> None:
         self.calls: dict[str, list[Callable[..., Any]]] = {}
+        self.last_at_epoch_end: list[Callable[..., Any]] = []
+        """on_train_epoch_end of those that decide by what all others have logged there."""
         for name in CALLBACK_HOOKS - {"on_save_point"}:
             calls: list[Callable[..., Any]] = []
             for callback in callbacks:
                 method = overridden(callback, name, Callback)
                 if method is not None:
                     refuse_wrong_signature(callback, name, method, Callback)
-                    calls.append(functools.partial(method, *call_with))
+                    is_last = name == "on_train_epoch_end" and callback.comes_last_at_epoch_end
+                    (self.last_at_epoch_end if is_last else calls).append(functools.partial(method, *call_with))
             own = overridden(module, name, Module)
             if own is not None:
                 refuse_wrong_signature(module, name, own, Module)
@@ -51,6 +54,11 @@ class Hooks:
         for call in self.calls.get(name, ()):
             call(*arguments)
 
+    def end_epoch(self) -> None:
+        """on_train_epoch_end of those that come last."""
+        for call in self.last_at_epoch_end:
+            call()
+
     def add(self, name: str, call: Callable[..., Any]) -> None:
         """Call this too, after all others."""
         self.calls[name] = [*self.of(name), call]
@@ -64,3 +72,4 @@ class Hooks:
         """Let each hook be timed; `timed` is given the hook's name."""
         for name, calls in self.calls.items():
             self.calls[name] = [timed(name, call) for call in calls]
+        self.last_at_epoch_end = [timed("on_train_epoch_end", call) for call in self.last_at_epoch_end]

@@ -134,12 +134,15 @@ def _open_epoch(fit: Fit) -> bool:
 def _close_epoch(fit: Fit) -> None:
     progress, saver = fit.progress, fit.saver
     assert saver is not None and fit.schedules is not None
-    saver.remember(EPOCH_END)
+    saver.remember(EPOCH_END, for_drop=fit.schedules.may_drop_after_hooks)
     reseed_where_states_are_lost(fit, "epoch end", progress.current_epoch)
-    fit.book.end_epoch_steps()
+    fit.book.publish_epoch()
     fit.tell_of_a_bad_loss()
     fit.schedules.step("epoch", progress.current_epoch + 1)
     fit.hooks.call("on_train_epoch_end")
+    fit.book.publish_epoch()
+    fit.schedules.end_epoch(progress.current_epoch + 1, will_validate=fit.validates)
+    fit.hooks.end_epoch()  # what asks to stop here is in the epoch's checkpoint
     fit.book.close_epoch()
     progress.close_epoch()
     saver.save_point("train_epoch")
@@ -147,7 +150,7 @@ def _close_epoch(fit: Fit) -> None:
 
 def validate(fit: Fit) -> None:
     """The validation that is due, with random numbers of its own: training goes on as if there had been none."""
-    assert fit.saver is not None
+    assert fit.saver is not None and fit.schedules is not None
     fit.book.log_steps()
     fit.saver.remember_validation()
     try:
@@ -157,6 +160,7 @@ def validate(fit: Fit) -> None:
     except (EvaluationAbandoned, WaitingEnded):
         return
     fit.saver.note_validation()
+    fit.schedules.note_validation()
     fit.progress.owe_validation(False)
     fit.book.epoch_record.update({name: value for result in results for name, value in result.items()})
 

@@ -160,9 +160,9 @@ class Saver:
         )
 
     # -- what an exception can still save ------------------------------------------------------------------------------
-    def remember(self, hooks: tuple[str, ...]) -> None:
-        """Remember this moment, so that an exception after it can still save it."""
-        if self.keeps_marks:
+    def remember(self, hooks: tuple[str, ...], *, for_drop: bool = False) -> None:
+        """Remember this moment, so that an exception after it can still save it, or a drop of the rate."""
+        if self.keeps_marks or for_drop:
             self.mark = self.make_mark(hooks) if self.may_remember() else None
 
     def remember_validation(self) -> None:
@@ -172,6 +172,13 @@ class Saver:
     def note_validation(self) -> None:
         """The next save point follows a validation, whose marks are over."""
         self.mark, self.follows_validation = None, True
+
+    def save_before_drop(self, *, as_of_mark: bool) -> None:
+        """A rate is about to fall; after hooks that a run going on from there calls again, as of before them."""
+        if as_of_mark and self.mark is not None and self.mark.holds:
+            self._save_as_of(self.mark, "lr_drop")
+        else:
+            self.save_point("lr_drop")
 
     def save_stopped(self, *, as_of_mark: bool) -> None:
         """The last checkpoint of a process that leaves."""

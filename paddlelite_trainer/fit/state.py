@@ -189,7 +189,7 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "seed": fit.seed,
         "progress": fit.progress.state_dict(),
         "optimizers": optimizers,
-        "lr_schedulers": [state.state_dict() for state in schedules.states],
+        "lr_schedulers": schedules.state_dict(),
         "precision": fit.precision.state_dict(),
         "callback_metrics": fit.book.as_numbers(),
         "history": fit.book.history,
@@ -324,6 +324,10 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     if subject.datamodule is not None and tree["datamodule"]:
         subject.datamodule.load_state_dict(tree["datamodule"])
     _restore_rank(fit, saved, override)
+    if fit.progress.epoch_is_open:
+        fit.book.publish_steps()
+    if fit.schedules is not None:
+        fit.schedules.note_restored()
     restore_random_states(fit, saved)
     progress = fit.progress
     where = f"epoch {progress.current_epoch}, batch {progress.batches_in_epoch}, step {progress.global_step}"
@@ -385,8 +389,7 @@ def _restore_optimization(fit: Fit, saved: Saved, override: Sequence[str]) -> li
         return []
     notes = _restore_optimizers(fit, saved, "learning_rate" in override)
     if "lr_schedulers" not in override:
-        found = [one.load_state_dict(state) for state, one in zip(saved.tree["lr_schedulers"], fit.schedules.states)]
-        notes += [note for note in found if note is not None]
+        notes += fit.schedules.load_state_dict(saved.tree["lr_schedulers"])
     return notes
 
 

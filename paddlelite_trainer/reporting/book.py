@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LogWriteError
-from .metrics import MetricCollector, numbers_of, refuse_taken_names, set_numbers
+from .metrics import MetricCollector, MetricValue, numbers_of, refuse_taken_names, set_numbers
 
 if TYPE_CHECKING:
     from ..machine.ranks import Ranks
@@ -50,7 +50,7 @@ class Book:
     @property
     def callback_metrics(self) -> dict[str, float]:
         if self.target.on_step:  # at an epoch's end the epoch's values are there already
-            self.published.update(self.train.callback_values(epoch_end=False))
+            self.publish_steps()
         return self.published
 
     def show_steps(self) -> dict[str, float]:
@@ -72,7 +72,12 @@ class Book:
         self.on_bad_values = call
 
     def record(self, name: str, value: float) -> None:
-        self.published[name] = self.epoch_record[name] = value
+        self.epoch_record[name] = value
+        self.published[name] = MetricValue(value)  # an evaluation of its own, of an equal value too
+
+    def publish_steps(self) -> None:
+        """What the last steps have logged, into callback_metrics."""
+        self.published.update(self.train.callback_values(epoch_end=False))
 
     def forget_rehearsal(self) -> None:
         self.val = MetricCollector()
@@ -82,14 +87,18 @@ class Book:
         self.train.clear()
         self.epoch_record = {}
 
-    def end_epoch_steps(self) -> None:
-        """The epoch's values over all ranks, for schedules and callbacks."""
+    def publish_epoch(self) -> None:
+        """The epoch's values over all ranks, for schedules, callbacks and the progress bar; every rank calls it.
+
+        Called again after the hooks of the epoch's end, it adds what they have logged.
+        """
         if self.ranks.world_size > 1:
             self.train.reduce_over(self.ranks.gather_object)
         else:
             self.train.read()
         self.target.expect_steps(False)
         self.published.update(self.train.callback_values(epoch_end=True))
+        self.shown.update(self.train.epoch_values(prog_bar=True))
 
     def close_epoch(self) -> None:
         """After the last hook of the epoch: what it logged counts too."""

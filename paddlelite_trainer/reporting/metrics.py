@@ -14,20 +14,12 @@ from .paddle_metrics import numbers_of as numbers_of
 from .paddle_metrics import paddle_metrics_of as paddle_metrics_of
 from .paddle_metrics import set_numbers as set_numbers
 from .series import REDUCTIONS, Options, Series
+from .series import MetricValue as MetricValue
 
 PENDING_LIMIT = 512
 """Values a series holds on the device before they are read: bounds memory when nobody looks for long."""
 
 _TENSOR = paddle.Tensor
-
-
-class MetricValue(float):
-    """A float that also answers `.item()`, as the tensors in Lightning's `callback_metrics` do."""
-
-    __slots__ = ()
-
-    def item(self) -> float:
-        return float(self)
 
 
 def refuse_taken_names(*names: str) -> None:
@@ -150,8 +142,10 @@ class MetricCollector:
         values: dict[str, float] = {}
         for name, series in self._series.items():
             on_step, on_epoch, in_bar, in_logger, _ = series.options
-            if on_step and series.last is not None and prog_bar in (None, in_bar) and logger in (None, in_logger):
-                values[f"{name}_step" if on_epoch else name] = MetricValue(series.last)
+            if on_step and prog_bar in (None, in_bar) and logger in (None, in_logger):
+                newest = series.newest()
+                if newest is not None:
+                    values[f"{name}_step" if on_epoch else name] = newest
         return values
 
     def epoch_values(self, *, prog_bar: bool | None = None, logger: bool | None = None) -> dict[str, float]:
@@ -161,9 +155,9 @@ class MetricCollector:
         for name, series in self._series.items():
             on_step, on_epoch, in_bar, in_logger, _ = series.options
             if on_epoch and prog_bar in (None, in_bar) and logger in (None, in_logger):
-                result = series.result()
-                if result is not None:
-                    values[f"{name}_epoch" if on_step else name] = MetricValue(result)
+                total = series.total()
+                if total is not None:
+                    values[f"{name}_epoch" if on_step else name] = total
         return values
 
     def callback_values(self, *, epoch_end: bool) -> dict[str, float]:

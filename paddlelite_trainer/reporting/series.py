@@ -14,6 +14,18 @@ Options = tuple[Any, ...]
 """(on_step, on_epoch, prog_bar, logger, reduce_fx), as self.log was given them."""
 
 
+class MetricValue(float):
+    """A float that also answers `.item()`, as the tensors in Lightning's `callback_metrics` do.
+
+    Each is one evaluation: two of one name are the same object as long as nothing new was logged.
+    """
+
+    __slots__ = ()
+
+    def item(self) -> float:
+        return float(self)
+
+
 class Series:
     """The values logged under one name. Only MetricCollector writes it; `pending`, `weights`, `versions` go together.
 
@@ -24,6 +36,7 @@ class Series:
         *("name", "options", "reduction", "saved_result"),
         *("pending", "weights", "versions"),
         *("last", "reduced", "weight", "values"),
+        *("_newest", "_total"),
     )
 
     def __init__(self, name: str, options: Options) -> None:
@@ -36,6 +49,7 @@ class Series:
         self.weights: list[float] = []
         self.versions: list[int] = []  # of pending tensors, to find those changed in place after they were logged
         self.last: float | None = None
+        self._newest: MetricValue | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -43,6 +57,7 @@ class Series:
         self.reduced = {"min": math.inf, "max": -math.inf}.get(str(self.reduction), 0.0)
         self.weight = 0.0
         self.values: list[float] = []
+        self._total: MetricValue | None = None
         self.forget_pending()
 
     def forget_pending(self) -> None:
@@ -60,6 +75,7 @@ class Series:
     def add(self, value: float, weight: float) -> None:
         """A value has been read."""
         self.last = value
+        self._newest = self._total = None
         if self.reduction == "mean":
             self.reduced += value * weight
         elif self.reduction == "sum":
@@ -71,6 +87,22 @@ class Series:
         else:
             self.values.append(value)
         self.weight += weight
+
+    def newest(self) -> MetricValue | None:
+        """The last value, one object until the next one is added."""
+        if self._newest is None and self.last is not None:
+            self._newest = MetricValue(self.last)
+        return self._newest
+
+    def total(self) -> MetricValue | None:
+        """The result, one object until more is added or it becomes another."""
+        result = self.result()
+        if result is None:
+            return None
+        before = self._total
+        if before is None or not (before == result or (before != before and result != result)):
+            self._total = MetricValue(result)
+        return self._total
 
     def result(self) -> float | None:
         """The reduction of all that was added; None where nothing was."""
@@ -112,6 +144,7 @@ class Series:
         self.reduced, self.weight = state["reduced"], state["weight"]
         self.values, self.last = list(state["values"]), state["last"]
         self.saved_result = state["result"]
+        self._newest = self._total = None
 
     def copy(self: S) -> S:
         """The series as it is now; values on the device are shared."""

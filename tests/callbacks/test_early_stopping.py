@@ -123,6 +123,8 @@ def test_check_on_train_epoch_end_moves_the_evaluation(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
 
     class Look(Callback):
+        comes_last_at_epoch_end = True  # as EarlyStopping, which is before it in the list
+
         def on_validation_end(self, trainer: Trainer, module: Any) -> None:
             seen.append(("validation", stopping.wait_count))
 
