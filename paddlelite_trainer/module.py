@@ -162,7 +162,10 @@ class Module(paddle.nn.Layer):
         """Add what else must survive; nested dicts, lists, numbers, strings, bytes, arrays and tensors."""
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what on_save_checkpoint added."""
+        """Take back what on_save_checkpoint added, before loaders, optimizers and weights: layers may still be added.
+
+        Called by `fit`, `validate`, `test` and `predict` with a checkpoint of ours, and by `load_from_checkpoint`.
+        """
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch before it is moved to the device."""
@@ -254,9 +257,10 @@ class Module(paddle.nn.Layer):
         Raises:
             CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError, UnsafePickleError
         """
-        from .run.weights import hyperparameters_at, load_weights_at
+        from .run.weights import load_weights_at, state_at
 
-        hparams = {**hyperparameters_at(checkpoint_path), **arguments}
+        saved = state_at(checkpoint_path)
+        hparams = {**(saved["hyper_parameters"] if saved is not None else {}), **arguments}
         accepted = inspect.signature(cls.__init__).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
             hparams = {name: value for name, value in hparams.items() if name in accepted or name in arguments}
@@ -267,6 +271,8 @@ class Module(paddle.nn.Layer):
                 f"{cls.__name__}(**{sorted(hparams)}) failed: {error}. "
                 "Arguments that the checkpoint does not hold are passed to load_from_checkpoint by name."
             ) from error
+        if saved is not None:
+            module.on_load_checkpoint(saved)
         load_weights_at(module, checkpoint_path, strict=strict)
         return module
 

@@ -14,7 +14,14 @@ from .data.module import DataModule
 from .defaults import default_callbacks, default_loggers
 from .errors import CheckpointError, ConfigurationError
 from .fit import state as fit_state
-from .fit.apart import load_weights, refuse_other_weights_in_fit, sources_of, tear_down_evaluation, told_of
+from .fit.apart import (
+    checkpoint_of,
+    give_back,
+    refuse_other_weights_in_fit,
+    sources_of,
+    tear_down_evaluation,
+    told_of,
+)
 from .fit.ending import finish, leave_as_asked, tear_down, told
 from .fit.evaluation import Evaluation
 from .fit.evaluation import Stage as EvaluationStage
@@ -378,16 +385,17 @@ class Trainer(Readable):
                 entered.enter_context(isolated_random_states())  # training goes on as if there had been none
             try:
                 subject = self._begin(evaluation, stage, module, datamodule, entered)
+                if ckpt_path is not None:
+                    has_fitted = self._fit.subject is not None
+                    evaluation.use_weights_of(checkpoint_of(stage, ckpt_path, self._fit.run, self.print, has_fitted))
+                    give_back(subject, evaluation.ckpt_path)
                 sources = sources_of(stage, dataloaders, subject)
                 for source in sources:
                     entered.callback(source.close)
                 if not is_in_a_run:
                     self.precision.prepare(module, [] if is_nested else self.optimizers)
-                if ckpt_path is not None:
-                    has_fitted = self._fit.subject is not None
-                    evaluation.use_weights_of(
-                        load_weights(module, stage, ckpt_path, self._fit.run, self.print, has_fitted)
-                    )
+                if evaluation.ckpt_path is not None:
+                    load_weights_at(module, evaluation.ckpt_path)
                 results = evaluation.run(subject, sources)
                 if verbose and self.is_global_zero and stage != "predict":
                     from .reporting.summary import print_results

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ConfigurationError
 from ..machine.precision import is_out_of_memory
-from ..module import Module, is_written
+from ..module import is_written
 from ..run.resolve import resolve
-from ..run.weights import load_weights_at
+from ..run.weights import state_at
 from .ending import out_of_memory
 from .loading import METHODS
 
@@ -47,13 +47,8 @@ def sources_of(stage: Stage, dataloaders: Any, subject: Subject) -> list[BatchSo
     return sources
 
 
-def load_weights(
-    module: Module, stage: str, ckpt_path: str | Path, run: Run, print_: Callable[..., None], has_fitted: bool
-) -> Path:
-    """Put the weights that `ckpt_path` means into the module; returns whose they are.
-
-    "best" and "last" mean `run`, once its trainer has fitted.
-    """
+def checkpoint_of(stage: str, ckpt_path: str | Path, run: Run, print_: Callable[..., None], has_fitted: bool) -> Path:
+    """The checkpoint that `ckpt_path` means; "best" and "last" mean those of `run`, once its trainer has fitted."""
     if str(ckpt_path) in ("best", "last", "latest") and has_fitted and not run.holds_checkpoints:
         raise CheckpointError(
             f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): the fit of this trainer saved nothing, so it has no "
@@ -65,9 +60,18 @@ def load_weights(
         raise CheckpointError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {resolution.message}")
     for finding in resolution.findings:
         print_(f"WARNING: {finding}")
-    load_weights_at(module, resolution.entry.path)
     print_(f"Weights of {resolution.entry.path}")
     return resolution.entry.path
+
+
+def give_back(subject: Subject, path: Path) -> None:
+    """What module and datamodule keep of their own in a checkpoint, before they are asked for loaders or weights."""
+    saved = state_at(path)
+    if saved is None:
+        return
+    if subject.own_datamodule is not None and saved.get("datamodule"):
+        subject.own_datamodule.load_state_dict(saved["datamodule"])
+    subject.module.on_load_checkpoint(saved)
 
 
 def told_of(evaluation: Evaluation, error: BaseException, device: str) -> BaseException:

@@ -1,4 +1,4 @@
-"""Preparation: everything before the first batch, in ten steps whose order is law."""
+"""Preparation: everything before the first batch, in eleven steps whose order is law."""
 
 from __future__ import annotations
 
@@ -56,34 +56,36 @@ def prepare(fit: Fit, request: Request) -> bool:
     # 2. Threads and seed, before anything computes or draws.
     _settle_threads(fit, saved)
     _settle_seed(fit, saved)
-    # 3. Data, before optimizers: configure_optimizers may ask how many steps there will be.
+    # 3. What users keep of their own, before they are asked for what they build from it.
+    notes = state.give_back(fit, saved, override) if saved is not None else []
+    # 4. Data, before optimizers: configure_optimizers may ask how many steps there will be.
     _open_data(fit, request)
-    # 4. Optimizers and schedules, before anything is restored into them.
+    # 5. Optimizers and schedules, before anything is restored into them.
     _configure_optimizers(fit)
     fit.use_verbs(_training_step(fit), partial(validate, fit))
-    # 5. What a fresh run starts from, before there is a directory: what does not fit leaves none.
+    # 6. What a fresh run starts from, before there is a directory: what does not fit leaves none.
     start = _start(fit, request) if saved is None and request.init_from is not None else None
-    # 6. The directory with its lock, store and logs.
+    # 7. The directory with its lock, store and logs.
     fit.run.open(resolution, fit.book.loggers)
     _make_saver(fit)
-    # 7. The saved state, all at once.
-    notes = _restore(fit, request, resolution, saved, override, start)
+    # 8. The saved state, all at once.
+    notes += _restore(fit, request, resolution, saved, override, start)
     for logger in fit.book.loggers if fit.ranks.is_zero else ():
         logger.log_hyperparams(fit.module.hparams)
     if saved is None and request.fitted_before:
         notes.append("a fresh fit: counters, optimizers and schedules begin anew, on the weights that the module has")
     announce_fit(fit, notes)
     fit.book.go_on_logging()
-    # 8. Perhaps there is nothing to do.
+    # 9. Perhaps there is nothing to do.
     goes_on = saved is not None or fit.progress.current_epoch > 0 or fit.progress.global_step > 0
     over = fit.stopping.already_over if goes_on else None
     if over is not None:
         fit.print(over)
         fit.hooks.call("on_already_over")
         return False
-    # 9. The hooks that begin a fit, around the sanity check.
+    # 10. The hooks that begin a fit, around the sanity check.
     _begin_training(fit, is_fresh=saved is None)
-    # 10. Random numbers last, as hooks may have drawn some again.
+    # 11. Random numbers last, as hooks may have drawn some again.
     assert fit.saver is not None
     if saved is not None:
         state.restore_random_states(fit, saved)

@@ -25,7 +25,7 @@ from ..optimizers import optimizer_state, restore_optimizer
 from ..progress import Progress
 from ..reporting.loggers import Logger
 from ..reporting.metrics import numbers_of, paddle_metrics_of, set_numbers
-from ..run.weights import MODEL, TRAINER, load_weights_into, refuse_other_weights
+from ..run.weights import MODEL, TRAINER, load_weights_into, shown_to_hooks
 from .changes import check, fingerprint
 from .saved import Saved, open_saved
 
@@ -95,11 +95,9 @@ def _contents(
     files.update(tree.pop("files"))
     optimizer_tensors = tree.pop("optimizer_tensors")
     if weights_only:
-        states[TRAINER] = {
-            "weights_only": True,
-            "hyper_parameters": tree["hyper_parameters"],
-            "progress": tree["progress"],
-        }
+        users = {key: value for key, value in tree.items() if key not in own}
+        kept = ("hyper_parameters", "progress", "datamodule")
+        states[TRAINER] = {"weights_only": True, **{key: tree[key] for key in kept}, **users}
     else:
         files[OPTIMIZER] = optimizer_tensors
         states[TRAINER] = tree
@@ -288,20 +286,32 @@ def checked_override(override: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def give_back(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
+    """What users keep of their own, before they are asked for loaders and optimizers; returns sentences about it."""
+    subject = fit.subject
+    assert subject is not None
+    if subject.datamodule is not None and saved.tree["datamodule"]:
+        subject.datamodule.load_state_dict(saved.tree["datamodule"])
+    _call_on_load(fit, saved)
+    return [] if "callbacks" in override else _restore_callbacks(subject.callbacks, saved.tree["callbacks"])
+
+
+def _call_on_load(fit: Fit, saved: Saved) -> None:
+    for hook in fit.hooks.of("on_load_checkpoint"):
+        hook(shown_to_hooks(saved.checkpoint, saved.tree))
+
+
 def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
-    """Put everything back; returns sentences about what differs from the saved run.
+    """Put the trainer's own state back; returns sentences about what differs from the saved run.
 
     Nothing is changed where it raises for a mismatch of shapes or names.
     """
-    tree, data, subject = saved.tree, fit.data, fit.subject
-    assert data is not None and subject is not None
+    tree, data = saved.tree, fit.data
+    assert data is not None
     data.reload_as_before(Progress(**tree["progress"]))
     notes = check(fit, saved, override)
     if not {"optimizer", "precision"} & set(override):  # first: in another precision the weights' types differ too
         fit.precision.load_state_dict(tree["precision"])
-    refuse_other_weights(fit.module, saved.checkpoint)
-    for hook in fit.hooks.of("on_load_checkpoint"):
-        hook({**tree, "files": _Files(saved.checkpoint)})
     load_weights_into(fit.module, saved.checkpoint)
     names = set(tree["untrained"])
     for name, parameter in fit.module.named_parameters():
@@ -316,13 +326,9 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     fit.book.load_state_dict(tree)
     if "stop" not in override:
         fit.stopping.load_state_dict(tree)
-    if "callbacks" not in override:
-        notes += _restore_callbacks(subject.callbacks, tree["callbacks"])
     if fit.ranks.is_zero and fit.run.path == saved.entry.path.parent.parent:  # else it logs to other files
         for logger, state in zip(fit.book.loggers, tree["loggers"]):
             logger.load_state_dict(state)
-    if subject.datamodule is not None and tree["datamodule"]:
-        subject.datamodule.load_state_dict(tree["datamodule"])
     _restore_rank(fit, saved, override)
     if fit.progress.epoch_is_open:
         fit.book.publish_steps()
@@ -373,8 +379,7 @@ def roll_back(fit: Fit) -> Entry:
             "there is no healthy checkpoint in this run to roll back to. Save one at the start, or more often."
         )
     saved = open_saved(entry)
-    for hook in fit.hooks.of("on_load_checkpoint"):
-        hook({**saved.tree, "files": _Files(saved.checkpoint)})
+    _call_on_load(fit, saved)
     load_weights_into(fit.module, saved.checkpoint)
     _restore_optimizers(fit, saved, keep_learning_rate=True)
     fit.precision.load_state_dict(saved.tree["precision"])
@@ -412,20 +417,6 @@ def _add_param_groups_of(fit: Fit, groups: Sequence[Mapping[str, Any]]) -> None:
             learning_rate=group["learning_rate"],
             weight_decay=group["weight_decay"],
         )
-
-
-class _Files(dict[str, Any]):
-    """A checkpoint's tensor files, read when asked for."""
-
-    def __init__(self, checkpoint: SavedCheckpoint) -> None:
-        self._checkpoint = checkpoint
-        super().__init__(dict.fromkeys(checkpoint.files))
-
-    def __getitem__(self, name: str) -> Any:
-        return self._checkpoint.tensors(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default  # noqa: SIM401
 
 
 def _restore_optimizers(fit: Fit, saved: Saved, keep_learning_rate: bool) -> list[str]:

@@ -1,7 +1,8 @@
-"""A checkpoint's weights and hyper-parameters, put into a module or read by themselves."""
+"""A checkpoint's weights put into a module, and what of its state users' hooks are given."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +65,36 @@ def load_weights_at(module: paddle.nn.Layer, path: str | Path, *, strict: bool =
     return load_weights(module, path, strict=strict)
 
 
-def hyperparameters_at(path: str | Path) -> dict[str, Any]:
-    """The hyper-parameters that a checkpoint of ours holds; none for any other file."""
+def state_at(path: str | Path) -> dict[str, Any] | None:
+    """What `on_load_checkpoint` is given of a checkpoint of ours; None for a file of any other tool."""
     from ..checkpoint import open_checkpoint
 
     try:
-        return dict(open_checkpoint(path).state(TRAINER)["hyper_parameters"])
+        checkpoint = open_checkpoint(path)
     except CheckpointNotFoundError:
         if not Path(path).exists() and not Path(f"{path}.pdparams").exists():
             raise
-        return {}
-    except KeyError as error:
-        raise CheckpointError(f"{path} is no checkpoint of a Trainer: its state has no {error}") from error
+        return None
+    state = checkpoint.state(TRAINER)
+    if "hyper_parameters" not in state:
+        raise CheckpointError(f"{path} is no checkpoint of a Trainer: its state has no 'hyper_parameters'")
+    return shown_to_hooks(checkpoint, state)
+
+
+def shown_to_hooks(checkpoint: SavedCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer's state with what hooks have added, and the tensor files under "files"."""
+    return {**state, "files": _Files(checkpoint)}
+
+
+class _Files(dict[str, Any]):
+    """A checkpoint's tensor files, read when asked for."""
+
+    def __init__(self, checkpoint: SavedCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        super().__init__(dict.fromkeys(checkpoint.files))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._checkpoint.tensors(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default  # noqa: SIM401
