@@ -387,8 +387,9 @@ class Trainer(Readable):
                 subject = self._begin(evaluation, stage, module, datamodule, entered)
                 if ckpt_path is not None:
                     has_fitted = self._fit.subject is not None
-                    evaluation.use_weights_of(checkpoint_of(stage, ckpt_path, self._fit.run, self.print, has_fitted))
-                    give_back(subject, evaluation.ckpt_path)
+                    path = checkpoint_of(stage, ckpt_path, self._fit.run, self.print, has_fitted)
+                    evaluation.use_weights_of(path)
+                    give_back(subject, path)
                 sources = sources_of(stage, dataloaders, subject)
                 for source in sources:
                     entered.callback(source.close)

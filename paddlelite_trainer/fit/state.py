@@ -30,7 +30,7 @@ from .changes import check, fingerprint
 from .saved import Saved, open_saved
 
 if TYPE_CHECKING:
-    from ..checkpoint import Entry, SavedCheckpoint
+    from ..checkpoint import Entry
     from ..module import Module
     from .fit import Fit
     from .mark import Mark
