@@ -382,6 +382,7 @@ class Trainer(Readable):
         evaluation = Evaluation(stage, LogTarget(), MetricCollector(), self._take, keep_outputs=keep_outputs)
         with self._entered(evaluation) as entered:
             if is_nested:
+                evaluation.collector.keep_apart_from(self._fit.book.train.series)
                 entered.enter_context(isolated_random_states())  # training goes on as if there had been none
             try:
                 subject = self._begin(evaluation, stage, module, datamodule, entered)

@@ -78,6 +78,7 @@ class Fit:
         self.validate: Callable[[], None] = lambda: None
         self.is_interrupted = False
         self._told_of_bad_loss = False
+        self._told: set[str] = set()
         self.book.call_on_bad_values(self.tell_of_a_bad_loss)
 
     # -- what it is about ----------------------------------------------------------------------------------------------
@@ -181,6 +182,12 @@ class Fit:
         if self.progress.batches_in_window:
             return False
         return self.optimization.is_automatic or next(self.optimization.gradients(), None) is None
+
+    def tell_once(self, sentence: str) -> None:
+        """Print a warning, unless this fit has said it before."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            self.print(f"WARNING: {sentence}")
 
     def tell_of_a_bad_loss(self) -> None:
         """Warn once where the last loss is NaN or infinite; a copy to the host, for where values are read anyway."""

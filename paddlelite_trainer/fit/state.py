@@ -24,7 +24,7 @@ from ..module import running_statistics
 from ..optimizers import optimizer_state, restore_optimizer
 from ..progress import Progress
 from ..reporting.loggers import Logger
-from ..reporting.metrics import numbers_of, paddle_metrics_of, set_numbers
+from ..reporting.metrics import paddle_metrics_of, set_counts, stored_counts
 from ..run.weights import MODEL, TRAINER, load_weights_into, shown_to_hooks
 from .changes import check, fingerprint
 from .saved import Saved, open_saved
@@ -148,7 +148,7 @@ def rank_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
     return {
         "random": random_states(),
         "metrics": fit.book.train.state_dict(epoch_is_over=fit.data.train.is_last),
-        "paddle_metrics": {place: numbers_of(metric) for place, metric in paddle_metrics_of(fit.module).items()},
+        "paddle_metrics": _metric_counts(fit),
         "data": as_of.source if as_of is not None else fit.data.train.state_dict(),
         "gradients": {
             names[parameter.name]: parameter.grad.numpy()
@@ -156,6 +156,18 @@ def rank_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         },
         "buffers": buffers,
     }
+
+
+def _metric_counts(fit: Fit) -> dict[str, Any]:
+    counts = {}
+    for place, metric in paddle_metrics_of(fit.module).items():
+        counts[place], left = stored_counts(metric)
+        for name in left:
+            fit.tell_once(
+                f"{name!r} of the metric {place} ({type(metric).__name__}) holds what a checkpoint cannot: a run "
+                "that is resumed within an epoch counts only the rest of it. Keep numbers, strings or arrays in it."
+            )
+    return counts
 
 
 def model_weights(module: Module) -> dict[str, Any]:
@@ -348,7 +360,7 @@ def _restore_rank(fit: Fit, saved: Saved, override: Sequence[str]) -> None:
     rank = saved.checkpoint.state(file)
     for place, metric in paddle_metrics_of(fit.module).items():
         if place in rank["paddle_metrics"]:
-            set_numbers(metric, rank["paddle_metrics"][place])
+            set_counts(metric, rank["paddle_metrics"][place])
     fit.book.train.load_state_dict(rank["metrics"])
     parameters = dict(fit.module.named_parameters())
     for name, gradient in rank["gradients"].items():

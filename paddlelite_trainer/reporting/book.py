@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LogWriteError
-from .metrics import MetricCollector, MetricValue, numbers_of, refuse_taken_names, set_numbers
+from .metrics import MetricCollector, MetricValue, counts_of, refuse_taken_names, set_counts
 
 if TYPE_CHECKING:
     from ..machine.ranks import Ranks
@@ -33,6 +33,8 @@ class Book:
         self.progress, self.ranks, self.loggers, self.target, self.print = progress, ranks, loggers, target, print_
         self.log_every_n_steps, self.may_fail = log_every_n_steps, may_fail
         self.train, self.val = MetricCollector(), MetricCollector()
+        self.train.keep_apart_from(lambda: self.val.series())
+        self.val.keep_apart_from(lambda: self.train.series())
         self.published: dict[str, float] = {}
         """The newest value of every name; `callback_metrics` adds what the running step has logged."""
         self.epoch_record: dict[str, Any] = {}
@@ -81,6 +83,7 @@ class Book:
 
     def forget_rehearsal(self) -> None:
         self.val = MetricCollector()
+        self.val.keep_apart_from(lambda: self.train.series())
         self.published.clear()
 
     def begin_epoch(self) -> None:
@@ -195,7 +198,7 @@ class Book:
     # -- going back ----------------------------------------------------------------------------------------------------
     def snapshot(self) -> tuple[Any, ...]:
         """What a batch, a validation or an epoch's end may change, apart from the logs themselves."""
-        counts = [(metric, numbers_of(metric)) for metric in self.train.paddle_metrics().values()]
+        counts = [(metric, counts_of(metric)) for metric in self.train.paddle_metrics().values()]
         return self.train.copy(), counts, dict(self.published), dict(self.epoch_record), list(self.history)
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
@@ -203,7 +206,7 @@ class Book:
         self.train, self.published, self.epoch_record = train.copy(), dict(published), dict(epoch_record)
         self.history[:] = history
         for metric, numbers in counts:
-            set_numbers(metric, numbers)
+            set_counts(metric, numbers)
 
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         self.log_steps = timed("logging: reading values", self.log_steps)  # type: ignore[method-assign]

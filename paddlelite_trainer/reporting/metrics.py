@@ -10,9 +10,10 @@ import paddle
 
 from ..errors import ConfigurationError, ConfigurationTypeError
 from .paddle_metrics import PaddleMetricSeries
-from .paddle_metrics import numbers_of as numbers_of
+from .paddle_metrics import counts_of as counts_of
 from .paddle_metrics import paddle_metrics_of as paddle_metrics_of
-from .paddle_metrics import set_numbers as set_numbers
+from .paddle_metrics import set_counts as set_counts
+from .paddle_metrics import stored_counts as stored_counts
 from .series import REDUCTIONS, Options, Series
 from .series import MetricValue as MetricValue
 
@@ -41,6 +42,14 @@ class MetricCollector:
         self.batch_size: Callable[[], int] = lambda: 1
         self.paddle_metrics: Callable[[], Mapping[str, Any]] = dict
         """The module's paddle.metric.Metric objects by where they are; their counts are saved with the module."""
+        self.elsewhere: Callable[[], Iterable[Series]] = tuple
+        """What other stages of the run have logged: a paddle.metric.Metric counts for one of them only."""
+
+    def keep_apart_from(self, elsewhere: Callable[[], Iterable[Series]]) -> None:
+        self.elsewhere = elsewhere
+
+    def series(self) -> Iterable[Series]:
+        return self._series.values()
 
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         """Let `log` be timed."""
@@ -94,6 +103,9 @@ class MetricCollector:
             elif isinstance(value, paddle.metric.Metric):
                 if not isinstance(series, PaddleMetricSeries):
                     series = self._series[name] = PaddleMetricSeries.instead_of(series)
+                if series.metric is not value:
+                    series.refuse_if_counted_in(self._series.values(), value, "")
+                    series.refuse_if_counted_in(self.elsewhere(), value, "in another stage of this run ")
                 value = series.ask(value, self.paddle_metrics)
             else:
                 value = _number(name, value)
@@ -210,6 +222,7 @@ class MetricCollector:
         """The collector as it is now; values on the device and paddle metrics' counts are shared."""
         copied = MetricCollector({name: series.copy() for name, series in self._series.items()}, self._reduced)
         copied.look_at(self.batch_size, self.paddle_metrics)
+        copied.keep_apart_from(self.elsewhere)
         return copied
 
     def state_dict(self, *, epoch_is_over: bool = False) -> dict[str, Any]:

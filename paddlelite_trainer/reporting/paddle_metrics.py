@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -45,7 +46,7 @@ class PaddleMetricSeries(Series):
         self.metric = metric
         if self.awaited is not None:
             if all(metric is not restored for restored in known().values()):
-                set_numbers(metric, self.awaited)
+                set_counts(metric, self.awaited)
             self.awaited = None
         result = metric.accumulate()
         if isinstance(result, (list, tuple)) and len(result) != 1:
@@ -61,6 +62,18 @@ class PaddleMetricSeries(Series):
         if self.metric is not None:
             self.metric.reset()
 
+    def refuse_if_counted_in(self, others: Iterable[Series], metric: Any, stage: str) -> None:
+        """Raise ConfigurationError where `metric` counts for another stage, or for another loader, already."""
+        for other in others:
+            if not isinstance(other, PaddleMetricSeries) or other.metric is not metric:
+                continue
+            loader, other_loader = (name.partition("/dataloader_idx_")[2] for name in (self.name, other.name))
+            if stage or loader != other_loader:
+                raise ConfigurationError(
+                    f"self.log({self.name!r}, metric): the same object is logged {stage}as {other.name!r}, and what it "
+                    f"counts for one would count for the other. Make one for each: two {type(metric).__name__} objects."
+                )
+
     def result(self) -> float | None:
         if self.over_ranks is not None:
             return self.over_ranks
@@ -74,7 +87,10 @@ class PaddleMetricSeries(Series):
             self.over_ranks = _over_all(self.metric, [state["metric"] for state in states])
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "metric": self.awaited if self.metric is None else numbers_of(self.metric)}
+        return {
+            **super().state_dict(),
+            "metric": self.awaited if self.metric is None else stored_counts(self.metric)[0],
+        }
 
     def take_over(self, other: Series) -> None:
         super().take_over(other)
@@ -99,31 +115,89 @@ def paddle_metrics_of(module: paddle.nn.Layer) -> dict[str, paddle.metric.Metric
     return found
 
 
-def numbers_of(metric: Any) -> dict[str, Any]:
-    """A copy of a paddle.metric.Metric's running counts: its attributes that are numbers, arrays or lists of them."""
-    plain = (int, float, np.generic, np.ndarray)
+_PLAIN = (int, float, np.generic, np.ndarray)
+_STATE = (*_PLAIN, paddle.Tensor, list, tuple, dict, set, frozenset, collections.deque, paddle.metric.Metric)
+_RECORDS = 256
+"""A list longer than this holds records, which do not change once they are there, and no sums."""
+
+
+def counts_of(metric: Any) -> dict[str, Any]:
+    """A copy of a paddle.metric.Metric's running counts: its numbers, arrays, Tensors and containers."""
     return {
-        key: copy.copy(value)
+        key: counts_of(value) if isinstance(value, paddle.metric.Metric) else _copied(value)
         for key, value in vars(metric).items()
-        if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(item, plain) for item in value))
+        if isinstance(value, _STATE)
     }
 
 
-def set_numbers(metric: Any, numbers: Mapping[str, Any]) -> None:
-    """Put back what `numbers_of` gave."""
-    vars(metric).update({key: copy.copy(value) for key, value in numbers.items()})
+def stored_counts(metric: Any) -> tuple[dict[str, Any], list[str]]:
+    """What of `counts_of` a checkpoint can hold, and the names of the attributes that it cannot."""
+    counts = counts_of(metric)
+    left = [key for key, value in counts.items() if not _can_be_stored(value)]
+    return {key: value for key, value in counts.items() if key not in left}, left
+
+
+def set_counts(metric: Any, counts: Mapping[str, Any]) -> None:
+    """Put back what `counts_of` gave; containers stay of the class that the object has."""
+    own = vars(metric)
+    own.update({key: _put_into(own.get(key), value) for key, value in counts.items()})
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.copy()
+    if isinstance(value, paddle.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, set, frozenset, collections.deque)):
+        return list(value) if len(value) > _RECORDS else [_copied(item) for item in value]
+    return tuple(map(_copied, value)) if type(value) is tuple else value
+
+
+def _put_into(present: Any, saved: Any) -> Any:
+    if isinstance(present, paddle.metric.Metric):
+        set_counts(present, saved)
+        return present
+    copied = _copied(saved)
+    if isinstance(present, collections.deque):
+        return type(present)(copied, present.maxlen)
+    if isinstance(present, (set, frozenset)):
+        return type(present)(copied)
+    if isinstance(present, dict) and type(present) is not dict:
+        kept = copy.copy(present)  # of a defaultdict what it makes
+        kept.clear()
+        kept.update(copied)
+        return kept
+    return copied
+
+
+def _can_be_stored(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.dtype.kind in "biufc"
+    if type(value) in (list, tuple):
+        return all(map(_can_be_stored, value))
+    if type(value) is dict:
+        return all(map(_can_be_stored, value)) and all(map(_can_be_stored, value.values()))
+    return value is None or isinstance(value, (int, float, str, bytes, paddle.Tensor))
+
+
+def _adds_up(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, _PLAIN) for item in value)
+    return isinstance(value, _PLAIN) and not isinstance(value, bool)
 
 
 def _over_all(metric: Any, everyones: Iterable[Mapping[str, Any]]) -> float | None:
     """What a metric of Paddle's own gives from the counts of all ranks, which add up; None for other classes."""
     if type(metric).__module__.partition(".")[0] != "paddle":
         return None
-    own = numbers_of(metric)
+    own = counts_of(metric)
     metric.reset()
-    for key, start in numbers_of(metric).items():
-        if not isinstance(start, bool):
+    for key, start in counts_of(metric).items():
+        if _adds_up(start):
             total = np.asarray(start) + sum(np.asarray(theirs[key]) - np.asarray(start) for theirs in everyones)
             setattr(metric, key, total.tolist() if isinstance(start, list) else total)
     result = metric.accumulate()
-    set_numbers(metric, own)
+    set_counts(metric, own)
     return float(result[0] if isinstance(result, (list, tuple)) else result)
