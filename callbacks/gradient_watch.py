@@ -10,6 +10,7 @@ import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.machine.gradients import norm_of
 from paddlelite_trainer.optimizers import parameters_of
 
 
@@ -36,9 +37,9 @@ class GradientNormWatch(Callback):
             for parameter in parameters:
                 by_layer.setdefault(names[parameter.name].split(".")[0], []).append(parameter.grad)
             for layer, gradients in by_layer.items():
-                module.log(f"grad_norm/{layer}", _norm(gradients))
+                module.log(f"grad_norm/{layer}", norm_of(gradients))
         if parameters and not _clipping_tells(trainer):
-            module.log("grad_norm", _norm([parameter.grad for parameter in parameters]))
+            module.log("grad_norm", norm_of([parameter.grad for parameter in parameters]))
 
     def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
         if self._is_due(trainer) and _clipping_tells(trainer) and trainer.gradient_norm is not None:
@@ -146,13 +147,6 @@ class LossSpikeWatch(Callback):
         self._recent.clear()
         self._recent.extend(state_dict["recent"])
         self._waiting = list(state_dict["waiting"])
-
-
-def _norm(gradients: list[Any]) -> Any:
-    with paddle.no_grad():
-        return paddle.linalg.norm(
-            paddle.stack([paddle.linalg.norm(gradient.astype("float32")) for gradient in gradients])
-        )
 
 
 def _clipping_tells(trainer: Trainer) -> bool:

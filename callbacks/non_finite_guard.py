@@ -9,6 +9,7 @@ import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError, NonFiniteError, did_you_mean
+from paddlelite_trainer.machine.gradients import entries_of
 from paddlelite_trainer.optimizers import parameters_of
 
 Action = Literal["stop", "skip", "roll_back"]
@@ -152,6 +153,7 @@ def _all_finite(tensors: list[Any]) -> bool:
     if not tensors:
         return True
     with paddle.no_grad():
+        tensors = [entries_of(tensor) for tensor in tensors]
         # A sum is finite only if every entry is, and takes one operation; where it overflows, entries are looked at.
         sums = [tensor.sum() for tensor in tensors]
         sums = paddle.stack([one if one.dtype == paddle.float32 else one.astype("float32") for one in sums])

@@ -9,7 +9,7 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from ..machine import paddle_internals
-from ..machine.precision import clip_gradients_by_norm
+from ..machine.gradients import clip_gradients_by_norm, clip_gradients_by_value, refuse_sparse, scale_gradient
 from ..module import Module, is_written
 from ..optimizers import ManualOptimizer, add_param_group, parameters_of, structured_names
 
@@ -95,6 +95,7 @@ class Optimization:
         progress.batches_in_window = 0
         scaler = self.precision.scaler
         if scaler is not None:
+            self._refuse_what_cannot_be_unscaled(optimizer)
             self.precision.unscale(optimizer)
         self.skips_step = False
         for hook in calls.get("on_before_optimizer_step", ()):
@@ -154,9 +155,8 @@ class Optimization:
 
     def _rescale_gradients(self, factor: float) -> None:
         # Only where a loader of unknown length ended inside a window, or a hook ended the epoch there.
-        with paddle.no_grad():
-            for parameter in self.gradients():
-                parameter.grad.scale_(factor)
+        for parameter in self.gradients():
+            scale_gradient(parameter, factor)
 
     def _loss_in(self, outputs: Any) -> Any:
         if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), _TENSOR):
@@ -182,6 +182,7 @@ class Optimization:
         result = None
         with self.precision.outside_autocast():
             self.skips_step = False
+            self._refuse_what_cannot_be_unscaled(optimizer)
             self.hooks.call("on_before_optimizer_step", optimizer)
             self.progress.begin_step()
             if self.skips_step:
@@ -193,18 +194,28 @@ class Optimization:
         self.progress.end_step(schedulers_are_due=False)
         return result
 
+    def _refuse_what_cannot_be_unscaled(self, optimizer: Any) -> None:
+        if self.precision.scaler is not None:
+            with_gradients = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
+            refuse_sparse(with_gradients, "float16's loss scale cannot be divided out of")
+
     def clip(self, optimizer: Any, value: float | None, algorithm: str | None) -> Any:
         """Clip the optimizer's gradients in place; returns their norm before, for "norm"."""
         if value is None:
             return None
-        # The norm is over parameters that have a gradient, in the optimizer's order.
-        parameters = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
+        # The norm is over parameters that have a gradient, in the optimizer's order; as Paddle's own clips have it,
+        # ParamAttr(need_clip=False) is left out of norm and clipping.
+        parameters = [
+            parameter
+            for parameter in parameters_of(optimizer)
+            if parameter.grad is not None and getattr(parameter, "need_clip", True)
+        ]
         if not parameters:
             return None
         with self.precision.outside_autocast():
             self.precision.unscale(getattr(optimizer, "optimizer", optimizer))
             if algorithm == "value":
-                paddle.nn.utils.clip_grad_value_(parameters, value)
+                clip_gradients_by_value(parameters, value)
                 return None
             self.gradient_norm = clip_gradients_by_norm(parameters, value)
             return self.gradient_norm

@@ -19,6 +19,7 @@ from ..errors import (
 )
 from ..layers import in_eval_mode, put_into_modes
 from ..machine import paddle_internals
+from ..machine.gradients import put_gradient_back, saved_gradient
 from ..machine.rng import derive_seed, random_states, set_random_states
 from ..module import running_statistics
 from ..optimizers import optimizer_state, restore_optimizer
@@ -151,7 +152,7 @@ def rank_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "paddle_metrics": _metric_counts(fit),
         "data": as_of.source if as_of is not None else fit.data.train.state_dict(),
         "gradients": {
-            names[parameter.name]: parameter.grad.numpy()
+            names[parameter.name]: saved_gradient(parameter.grad)
             for parameter in (fit.optimization.gradients() if has_gradients else ())
         },
         "buffers": buffers,
@@ -364,7 +365,7 @@ def _restore_rank(fit: Fit, saved: Saved, override: Sequence[str]) -> None:
     fit.book.train.load_state_dict(rank["metrics"])
     parameters = dict(fit.module.named_parameters())
     for name, gradient in rank["gradients"].items():
-        parameters[name].grad = paddle.to_tensor(gradient)
+        put_gradient_back(parameters[name], gradient)
     if "data" not in override and fit.data is not None and rank["data"] is not None:
         fit.data.train.load_state_dict(rank["data"])
     present = fit.module.state_dict()

@@ -320,23 +320,6 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
             )
 
 
-def clip_gradients_by_norm(parameters: Sequence[Any], max_norm: float) -> Any:
-    """Scale the gradients down together to a norm of `max_norm`, in place; returns the norm before, float32 or wider.
-
-    `paddle.nn.utils.clip_grad_norm_`, and its formula where it cannot be used: it fails on gradients of several types,
-    which O2 has, and sums squares in float16, which overflows at a norm of 65504.
-    """
-    if not any(parameter.grad.dtype in (paddle.float16, paddle.bfloat16) for parameter in parameters):
-        return paddle.nn.utils.clip_grad_norm_(parameters, max_norm)
-    with paddle.no_grad():
-        gradients = [parameter.grad.astype("float32") for parameter in parameters]
-        total = paddle.linalg.norm(paddle.stack([paddle.linalg.norm(gradient) for gradient in gradients]))
-        factor = paddle.clip(max_norm / (total + 1e-6), max=1.0)
-        for parameter, gradient in zip(parameters, gradients):
-            paddle.assign((gradient * factor).astype(parameter.grad.dtype), parameter.grad)
-    return total
-
-
 def is_out_of_memory(exception: BaseException) -> bool:
     """Whether Paddle raised this because memory ran out: the accelerator's, or the host's on the CPU."""
     if not isinstance(exception, (MemoryError, OSError, RuntimeError)):
