@@ -10,7 +10,7 @@ import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError
-from paddlelite_trainer.machine.gradients import norm_of
+from paddlelite_trainer.gradients import norm_of
 from paddlelite_trainer.optimizers import parameters_of
 
 

@@ -9,7 +9,7 @@ import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError, NonFiniteError, did_you_mean
-from paddlelite_trainer.machine.gradients import entries_of
+from paddlelite_trainer.gradients import entries_of
 from paddlelite_trainer.optimizers import parameters_of
 
 Action = Literal["stop", "skip", "roll_back"]

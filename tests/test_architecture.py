@@ -103,7 +103,17 @@ def test_checkpoints_need_numpy_and_the_standard_library_alone(path: Path) -> No
 def test_clients_use_public_names_only(path: Path) -> None:
     public = {
         f"paddlelite_trainer{part}"
-        for part in ("", ".callback", ".callbacks", ".checkpoint", ".duration", ".errors", ".layers", ".optimizers")
+        for part in (
+            "",
+            ".callback",
+            ".callbacks",
+            ".checkpoint",
+            ".duration",
+            ".errors",
+            ".gradients",
+            ".layers",
+            ".optimizers",
+        )
     }
     imported = {name for name, _ in _imports(path) if name.startswith("paddlelite_trainer")}
     homes = {name for name in imported if name not in public and name.rpartition(".")[0] not in public}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import paddle
 
 from ..errors import ConfigurationError, TrainingError
+from ..gradients import clip_gradients_by_norm, clip_gradients_by_value, refuse_sparse, scale_gradient
 from ..machine import paddle_internals
-from ..machine.gradients import clip_gradients_by_norm, clip_gradients_by_value, refuse_sparse, scale_gradient
 from ..module import Module, is_written
 from ..optimizers import ManualOptimizer, add_param_group, parameters_of, structured_names
 

@@ -17,9 +17,9 @@ from ..errors import (
     LogWriteError,
     did_you_mean,
 )
+from ..gradients import put_gradient_back, saved_gradient
 from ..layers import in_eval_mode, put_into_modes
 from ..machine import paddle_internals
-from ..machine.gradients import put_gradient_back, saved_gradient
 from ..machine.rng import derive_seed, random_states, set_random_states
 from ..module import running_statistics
 from ..optimizers import optimizer_state, restore_optimizer

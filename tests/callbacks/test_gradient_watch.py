@@ -56,7 +56,7 @@ def test_where_the_trainer_clips_by_norm_no_second_pass_is_made(
     def refuse(gradients: list[Any]) -> Any:
         raise AssertionError("a second pass")
 
-    monkeypatch.setattr(gradient_watch, "_norm", refuse)
+    monkeypatch.setattr(gradient_watch, "norm_of", refuse)
     run = trainer(tmp_path, [GradientNormWatch(every_n_steps=1)], gradient_clip_val=0.1)
     run.fit(net(), batches())
     assert run.callback_metrics["grad_norm"] == float(run.gradient_norm.item())

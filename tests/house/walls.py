@@ -23,7 +23,7 @@ LAYERS = (
     {"readable"},
     {"fit"},
     {"module", "defaults"},
-    {"run", "data", "callback", "settings", "optimizers", "layers"},
+    {"run", "data", "callback", "settings", "optimizers", "layers", "gradients"},
     {"checkpoint", "reporting", "machine"},
     {"errors", "progress", "hyperparameters", "duration"},
 )

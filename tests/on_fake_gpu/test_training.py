@@ -16,7 +16,7 @@ from paddle.nn import functional as F
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint
 from paddlelite_trainer.errors import CheckpointMismatchError, DeviceOutOfMemoryError
-from paddlelite_trainer.machine.gradients import clip_gradients_by_norm
+from paddlelite_trainer.gradients import clip_gradients_by_norm
 from paddlelite_trainer.machine.precision import PRECISIONS
 
 # 2.6 cannot save the CPU generator, so there the trainer seeds each batch, which a hand-written loop does not.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ..errors import ConfigurationError
+from .errors import ConfigurationError
 
 
 def entries_of(gradient: Any) -> Any:
@@ -89,7 +89,7 @@ def saved_gradient(gradient: Any) -> Any:
 def put_gradient_back(parameter: Any, saved: Any) -> None:
     """Let the parameter have the gradient that `saved_gradient` gave."""
     if not isinstance(saved, dict):
-        parameter.grad = paddle.to_tensor(saved)
+        _put(parameter, paddle.to_tensor(saved))
         return
     # There is no way to make a sparse gradient but a backward: that of rows times values, which is the values.
     rows = paddle.to_tensor(np.asarray(saved["rows"], "int64"))
@@ -98,6 +98,9 @@ def put_gradient_back(parameter: Any, saved: Any) -> None:
 
 
 def _multiply_rows(parameter: Any, factor: Any) -> None:
-    scaled = paddle.multiply(parameter.grad, factor.astype(parameter.grad.dtype))
-    parameter.clear_gradient(False)  # nothing can be written into a sparse gradient
-    parameter.grad = scaled
+    _put(parameter, paddle.multiply(parameter.grad, factor.astype(parameter.grad.dtype)))
+
+
+def _put(parameter: Any, gradient: Any) -> None:
+    parameter.clear_gradient(False)  # nothing can be written into a sparse one
+    parameter.grad = gradient
