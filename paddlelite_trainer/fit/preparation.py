@@ -14,6 +14,7 @@ from ..machine.device import use_cpu_threads
 from ..machine.rng import draw_seed, isolated_random_states, seed_everything
 from ..module import is_written
 from ..optimizers import normalise
+from ..progress import Progress
 from ..reporting.terminal import facts
 from ..run.resolve import copies_of, resolve
 from . import state
@@ -23,6 +24,7 @@ from .optimization import Optimization, refuse_number, refuse_unfit
 from .saved import Saved, agreed_seed, open_saved
 from .saving import Saver, ranks_talk_after
 from .schedules import Schedules, follow_steps
+from .stopping import StopRequests
 from .training_data import TrainingData
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def prepare(fit: Fit, request: Request) -> bool:
     saved = None
     if resolution is not None and resolution.entry is not None:
         saved = open_saved(resolution.entry, resolution.opened)
+        _refuse_the_end_of_another(fit, request, resolution, saved, override)
         fit.run.goes_on_from(resolution.entry.path)
     # 2. Threads and seed, before anything computes or draws.
     _settle_threads(fit, saved)
@@ -115,6 +118,32 @@ def _resolve(fit: Fit, request: Request) -> Resolution | None:
             request.ckpt_path, remotes, default_root_dir=settings.default_root_dir, run_name=settings.run_name
         )
     )
+
+
+def _refuse_the_end_of_another(
+    fit: Fit, request: Request, resolution: Resolution, saved: Saved, override: Sequence[str]
+) -> None:
+    """Raise ConfigurationError where "last" means what another Trainer of this process has trained to its end.
+
+    Several runs of one process, folds or a sweep, would all be the first one.
+    """
+    named = fit.settings.run_name is not None or str(request.ckpt_path) not in ("last", "latest")
+    if (
+        named
+        or fit.settings.fast_dev_run
+        or resolution.run_dir is None
+        or not fit.run.is_another_trainer_s(resolution.run_dir)
+    ):
+        return
+    ends = StopRequests(settings, Progress(**saved.tree["progress"]), fit.ranks)
+    if "stop" not in override:
+        ends.load_state_dict(saved.tree)
+    if ends.already_over is not None:
+        raise ConfigurationError(
+            f"ckpt_path='last' means {resolution.run_dir}, which another Trainer of this process has trained to its "
+            "end: this one would train nothing and have that one's weights. Where it is to be a run of its own, name "
+            f"each: Trainer(run_name='fold_1'). To go on with that one: ckpt_path={str(resolution.run_dir)!r}."
+        )
 
 
 def _settle_threads(fit: Fit, saved: Saved | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 NO_RUN = (
     "this trainer has no run directory: it has not fitted yet, or without loggers and checkpoints, or with fast_dev_run"
 )
+
+
+_MAKERS: dict[Path, weakref.ref[Settings]] = {}
+"""{directory of a run that this process has begun: the Trainer that did}."""
 
 
 class Run:
@@ -54,6 +59,13 @@ class Run:
             return self.directory.path
 
         self.path = self.ranks.on_rank_zero(open_on_disk)
+        if resolution is None or resolution.run_dir is None:
+            _MAKERS[self.path] = weakref.ref(settings)
+
+    def is_another_trainer_s(self, path: Path) -> bool:
+        """Whether another Trainer of this process has begun the run in `path`."""
+        maker = _MAKERS.get(path)
+        return maker is not None and maker() is not self.settings
 
     def goes_on_from(self, checkpoint: Path) -> None:
         self.ckpt_path = checkpoint

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import as_if_started_again
 from scripted import Scripted, by_epoch, fit
 
 from paddlelite_trainer import Callback, Trainer
@@ -207,6 +208,7 @@ def test_restore_best_weights_survives_a_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [[3.0, 1.0, 2.0], [3.0, 1.0, 2.0, 2.0, 2.0]])
 def test_a_run_that_is_over_has_its_best_weights_when_it_is_started_again(tmp_path: Path, values: list[float]) -> None:
     def run(module: Scripted) -> list[float]:
+        as_if_started_again()
         stopping = EarlyStopping("val_loss", patience=3, restore_best_weights=True)
         fit(tmp_path, module, [stopping, ModelCheckpoint()], max_epochs=len(values), ckpt_path="last")
         return module.net.weight.numpy().tolist()

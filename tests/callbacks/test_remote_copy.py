@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from models import as_if_started_again
 from remote_support import below, flipped, hook, memory_url, overwrite, remove
 from small_runs import batches, differing, net, trainer, whole_state
 
@@ -297,6 +298,7 @@ def test_a_remote_that_fails_all_along_changes_nothing_and_is_told_once(
     assert out.count("failed, and is tried again") == 1
     assert f"WARNING: not copied to {url}: " in out and "The last error: " in out
     assert copy.not_copied[-1] == "step-000000012"
+    as_if_started_again()
     train(tmp_path / "run", RemoteCopy(url))  # over already: what is missing there is copied
     assert steps_there(url)[-1] == 12
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import Classifier, make_batches, quiet_trainer
+from models import Classifier, as_if_started_again, make_batches, quiet_trainer
 
 from paddlelite_trainer import Callback, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint
@@ -84,6 +84,7 @@ def test_the_same_command_run_again_tags_the_finished_run_again(tmp_path: Path) 
 
 
 def resumed(root: Path) -> Trainer:
+    as_if_started_again()
     trainer = quiet_trainer(
         callbacks=[ModelCheckpoint(monitor="val_loss", save_top_k=2)],
         default_root_dir=root,
