@@ -127,13 +127,10 @@ def _refuse_the_end_of_another(
 
     Several runs of one process, folds or a sweep, would all be the first one.
     """
-    named = fit.settings.run_name is not None or str(request.ckpt_path) not in ("last", "latest")
-    if (
-        named
-        or fit.settings.fast_dev_run
-        or resolution.run_dir is None
-        or not fit.run.is_another_trainer_s(resolution.run_dir)
-    ):
+    settings = fit.settings
+    if settings.run_name is not None or settings.fast_dev_run or str(request.ckpt_path) not in ("last", "latest"):
+        return
+    if resolution.run_dir is None or not fit.run.is_another_trainer_s(resolution.run_dir):
         return
     ends = StopRequests(settings, Progress(**saved.tree["progress"]), fit.ranks)
     if "stop" not in override:
