@@ -16,6 +16,7 @@ from ..reporting.log_target import LogTarget
 from ..reporting.metrics import paddle_metrics_of
 from ..run.identity import Run
 from .evaluation import Evaluation
+from .plain_tensors import PlainTensors
 from .stopping import StopRequests
 from .subject import Machine, Subject
 
@@ -61,6 +62,7 @@ class Fit:
             may_fail=settings.on_save_error == "warn",
         )
         self.run = Run(settings, self.ranks)
+        self.plain_tensors = PlainTensors()
         # What preparation adds, once.
         self.subject: Subject | None = None
         self.seed: int | None = settings.given_seed

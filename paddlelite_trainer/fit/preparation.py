@@ -245,6 +245,7 @@ def _start(fit: Fit, request: Request) -> Start:
 
 def _make_saver(fit: Fit) -> None:
     assert fit.subject is not None
+    fit.plain_tensors.watch(fit.module)
     saver = Saver(
         fit.settings,
         fit.progress,
@@ -264,7 +265,7 @@ def _make_saver(fit: Fit) -> None:
 
 def _mark_of(fit: Fit, hooks: tuple[str, ...]) -> Mark:
     assert fit.subject is not None and fit.data is not None and fit.schedules is not None
-    parts = (fit.progress, fit.book, fit.schedules)
+    parts = (fit.progress, fit.book, fit.schedules, fit.plain_tensors)
     return Mark(hooks, fit.progress, parts, fit.module, fit.data.train.state_dict(), fit.subject.callbacks)
 
 

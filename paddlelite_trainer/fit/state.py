@@ -156,6 +156,7 @@ def rank_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
             for parameter in (fit.optimization.gradients() if has_gradients else ())
         },
         "buffers": buffers,
+        "plain_tensors": fit.plain_tensors.changed(),
     }
 
 
@@ -368,6 +369,7 @@ def _restore_rank(fit: Fit, saved: Saved, override: Sequence[str]) -> None:
         put_gradient_back(parameters[name], gradient)
     if "data" not in override and fit.data is not None and rank["data"] is not None:
         fit.data.train.load_state_dict(rank["data"])
+    fit.plain_tensors.put_back(rank.get("plain_tensors", {}))  # an earlier version has none
     present = fit.module.state_dict()
     for name, value in rank["buffers"].items():
         present[name].set_value(value)
