@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlelite_trainer import Module, Trainer
+from paddlelite_trainer import Module, Trainer, load_weights
 from paddlelite_trainer.errors import ConfigurationError
 
 
@@ -57,3 +57,8 @@ def test_each_stage_refuses_static_mode_and_runs_after_it(module: Net, tmp_path:
 def test_a_module_is_not_made_in_static_mode(module: Net) -> None:
     with pytest.raises(ConfigurationError, match=r"Net\(\) needs dynamic mode.*paddle\.disable_static\(\)"):
         Net()
+
+
+def test_weights_are_not_loaded_in_static_mode(module: Net, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"load_weights needs dynamic mode.*paddle\.disable_static\(\)"):
+        load_weights(module, tmp_path / "x")
