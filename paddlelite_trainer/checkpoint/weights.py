@@ -126,7 +126,8 @@ def load_weights(
     paddle = sys.modules.get("paddle")
     if paddle is not None and not paddle.in_dynamic_mode():
         raise ConfigurationError(
-            "load_weights needs dynamic mode, and paddle.enable_static() is in force: call paddle.disable_static() before."
+            "load_weights needs dynamic mode, and paddle.enable_static() is in force: "
+            "call paddle.disable_static() before."
         )
     found = source.weight_set(which) if isinstance(source, ForeignCheckpoint) else read_weights(source, which)
     fitting, report = fit_weights(layer, found, rename)
