@@ -15,6 +15,7 @@ from .callback import Callback
 from .errors import ConfigurationError, ConfigurationTypeError, NoTrainerError
 from .hyperparameters import HyperParameters, arguments_of_init
 from .machine import paddle_internals
+from .machine.device import refuse_static_mode
 
 if TYPE_CHECKING:
     from .reporting.log_target import LogTarget
@@ -57,6 +58,7 @@ class Module(paddle.nn.Layer):
     """False: training_step itself calls `manual_backward` and steps the optimizers."""
 
     def __init__(self) -> None:
+        refuse_static_mode(f"{type(self).__name__}()")  # its parameters would be a program's variables
         super().__init__()
         self._trainer: Trainer | None = None
         self._run: RunOfModule | None = None

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import (
-    CheckpointCorruptError,
-    CheckpointMismatchError,
-    CheckpointNotFoundError,
-    ConfigurationError,
-    did_you_mean,
-)
+from ..errors import CheckpointMismatchError, CheckpointNotFoundError
+from .foreign_contents import Contents, as_array, read_contents, read_optimizers, read_progress, whole
+from .foreign_files import OWN_WEIGHTS, Source, locate
 from .format import NAME_TABLE
-from .reader import CheckpointReader
-from .safe_pickle import read_pickle
-from .safetensors_format import read_safetensors
-from .saved import SavedCheckpoint, open_checkpoint, resolve_checkpoint
+from .saved import SavedCheckpoint, open_checkpoint
 
 Which = Literal["file", "raw", "ema"]
 
-# With pickle protocols 2 and 3 paddle.save splits arrays above 1 GiB and notes it under this key (the typo is Paddle's;
-# framework/io_utils.py, _unpack_saved_dict).
-_BIG_ARRAYS = "UnpackBigParamInfor@@"
 _NO_ACCUMULATOR = {"LR_Scheduler", "master_weights", NAME_TABLE, "last_epoch"}
-_OWN_WEIGHTS, _OWN_EMA, _OWN_OPTIMIZER = "model.pdparams", "ema.pdparams", "optimizer.pdopt"
-_SIDE_FILES = (".pdopt", ".pdstates", ".states", ".pdscaler")
-_WEIGHT_SUFFIXES = (".pdparams", ".safetensors")
-_PREFERRED_STEMS = ("latest", "model", "model_state", "model_final", "final", "best_accuracy", "best_model")
-_TRAILING_NUMBER = re.compile(r"(?:.*\D)?(\d+)")
-_SHOWN = 10
+_OWN_EMA, _OWN_OPTIMIZER = "ema.pdparams", "optimizer.pdopt"
+# PaddleX's folders, PaddleClas's and PaddleOCR's files, PaddleGAN's: all count from 1.
+_EPOCH_IN_NAME = re.compile(r"(?:iter_)?epoch[-_](\d+)(?:_checkpoint|_weight)?")
 
 
 # -- what a foreign checkpoint holds ---------------------------------------------------------------------------------
@@ -71,6 +58,8 @@ class ForeignCheckpoint:
         "PaddleClas",
         "PaddleDetection",
         "PaddleSeg",
+        "PaddleX",
+        "PaddleNLP",
         "safetensors",
     ]
     path: Path
@@ -83,6 +72,8 @@ class ForeignCheckpoint:
     bfloat16: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
     global_step: int | None = None
+    file_is_average: bool = False
+    """Whether the file of weights itself holds the average: `ema` was in it, and `weights` beside it."""
 
     def optimizer_by_structured_name(self) -> dict[str, Any]:
         """The optimizer's state as the function of this name returns it; ours has these names already.
@@ -113,8 +104,8 @@ class ForeignCheckpoint:
             CheckpointNotFoundError: there is no average.
         """
         if which == "ema" and self.ema is None:
-            raise CheckpointNotFoundError(f"no averaged weights beside {self.path} (no {self.path.stem}.pdema)")
-        averaged = which == "ema" or (which == "file" and self.layout != "paddlelite")
+            raise CheckpointNotFoundError(_no_average(self.path))
+        averaged = which == "ema" or (which == "file" and self.file_is_average)
         arrays = self.ema if averaged and self.ema is not None else self.weights
         return WeightSet(self.path, self.layout, arrays, self.bfloat16, list(self.notes))
 
@@ -127,20 +118,13 @@ def load_foreign(path: str | os.PathLike[str]) -> ForeignCheckpoint:
         CheckpointCorruptError: a file is cut short or damaged.
         UnsafePickleError: a file asks for code; nothing of it was run.
     """
-    source = _locate(path)
-    if source.kind == "paddlelite":
-        return _read_own(source)
-    if source.kind == "safetensors":
-        arrays, bfloat16 = read_safetensors(source.weights)
-        return ForeignCheckpoint(
-            "safetensors", source.weights, arrays, bfloat16=frozenset(bfloat16), notes=source.notes
-        )
-    return _read_paddle(source)
+    source = locate(path)
+    return _read_own(source) if source.kind == "paddlelite" else _read_foreign(source)
 
 
-def _read_own(source: _Source) -> ForeignCheckpoint:
+def _read_own(source: Source) -> ForeignCheckpoint:
     saved = open_checkpoint(source.weights.parent)
-    weights = saved.tensors(_OWN_WEIGHTS)
+    weights = saved.tensors(OWN_WEIGHTS)
     return ForeignCheckpoint(
         "paddlelite",
         source.weights,
@@ -149,7 +133,7 @@ def _read_own(source: _Source) -> ForeignCheckpoint:
         optimizer=saved.tensors(_OWN_OPTIMIZER) if _OWN_OPTIMIZER in saved.files else None,
         epoch=saved.entry.epoch,
         global_step=saved.entry.step,
-        bfloat16=frozenset(_bfloat16_in(saved, _OWN_WEIGHTS)),
+        bfloat16=frozenset(_bfloat16_in(saved, OWN_WEIGHTS)),
         notes=source.notes,
     )
 
@@ -158,236 +142,125 @@ def _bfloat16_in(saved: SavedCheckpoint, file: str) -> set[str]:
     return {name for name in saved.tensors(file) if saved.dtype_of(file, name) == "bfloat16"}
 
 
-def _read_paddle(source: _Source) -> ForeignCheckpoint:
-    notes = list(source.notes)
-    weights, names = _read_weights(source.weights)
-    ema = None
+def _read_foreign(source: Source) -> ForeignCheckpoint:
+    contents = read_contents(source.weights, source.parts)
+    weights, names, bfloat16, ema = contents.arrays, contents.names, contents.bfloat16, contents.ema
+    notes = [*source.notes, *contents.notes]
     if source.raw is not None:
-        ema = weights
-        weights, names = _read_weights(source.raw)
+        raw = read_contents(source.raw)
+        ema, weights, names = weights, raw.arrays, raw.names
         notes.append(f"{source.weights.name} holds the averaged (EMA) weights and {source.raw.name} the raw ones")
-    optimizers = _read_optimizers(source.optimizer)
-    states = _read_states(source.states)
-    optimizer = optimizers[0] if optimizers else None
+    elif source.average is not None:
+        ema = read_contents(source.average).arrays
+    optimizers = contents.optimizers or read_optimizers(source.optimizer)
     if len(optimizers) > 1:
         notes.append(f"{len(optimizers)} optimizers were saved; this is the first")
     layout = _layout(source, optimizers)
-    epoch: int | None = None
-    step: int | None = None
-    best: dict[str, Any] | None = None
-    if layout == "PaddleOCR":
-        epoch, best = _whole(states.get("epoch")), _dict(states.get("best_model_dict"))
-        step = _whole(states.get("global_step"))
-    elif layout == "PaddleClas":
-        epoch = _whole(states.get("epoch"))
-        if source.weights.stem == "best_model":
+    epoch, step, best = _progress(source, layout, contents, optimizers, notes)
+    return ForeignCheckpoint(
+        layout,
+        source.weights,
+        weights,
+        ema,
+        optimizers[0] if optimizers else None,
+        epoch,
+        best,
+        names,
+        bfloat16,
+        notes,
+        step,
+        file_is_average=source.raw is not None,
+    )
+
+
+def _progress(
+    source: Source, layout: str, contents: Contents, optimizers: Sequence[dict[str, Any]], notes: list[str]
+) -> tuple[int | None, int | None, dict[str, Any] | None]:
+    """Completed epochs, steps and best scores, so far as anything tells; what is to be said of it goes to `notes`."""
+    states = {**read_progress(source), **contents.progress}
+    epoch, step, best = (
+        whole(states.get("epoch")),
+        whole(states.get("global_step")),
+        _dict(states.get("best_model_dict")),
+    )
+    stem, folder = source.weights.stem, source.weights.parent.name
+    if contents.progress and epoch is not None:
+        notes.append(f"epoch {epoch}, as the file says, is taken for the number of completed epochs")
+    if layout == "PaddleClas":
+        if stem == "best_model":
             best = states or None
         elif isinstance(states.get("metric"), (int, float)):
             notes.append(f"metric {states['metric']} is this epoch's, not the best")
-    elif layout == "PaddleDetection" and optimizer is not None:
-        epoch = _whole(optimizer["last_epoch"])
+    elif layout == "PaddleDetection" and epoch is None:
+        epoch = next((whole(optimizer["last_epoch"]) for optimizer in optimizers if "last_epoch" in optimizer), None)
     elif layout == "PaddleSeg":
-        number = re.fullmatch(r"iter_(\d+)", source.weights.parent.name)
-        step = int(number[1]) if number else None
-        notes.append(f"saved at {source.weights.parent.name}; PaddleSeg records no epoch")
-    elif layout == "paddle.Model" and source.weights.stem.isdecimal():
-        epoch = int(source.weights.stem) + 1  # 0.pdparams is written when the first epoch is complete
-    return ForeignCheckpoint(
-        layout, source.weights, weights, ema, optimizer, epoch, best, names, notes=notes, global_step=step
-    )
+        number = re.fullmatch(r"iter_(\d+)", folder)
+        step = int(number[1]) if number and step is None else step
+        notes.append(f"saved at {folder}; PaddleSeg records no epoch")
+    elif layout == "paddle.Model" and stem.isdecimal() and epoch is None:
+        epoch = int(stem) + 1  # 0.pdparams is written when the first epoch is complete
+    named = next((match for name in (stem, folder) if (match := _EPOCH_IN_NAME.fullmatch(name))), None)
+    if epoch is None and named is not None and layout != "safetensors":
+        epoch = int(named[1])
+        notes.append(f"epoch {epoch} by the name {named[0]}")
+    return epoch, step, best
 
 
 def read_weights(path: str | os.PathLike[str], which: Which = "file") -> WeightSet:
     """One set of weights of a checkpoint and nothing else of it; paths, sets and errors as in `load_foreign`."""
-    source = _locate(path)
-    notes = list(source.notes)
-    if source.kind == "safetensors":
-        arrays, bfloat16 = read_safetensors(source.weights)
-        return WeightSet(source.weights, source.kind, arrays, frozenset(bfloat16), notes)
+    source = locate(path)
     if source.kind == "paddlelite":
         saved = open_checkpoint(source.weights.parent)
-        name = {"raw": _OWN_WEIGHTS, "ema": _OWN_EMA, "file": source.weights.name}[which]
+        name = {"raw": OWN_WEIGHTS, "ema": _OWN_EMA, "file": source.weights.name}[which]
         if name not in saved.files:
             raise CheckpointNotFoundError(f"{source.weights.parent} holds no {name}")
         arrays, found = saved.tensors(name), frozenset(_bfloat16_in(saved, name))
-        return WeightSet(source.weights.with_name(name), source.kind, arrays, found, notes)
-    if which == "ema" and source.raw is None:
-        raise CheckpointNotFoundError(f"no averaged weights beside {source.weights} (no {source.weights.stem}.pdema)")
-    file = source.raw if which == "raw" and source.raw is not None else source.weights
+        return WeightSet(source.weights.with_name(name), source.kind, arrays, found, list(source.notes))
+    file, parts = source.weights, source.parts
+    if which == "raw" and source.raw is not None:
+        file, parts = source.raw, None
+    elif which == "ema" and source.average is not None:
+        file, parts = source.average, None
+    contents = read_contents(file, parts)
+    notes = [*source.notes, *contents.notes]
     if source.raw is not None:
         notes.append(f"these are the {'raw' if file == source.raw else 'averaged (EMA)'} weights")
-    return WeightSet(file, source.kind, _read_weights(file)[0], notes=notes)
+    elif which == "ema":
+        average = contents.arrays if source.average is not None else contents.ema
+        if average is None:
+            raise CheckpointNotFoundError(_no_average(source.weights))
+        notes.append("these are the averaged (EMA) weights")
+        return WeightSet(file, source.kind, average, contents.bfloat16, notes)
+    return WeightSet(file, source.kind, contents.arrays, contents.bfloat16, notes)
 
 
-def _layout(source: _Source, optimizers: Sequence[dict[str, Any]]) -> Any:
-    stem, prefix = source.weights.stem, str(source.weights.with_suffix(""))
-    if source.states is not None and source.states.suffix == ".states":
-        return "PaddleOCR"
-    if any("last_epoch" in optimizer for optimizer in optimizers):
-        return "PaddleDetection"
-    if source.states is not None or source.raw is not None:
-        return "PaddleClas"
-    if stem == "model" and re.fullmatch(r"iter_\d+|best_model", source.weights.parent.name):
-        return "PaddleSeg"
-    if stem.isdecimal() or stem in ("final", "best_model") or os.path.exists(prefix + ".pdscaler"):
-        return "paddle.Model"
-    return "paddle.save"
-
-
-# -- where its files are ---------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Source:
-    kind: Literal["paddlelite", "safetensors", "paddle"]
-    weights: Path
-    raw: Path | None = None
-    optimizer: Path | None = None
-    states: Path | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def _locate(path: str | os.PathLike[str]) -> _Source:
-    given = Path(path).expanduser().absolute()
-    own = _own_checkpoint(given)
-    if own is not None:
-        file = given.resolve()  # any set of weights in it: model.pdparams, ema.pdparams, swa.pdparams
-        return _Source("paddlelite", file if file.suffix == ".pdparams" and file.is_file() else own / _OWN_WEIGHTS)
-    weights = _weights_file(given)
-    if weights is None:
-        raise CheckpointNotFoundError(_nothing_message(given))
-    notes = [] if given in (weights, weights.with_suffix("")) else [f"read from {weights}"]
-    if weights.suffix == ".safetensors":
-        return _Source("safetensors", weights, notes=notes)
-
-    def beside(suffix: str) -> Path | None:
-        file = weights.with_name(weights.stem + suffix)
-        return file if file.is_file() else None
-
-    return _Source(
-        "paddle",
-        weights,
-        raw=beside(".pdema") if weights.suffix == ".pdparams" else None,
-        optimizer=beside(".pdopt"),
-        states=beside(".states") or beside(".pdstates"),
-        notes=notes,
-    )
-
-
-def _own_checkpoint(given: Path) -> Path | None:
-    if (given / "checkpoints").is_dir():
-        newest = CheckpointReader(given).newest()
-        return newest.path if newest else None
-    try:
-        return resolve_checkpoint(given)
-    except CheckpointNotFoundError:
-        return None
-
-
-def _weights_file(given: Path) -> Path | None:
-    if given.is_file():
-        if given.suffix not in _SIDE_FILES:
-            return given
-        return _first_file(given.with_suffix(suffix) for suffix in _WEIGHT_SUFFIXES)
-    if given.is_dir():
-        return _weights_in(given)
-    return _first_file(given.with_name(given.name + suffix) for suffix in _WEIGHT_SUFFIXES)
-
-
-def _weights_in(directory: Path) -> Path | None:
-    files = {file.stem: file for suffix in _WEIGHT_SUFFIXES for file in sorted(directory.glob(f"*{suffix}"))}
-    chosen = _preferred([stem for stem in files if not stem.endswith("_student")])
-    if chosen is not None:
-        return files[chosen]
-    folders = {file.parent.name: file for file in sorted(directory.glob("*/model.pdparams"))}
-    chosen = _preferred(list(folders))
-    return folders[chosen] if chosen is not None else None
-
-
-def _preferred(names: Sequence[str]) -> str | None:
-    """The newest of several by name: `latest`, else the final one, else the highest number, else the best."""
-    numbered = {name: int(match[1]) for name in names if (match := _TRAILING_NUMBER.fullmatch(name))}
-    last_number = max(numbered, key=lambda name: numbered[name], default=None)
-    for name in (*_PREFERRED_STEMS[:-2], last_number, *_PREFERRED_STEMS[-2:]):
-        if name is not None and name in names:
-            return name
-    if len(names) > 1:
-        raise ConfigurationError(
-            f"several sets of weights are there and none is the newest by name: {', '.join(sorted(names))}. Pass one."
-        )
-    return names[0] if names else None
-
-
-def _first_file(candidates: Iterable[Path]) -> Path | None:
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _nothing_message(given: Path) -> str:
-    if given.is_file():
-        return f"{given} holds no weights, and no {given.stem}.pdparams is beside it"
-    if given.is_dir():
-        return f"no weights in {given}: neither .pdparams nor .safetensors nor a checkpoint"
-    parent = given.parent
-    if not parent.is_dir():
-        return f"no weights at {given}: there is no directory {parent}"
-    near = sorted({file.name for file in parent.iterdir() if file.suffix in _WEIGHT_SUFFIXES or file.is_dir()})
-    listing = f" {parent} holds {', '.join(near[:_SHOWN])}{' ...' if len(near) > _SHOWN else ''}." if near else ""
-    names = [*near, *(Path(name).stem for name in near)]
-    return f"no weights at {given}, with or without .pdparams.{did_you_mean(given.name, names)}{listing}"
-
-
-# -- what its files hold ---------------------------------------------------------------------------------------------
-def _read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    content = _read_dict(path)
-    names = content.pop(NAME_TABLE, {})
-    arrays = {str(name): array for name, value in content.items() if (array := _as_array(value)) is not None}
-    if content and not arrays:
-        raise CheckpointMismatchError(
-            f"{path} holds no tensors by name, but {', '.join(map(str, list(content)[:_SHOWN]))}"
-        )
-    return arrays, {str(key): str(name) for key, name in names.items()} if isinstance(names, dict) else {}
-
-
-def _read_optimizers(path: Path | None) -> list[dict[str, Any]]:
-    if path is None:
-        return []
-    content = read_pickle(path)
-    states = content if isinstance(content, list) else [content]
-    return [_joined(state, path) for state in states if isinstance(state, dict)]
-
-
-def _read_states(path: Path | None) -> dict[str, Any]:
-    return _read_dict(path) if path is not None else {}
-
-
-def _read_dict(path: Path) -> dict[Any, Any]:
-    content = read_pickle(path)
-    if not isinstance(content, dict):
-        raise CheckpointMismatchError(f"{path} holds no dict of names and values, but a {type(content).__name__}")
-    return _joined(content, path)
-
-
-def _joined(content: dict[Any, Any], path: Path) -> dict[Any, Any]:
-    content = dict(content)
-    try:
-        for name, info in content.pop(_BIG_ARRAYS, {}).items():
-            content[name] = np.concatenate([content.pop(part) for part in info["slices"]]).reshape(info["OriginShape"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointCorruptError(f"{path} has a large array whose parts do not fit together: {error!r}") from error
-    return content
-
-
-def _as_array(value: Any) -> np.ndarray | None:
-    # A tensor that is not at the top of what paddle.save was given is stored as (its name, its array).
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
-        value = value[1]
-    return value if isinstance(value, np.ndarray) else None
+def _no_average(path: Path) -> str:
+    return f"no averaged weights beside {path} (no {path.stem}.pdema, no ema_model{path.suffix})"
 
 
 def _dict(value: Any) -> dict[Any, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, (int, np.integer)) else None
+def _layout(source: Source, optimizers: Sequence[dict[str, Any]]) -> Any:
+    stem, folder, prefix = source.weights.stem, source.weights.parent.name, str(source.weights.with_suffix(""))
+    if source.states is not None and source.states.suffix == ".states":
+        return "PaddleOCR"
+    if source.progress is not None:
+        return "PaddleNLP" if source.progress.suffix == ".json" else "PaddleX"
+    if source.kind == "safetensors":
+        return "safetensors"
+    if any("last_epoch" in optimizer for optimizer in optimizers):
+        return "PaddleDetection"
+    if source.states is not None or source.raw is not None:
+        return "PaddleClas"
+    if stem == "model" and re.fullmatch(r"iter_\d+|best_model", folder):
+        return "PaddleSeg"
+    if stem == "model" and _EPOCH_IN_NAME.fullmatch(folder):
+        return "PaddleX"
+    if stem.isdecimal() or stem in ("final", "best_model") or os.path.exists(prefix + ".pdscaler"):
+        return "paddle.Model"
+    return "paddle.save"
 
 
 # -- the optimizer's state by structured name ------------------------------------------------------------------------
@@ -403,8 +276,9 @@ def optimizer_by_structured_name(
     Raises:
         CheckpointMismatchError: the weights carry no table of names, or one name stands for different parameters.
     """
-    weights, names = _read_weights(Path(weights_file))
-    return _by_structured_name(weights, names, weights_file, _read_optimizers(Path(opt_file)), opt_file)
+    contents = read_contents(Path(weights_file))
+    weights, names = contents.arrays, contents.names
+    return _by_structured_name(weights, names, weights_file, read_optimizers(Path(opt_file)), opt_file)
 
 
 def _by_structured_name(
@@ -425,11 +299,11 @@ def _by_structured_name(
         result["scheduler"] = result["scheduler"] or _dict(state.get("LR_Scheduler"))
         for name, value in (_dict(state.get("master_weights")) or {}).items():
             if name in structured:
-                result["master_weights"][structured[name]] = _as_array(value)
+                result["master_weights"][structured[name]] = as_array(value)
             else:
                 result["unmatched"].append(f"master_weights of {name}")
         for key, value in state.items():
-            array = _as_array(value)
+            array = as_array(value)
             if key in _NO_ACCUMULATOR or not isinstance(key, str) or array is None:
                 continue
             owner = _owner(key, structured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,12 @@ def load_weights(
         )
     if which not in ("file", "raw", "ema"):
         raise ConfigurationError(f"which must be 'file', 'raw' or 'ema', got {which!r}")
+    paddle = sys.modules.get("paddle")
+    if paddle is not None and not paddle.in_dynamic_mode():
+        raise ConfigurationError(
+            "load_weights needs dynamic mode, and paddle.enable_static() is in force: "
+            "call paddle.disable_static() before."
+        )
     found = source.weight_set(which) if isinstance(source, ForeignCheckpoint) else read_weights(source, which)
     fitting, report = fit_weights(layer, found, rename)
     hint = _prefix_hint(report)

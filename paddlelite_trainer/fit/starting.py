@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 
 from ..checkpoint.foreign import ForeignCheckpoint, Which, load_foreign
+from ..checkpoint.foreign_files import BEST_STEMS, best_beside
 from ..checkpoint.weights import Rename, WeightsReport, fit_weights, load_weights, renamed
 from ..errors import (
     CheckpointMismatchError,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 IMPORTED_BEST = "imported-best"
 """The pin of the best checkpoint that was brought along from another tool's run."""
-_BEST_STEMS = ("best_accuracy", "best_model")
 _EPOCH_KEYS = ("best_epoch", "epoch")
 
 
@@ -310,15 +310,10 @@ def _find_best(fit: Fit, init: InitFrom, found: ForeignCheckpoint) -> _Best | No
 
 
 def _best_beside(found: ForeignCheckpoint) -> ForeignCheckpoint:
-    path = found.path
-    if path.stem in _BEST_STEMS or path.parent.name == "best_model":
-        return found
-    candidates = [path.with_name(stem + path.suffix) for stem in _BEST_STEMS]
-    candidates.append(path.parent.parent / "best_model" / path.name)  # PaddleSeg
-    for candidate in candidates:
-        if candidate.is_file():
-            return load_foreign(candidate)
-    raise CheckpointNotFoundError(
-        f"InitFrom(best=...): a score belongs to the weights that earned it, and beside {path} there is neither "
-        f"{' nor '.join(stem + path.suffix for stem in _BEST_STEMS)}. Leave best= out."
-    )
+    best = best_beside(found.path)
+    if best is None:
+        raise CheckpointNotFoundError(
+            f"InitFrom(best=...): a score belongs to the weights that earned it, and beside {found.path} there is "
+            f"neither {' nor '.join(stem + '.pdparams' for stem in BEST_STEMS)}. Leave best= out."
+        )
+    return found if best == found.path else load_foreign(best)

@@ -13,6 +13,7 @@ from ..callback import refuse_misspelt_hooks
 from ..data.module import HOOKS as DATA_HOOKS
 from ..data.module import DataModule
 from ..errors import ConfigurationError, ConfigurationTypeError
+from ..machine.device import refuse_static_mode
 from ..module import HOOKS as MODULE_HOOKS
 from ..module import Module, is_written, refuse_what_is_never_called
 
@@ -83,6 +84,7 @@ def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:
         if isinstance(model, type):
             raise ConfigurationTypeError(f"{takes} the class {model.__name__}; pass an object: {model.__name__}()")
         raise ConfigurationTypeError(f"{takes} {type(model).__name__}")
+    refuse_static_mode(f"trainer.{stage}")
     refuse_what_is_never_called(model)
     if stage == "fit":
         for method in ("training_step", "configure_optimizers"):

@@ -18,6 +18,17 @@ THREADS_VARIABLE = "PADDLELITE_CPU_THREADS"
 LARGE = 1_000_000  # parameters from which on a CPU operator is worth several threads
 
 
+def refuse_static_mode(what: str) -> None:
+    """Raise ConfigurationError where paddle.enable_static() is in force, in which nothing can be trained step by step.
+
+    `what` begins the sentence.
+    """
+    if not paddle.in_dynamic_mode():
+        raise ConfigurationError(
+            f"{what} needs dynamic mode, and paddle.enable_static() is in force: call paddle.disable_static() before."
+        )
+
+
 @dataclass(frozen=True)
 class Device:
     """One device. `name` is Paddle's ("cpu", "gpu:0", "npu:1"), `type` the part before the colon."""

@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from ..checkpoint.entry import Entry, entry_from_manifest
 from ..checkpoint.filesystem import REAL
+from ..checkpoint.foreign_files import locate, url_scheme
 from ..checkpoint.links import CHECKPOINTS
 from ..checkpoint.reader import CheckpointReader
 from ..checkpoint.remote import Remote, RemoteCheckpoint
 from ..checkpoint.saved import SavedCheckpoint, read_manifest, resolve_checkpoint
 from ..errors import (
     CheckpointCorruptError,
+    CheckpointError,
     CheckpointNotFoundError,
     ConfigurationError,
     ConfigurationTypeError,
@@ -182,7 +184,10 @@ def _resolve_here(
             f"ckpt_path must be None, 'last', 'best', a tag or a path, got {ckpt_path!r}, a {type(ckpt_path).__name__}"
         )
     text = os.fspath(ckpt_path)
-    if "://" in text:
+    scheme = url_scheme(text)
+    if scheme in ("http", "https", "ftp"):
+        raise ConfigurationError(f"ckpt_path={text!r} is a URL: download it first and pass the path of the file.")
+    if scheme is not None:
         raise ConfigurationError(
             f"ckpt_path={text!r} is a URL. To go on with the run there add RemoteCopy({text!r}) to the callbacks "
             f"and pass ckpt_path='last'; `paddlelite ckpt fetch {text}` brings one checkpoint here."
@@ -195,6 +200,7 @@ def _resolve_here(
         return _resolve_best(root, runs)
     found = _resolve_path(text, named) or (None if _looks_like_path(text) else _resolve_pin(text, runs))
     if found is None:
+        _refuse_foreign(absolute(text))
         raise CheckpointNotFoundError(_not_found_message(text, root, runs))
     return found
 
@@ -265,6 +271,7 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
             return found
         if not path.exists():
             return None
+        _refuse_foreign(path)
         raise CheckpointNotFoundError(
             f"{path} is neither a checkpoint nor a run. load_weights(layer, path) loads other programs' weights."
         ) from None
@@ -273,6 +280,22 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
     if run is not None and (named is None or named == run):
         return _continue(run, entry)
     return Resolution(None, entry, False, f"fresh run from {entry.path} (step {entry.step}, epoch {entry.epoch})")
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise for what another program saved there, with the way to use it; return where there is nothing of the kind."""
+    try:
+        what = str(locate(path).weights)
+    except CheckpointNotFoundError:
+        return
+    except (CheckpointError, ConfigurationError) as error:
+        what = f"{path}: {error}"
+    raise CheckpointNotFoundError(
+        f"{path} is a checkpoint of another program, and ckpt_path takes those of this trainer ({what}). "
+        "In a fit pass it as init_from: init_from=path takes its weights, "
+        "init_from=InitFrom(path, training_state=True) its optimizer and epoch too. "
+        "For validate, test and predict call load_weights(module, path) before."
+    )
 
 
 def _continue(

@@ -359,3 +359,34 @@ def test_last_passes_over_checkpoints_of_weights_only(tmp_path: Path) -> None:
     run = trainer(tmp_path, [ModelCheckpoint(every_n_epochs=2), every], max_epochs=3)
     run.fit(Net(), batches(), ckpt_path="last")
     assert run.ckpt_path.name == f"step-{2 * EPOCH:09d}"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_best_of_paddlex_3_is_found_from_its_output_directory_or_one_folder_of_it(
+    tmp_path: Path, nested: bool
+) -> None:
+    layer = network()
+    optimizer = paddle.optimizer.AdamW(0.05, parameters=layer.parameters())
+    train_by_hand(layer, optimizer, 1)
+    wrapped = paddle.nn.Layer()
+    wrapped.net = layer
+    for name in ("latest", "best_accuracy"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        ocr_checkpoint(tmp_path / "out" / name, name, wrapped, optimizer, 3, best_model_dict={"acc": 0.9})
+    fit = trainer(tmp_path, [ModelCheckpoint(monitor="val_acc", mode="max")])
+    path = tmp_path / "out" / "latest" if nested else tmp_path / "out"
+    fit.fit(Net(), batches(), batches(), init_from=InitFrom(path, training_state=True, best={"val_acc": "acc"}))
+    assert fit.imported_best is not None and fit.current_epoch == 5 and fit.global_step == 5 * EPOCH
+
+
+def test_everything_in_one_file_that_paddle_wrote_goes_on_as_the_loop_would(tmp_path: Path) -> None:
+    wrapped = paddle.nn.Layer()
+    wrapped.net = network()
+    optimizer = paddle.optimizer.AdamW(0.05, parameters=wrapped.parameters())
+    train_by_hand(wrapped.net, optimizer, 2)
+    file = tmp_path / "all.pdparams"
+    paddle.save({"model": wrapped.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 2}, str(file))
+    module = Net()
+    trainer(tmp_path, max_epochs=4).fit(module, batches(), init_from=InitFrom(file, training_state=True))
+    train_by_hand(wrapped.net, optimizer, 2)
+    assert same_weights(module, wrapped)

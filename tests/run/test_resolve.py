@@ -268,3 +268,28 @@ def test_other_hyper_parameters_than_the_checkpoints_are_told(
         settings = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint()], "default_root_dir": tmp_path}
         quiet_trainer(max_epochs=epochs, **settings).fit(Classifier(lr=lr), make_batches(1), ckpt_path="last")
     assert "hyper-parameter lr: saved 0.1, now 0.2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["out", "out/best_accuracy", "out/best_accuracy.pdparams", "out/best_accuracy.pdopt"])
+def test_another_program_s_checkpoint_is_refused_with_the_way_to_use_it(tmp_path, given):
+    (tmp_path / "out").mkdir()
+    for suffix in ("pdparams", "pdopt", "states"):
+        (tmp_path / "out" / f"best_accuracy.{suffix}").write_bytes(b"")
+    with pytest.raises(CheckpointNotFoundError, match=r"another program.*best_accuracy\.pdparams.*init_from=path"):
+        resolve(str(tmp_path / given), default_root_dir=tmp_path / "runs")
+
+
+def test_a_file_of_another_program_in_the_working_directory_is_found_by_its_bare_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet.pdparams").write_bytes(b"")
+    with pytest.raises(CheckpointNotFoundError, match=r"another program.*init_from"):
+        resolve("resnet", default_root_dir=tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [("https://a.b/x.pdparams", "download it first"), ("s3://b/run", "RemoteCopy"), (Path("gs://b/run"), "RemoteCopy")],
+)
+def test_a_url_is_called_one_also_as_a_path_object(tmp_path, url, remedy):
+    with pytest.raises(ConfigurationError, match=f"is a URL.*{remedy}"):
+        resolve(url, default_root_dir=tmp_path)
