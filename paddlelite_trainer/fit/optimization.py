@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _TENSOR = paddle.Tensor
 _SCALAR_SHAPES: tuple[list[int], ...] = ([], [1])
 
+_STEPS = ("step", "minimize")
+
 
 class Optimization:
     """The optimizers of one fit. Only it moves them, and raises `global_step`.
@@ -49,7 +51,7 @@ class Optimization:
         self.added_param_groups: list[dict[str, Any]] = []
         self.gradient_norm: Any = None
         self.last_loss: Any = None
-        self.skips_step = False
+        self.skips_step = self._is_stepping = False
         self.toggled: list[tuple[Any, bool]] = []
         self.clips = settings.gradient_clip_val is not None or is_written(module, "configure_gradient_clipping")
         self.needs_closure = self.is_automatic and type(self.optimizers[0]).__name__ == "LBFGS"
@@ -58,6 +60,10 @@ class Optimization:
         self.window = self.window_length = 1
         self.before_backward = hooks.of("on_before_backward")
         self.after_backward = hooks.of("on_after_backward")
+        if not self.is_automatic:
+            for optimizer in self.optimizers:
+                for name in _STEPS:
+                    self._count_raw_steps(optimizer, name)
         self.backward: Callable[[Any], None] = self._backward
         self.step: Callable[[], None] = self._step
 
@@ -179,20 +185,45 @@ class Optimization:
             self.backward(loss)
 
     def _manual_step(self, optimizer: Any, closure: Callable[[], Any] | None) -> Any:
+        if closure is not None:
+            return self._counted(optimizer, lambda: optimizer.step(closure))
+        self._counted(optimizer, lambda: self.precision.step(optimizer))
+        return None
+
+    def _counted(self, optimizer: Any, take: Callable[[], Any]) -> Any:
+        """One step in manual optimization, which `take` takes."""
         result = None
         with self.precision.outside_autocast():
             self.skips_step = False
             self._refuse_what_cannot_be_unscaled(optimizer)
             self.hooks.call("on_before_optimizer_step", optimizer)
             self.progress.begin_step()
-            if self.skips_step:
-                self.precision.discard(optimizer)
-            elif closure is not None:
-                result = optimizer.step(closure)
-            else:
-                self.precision.step(optimizer)
+            self._is_stepping = True
+            try:
+                if self.skips_step:
+                    self.precision.discard(optimizer)
+                else:
+                    result = take()
+            finally:
+                self._is_stepping = False
         self.progress.end_step(schedulers_are_due=False)
         return result
+
+    def _count_raw_steps(self, optimizer: Any, name: str) -> None:
+        """Let a step of the optimizer that the user has kept be one of `self.optimizers()`, until `let_go`."""
+        own = getattr(optimizer, name)
+
+        def step(*arguments: Any, **named: Any) -> Any:
+            if self._is_stepping:
+                return own(*arguments, **named)
+            if self.precision.scaler is not None:
+                raise TrainingError(
+                    f"{name} of the optimizer itself knows nothing of float16's loss scale: in training_step use "
+                    "optimizer = self.optimizers(), self.manual_backward(loss) and optimizer.step()"
+                )
+            return self._counted(optimizer, lambda: own(*arguments, **named))
+
+        vars(optimizer)[name] = step
 
     def _refuse_what_cannot_be_unscaled(self, optimizer: Any) -> None:
         if self.precision.scaler is not None:
@@ -239,6 +270,9 @@ class Optimization:
         """Keep no batch's results, and leave every parameter as the user has it."""
         self.last_loss = None
         self.untoggle()
+        for optimizer in () if self.is_automatic else self.optimizers:
+            for name in _STEPS:
+                vars(optimizer).pop(name, None)
 
     def skip_step(self) -> None:
         self.skips_step = True
