@@ -246,12 +246,14 @@ class EarlyStopping(Callback):
             return None
         if self._metric.step != trainer.global_step:
             return None
+        if trainer.current_epoch - (save_point.reason == "train_epoch") < self.start_from_epoch:
+            return None  # of the warm-up, whose scores do not count
         trainer.checkpoints.wait()  # a checkpoint still being written is not yet in the list
         candidate = save_point.candidate
         score, best = candidate.metrics.get(self.monitor, math.nan), self._best(trainer)
         if not candidate.healthy or not math.isfinite(score):
             return None
-        if best is not None and not is_better(score, best.metrics[self.monitor], self.mode):
+        if best is not None and not is_better(score, best.metrics[self.monitor], self.mode, self.min_delta):
             return None
         return {self.BEST_PIN: [candidate.name]}
 

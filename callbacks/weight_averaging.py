@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import paddle
 
 from paddlelite_trainer import Module, Trainer
+from paddlelite_trainer.callback import overridden
 from paddlelite_trainer.errors import ConfigurationError, did_you_mean
 from paddlelite_trainer.layers import batch_norms, momentum, set_momentum
 from paddlelite_trainer.optimizers import set_learning_rate
@@ -69,13 +71,14 @@ class StochasticWeightAveraging(AveragedWeights):
         self.annealing_epochs = annealing_epochs
         self.annealing_strategy = annealing_strategy
         self._epochs_averaged = 0
+        self._has_seen_a_batch = False
         self._rates_before: list[float] = []  # of each optimizer, when averaging began
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         super().setup(trainer, module, stage)
         if stage != "fit":
             return
-        self._epochs_averaged, self._rates_before = 0, []
+        self._epochs_averaged, self._rates_before, self._has_seen_a_batch = 0, [], False
         if isinstance(self.swa_epoch_start, float) and (trainer.max_epochs is None or trainer.max_epochs < 0):
             raise ConfigurationError(
                 f"StochasticWeightAveraging(swa_epoch_start={self.swa_epoch_start}) is a share of max_epochs, and the "
@@ -99,6 +102,9 @@ class StochasticWeightAveraging(AveragedWeights):
             self._rates_before = [float(optimizer.get_lr()) for optimizer in trainer.optimizers]
 
     def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        if not self._has_seen_a_batch:
+            self._has_seen_a_batch = True
+            _refuse_what_predict_step_cannot_take(module, batch)
         if not self._rates_before:
             return
         done = trainer.current_epoch - self.first_epoch(trainer)
@@ -144,9 +150,35 @@ class StochasticWeightAveraging(AveragedWeights):
         self._rates_before = list(state_dict["rates_before"])
 
 
+def _refuse_what_predict_step_cannot_take(module: Module, batch: Any) -> None:
+    """Raise ConfigurationError where the statistics could not be computed at fit's end; better now than then."""
+    if not _norms_with_statistics(module) or overridden(module, "predict_step", Module) is not None:
+        return
+    given = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    problem = None
+    if type(module).forward is paddle.nn.Layer.forward:
+        problem = "has no forward"
+    elif not isinstance(given, paddle.Tensor):
+        problem = f"would be given a {type(given).__name__}"
+    else:
+        try:
+            inspect.signature(module.forward).bind(given)
+        except TypeError as error:
+            problem = f"cannot be called with the batch's first entry ({error})"
+    if problem is not None:
+        raise ConfigurationError(
+            "StochasticWeightAveraging computes BatchNorm's statistics anew at fit's end by predict_step, and "
+            f"{type(module).__name__} {problem}: write predict_step(batch, batch_idx), which is given a training batch"
+        )
+
+
+def _norms_with_statistics(module: Module) -> list[Any]:
+    return [layer for layer in batch_norms(module) if momentum(layer) is not None]
+
+
 def update_batch_norm(module: Module, batches: Any) -> None:
     """Compute every BatchNorm's running statistics anew: the plain mean over these batches, through `predict_step`."""
-    norms = [layer for layer in batch_norms(module) if momentum(layer) is not None]
+    norms = _norms_with_statistics(module)
     if not norms:
         return
     momenta: list[Any] = [momentum(norm) for norm in norms]

@@ -54,6 +54,8 @@ def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
     """
     pairs = _pairs(returned)
     optimizers = [optimizer for optimizer, _ in pairs]
+    for optimizer in optimizers:
+        _refuse_wrapped(optimizer)
     if len({id(optimizer) for optimizer in optimizers}) != len(optimizers):
         raise ConfigurationError("configure_optimizers returned the same optimizer twice")
     configs: list[LRSchedulerConfig] = []
@@ -75,6 +77,17 @@ def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
             )
         configs.append(config)
     return optimizers, configs
+
+
+def _refuse_wrapped(optimizer: Optimizer) -> None:
+    inner = next((value for value in vars(optimizer).values() if isinstance(value, Optimizer)), None)
+    if inner is not None:
+        raise ConfigurationError(
+            f"configure_optimizers returned {type(optimizer).__name__} around {type(inner).__name__}: a checkpoint "
+            "would not hold what is within, and its schedule would not step. "
+            f"Return the {type(inner).__name__} itself; "
+            "weights are averaged by the callbacks ExponentialMovingAverage and StochasticWeightAveraging."
+        )
 
 
 def _pairs(returned: Any) -> list[tuple[Optimizer, Any]]:

@@ -163,8 +163,8 @@ def _settle_seed(fit: Fit, saved: Saved | None) -> None:
 def _open_data(fit: Fit, request: Request) -> None:
     data = TrainingData(fit.loading, fit.progress, request.train, request.val)
     fit.use_data(data)
-    _tell_what_has_no_effect(fit, request.train)
     data.open_validation()
+    _tell_what_has_no_effect(fit, request.train)
     if data.val and not is_written(fit.module, "validation_step"):
         fit.print("Validation data was given, and the module has no validation_step: no validation will run.")
 
@@ -173,7 +173,7 @@ def _tell_what_has_no_effect(fit: Fit, train: Any) -> None:
     assert fit.data is not None
     settings = fit.settings
     idle: dict[str, str] = {}
-    if settings.reload_dataloaders_every_n_epochs and train is not None:
+    if settings.reload_dataloaders_every_n_epochs and train is not None and not (fit.data.val and fit.data.val_every):
         idle[f"reload_dataloaders_every_n_epochs={settings.reload_dataloaders_every_n_epochs}"] = (
             "a loader was passed to fit, and it is train_dataloader of the module or datamodule that is called again"
         )

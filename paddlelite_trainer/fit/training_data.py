@@ -18,7 +18,9 @@ class TrainingData:
 
     def __init__(self, loading: Loading, progress: Progress, train: Any, val: Any) -> None:
         self.loading, self.progress = loading, progress
-        self.every = loading.settings.reload_dataloaders_every_n_epochs if train is None else 0
+        every = loading.settings.reload_dataloaders_every_n_epochs
+        self.every = every if train is None else 0
+        self.val_every = every if val is None else 0
         sources = loading.sources("train", train)
         if not sources:
             raise ConfigurationError(
@@ -58,19 +60,28 @@ class TrainingData:
         epoch = self.progress.current_epoch
         if self.every and epoch and epoch % self.every == 0:
             self._reload()
+        if self.val_every and epoch and epoch % self.val_every == 0:
+            self._reload_validation()
 
     def reload_as_before(self, saved: Progress) -> None:
-        """A resumed run's training data, where it came from a call of train_dataloader in the course of the run."""
-        last = saved.current_epoch - saved.current_epoch % self.every if self.every else 0
-        if not saved.epoch_is_open and last == saved.current_epoch:
-            last -= self.every  # that call is still to come
-        if self.every and last > 0:
-            with self.progress.seen_at(last):
-                self._reload()
+        """A resumed run's data, where they came from a call of train_dataloader or val_dataloader in its course."""
+        for every, reload in ((self.every, self._reload), (self.val_every, self._reload_validation)):
+            last = saved.current_epoch - saved.current_epoch % every if every else 0
+            if not saved.epoch_is_open and last == saved.current_epoch:
+                last -= every  # that call is still to come
+            if every and last > 0:
+                with self.progress.seen_at(last):
+                    reload()
 
     def _reload(self) -> None:
         old, self.train = self.train, self.loading.sources("train", None)[0]
         old.close()
+
+    def _reload_validation(self) -> None:
+        old = self.val
+        self.open_validation()
+        for source in old:
+            source.close()
 
     def close(self) -> None:
         for source in (self.train, *self.val):

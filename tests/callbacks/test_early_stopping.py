@@ -251,3 +251,41 @@ def test_arguments_that_make_no_sense_are_refused_at_construction() -> None:
         EarlyStopping("val_loss", patience=-1)
     with pytest.raises(ConfigurationTypeError, match="is the name of a logged metric, got None"):
         EarlyStopping(None)  # type: ignore[arg-type]
+
+
+# -- a warm-up ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("on_train_epoch_end", [None, True, False])
+def test_best_score_and_restored_weights_are_of_one_epoch_and_not_of_the_warm_up(
+    tmp_path: Path, on_train_epoch_end: bool | None
+) -> None:
+    stopping = EarlyStopping(
+        "val_loss",
+        patience=9,
+        start_from_epoch=1,
+        restore_best_weights=True,
+        check_on_train_epoch_end=on_train_epoch_end,
+    )
+    weights = []
+
+    class Remembers(Callback):
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
+            weights.append(module.net.weight.numpy().tolist())
+
+    module = Scripted({"val_loss": by_epoch([0.1, 5.0, 4.0, 3.0, 6.0, 7.0])})
+    fit(tmp_path, module, [stopping, Remembers(), ModelCheckpoint()], max_epochs=6)
+    assert stopping.best_score == 3.0
+    assert module.net.weight.numpy().tolist() == weights[3]
+
+
+def test_an_improvement_below_min_delta_is_neither_the_best_score_nor_restored(tmp_path: Path) -> None:
+    stopping = EarlyStopping("val_loss", patience=9, min_delta=0.5, restore_best_weights=True)
+    weights = []
+
+    class Remembers(Callback):
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
+            weights.append(module.net.weight.numpy().tolist())
+
+    module = Scripted({"val_loss": by_epoch([3.0, 2.8, 4.0])})
+    fit(tmp_path, module, [stopping, Remembers(), ModelCheckpoint()], max_epochs=3)
+    assert stopping.best_score == 3.0
+    assert module.net.weight.numpy().tolist() == weights[0]

@@ -201,3 +201,60 @@ def test_too_few_or_different_checkpoints_are_errors(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(CheckpointMismatchError, match=r"w: float64\[2\] in step-000000000, float64\[3\]"):
         average_checkpoints(tmp_path / "other", last_k=2)
+
+
+# -- what the statistics are computed from -----------------------------------------------------------------------------
+class Normed(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.norm, self.out = paddle.nn.BatchNorm1D(4), paddle.nn.Linear(4, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.steps += 1
+        x = batch["x"] if isinstance(batch, dict) else batch[0]
+        return self.out(self.norm(x)).mean()
+
+    def configure_optimizers(self) -> Any:
+        return paddle.optimizer.SGD(0.1, parameters=self.parameters())
+
+
+class TakesX(Normed):
+    def forward(self, x: Any) -> Any:
+        return self.out(self.norm(x))
+
+
+class TakesTwo(Normed):
+    def forward(self, x: Any, mask: Any) -> Any:
+        return self.out(self.norm(x * mask))
+
+
+class Predicts(Normed):
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.out(self.norm(batch["x"]))
+
+
+X = paddle.arange(32, dtype="float32").reshape([8, 4])
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "problem"),
+    [
+        (TakesX, {"x": X}, "would be given a dict"),
+        (Normed, [X, X], "has no forward"),
+        (TakesTwo, [X, X], "cannot be called with the batch's first entry"),
+    ],
+)
+def test_a_batch_that_predict_step_cannot_take_is_refused_before_training(
+    tmp_path: Path, make: Any, batch: Any, problem: str
+) -> None:
+    module = make()
+    with pytest.raises(ConfigurationError, match=rf"{problem}.*write predict_step"):
+        trainer(tmp_path, [StochasticWeightAveraging(0.01, swa_epoch_start=0)]).fit(module, [batch] * 3)
+    assert module.steps == 0
+
+
+def test_a_predict_step_of_one_s_own_takes_any_batch(tmp_path: Path) -> None:
+    module = Predicts()
+    trainer(tmp_path, [StochasticWeightAveraging(0.01, swa_epoch_start=0)]).fit(module, [{"x": X}] * 3)
+    assert module.norm._mean.numpy() == pytest.approx(X.numpy().mean(0), rel=1e-5)

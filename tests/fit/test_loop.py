@@ -10,7 +10,7 @@ import paddle
 import pytest
 from models import Classifier, F, make_batches, quiet_trainer, same_weights, weights_of
 
-from paddlelite_trainer import Callback, Module
+from paddlelite_trainer import Callback, DataModule, Module
 from paddlelite_trainer.callback import HOOKS
 from paddlelite_trainer.errors import ConfigurationError
 from paddlelite_trainer.fit.hooks import Hooks
@@ -489,3 +489,28 @@ def test_a_values_of_an_evaluation_apart_from_fit_is_not_part_of_what_the_fit_sa
     assert "val_loss" in entry.metrics
     assert "test_loss" not in entry.metrics
     assert "test_loss" not in trainer.checkpoints.read(entry).state("trainer.json")["callback_metrics"]
+
+
+@pytest.mark.parametrize("case", ["module", "module with a loader given", "datamodule"])
+def test_validation_loaders_are_asked_for_again_too(case: str) -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Loaders:
+        trainer: Any = None
+
+        def train_dataloader(self) -> Any:
+            asked.append(("train", self.trainer.current_epoch))
+            return make_batches(2)
+
+        def val_dataloader(self) -> Any:
+            asked.append(("val", self.trainer.current_epoch))
+            return make_batches(2, seed=self.trainer.current_epoch)
+
+    trainer = quiet_trainer(max_epochs=4, reload_dataloaders_every_n_epochs=2)
+    given = make_batches(2) if case == "module with a loader given" else None
+    if case == "datamodule":
+        trainer.fit(Classifier(), datamodule=type("Data", (Loaders, DataModule), {})())
+    else:
+        trainer.fit(type("Own", (Loaders, Classifier), {"trainer": Module.trainer})(), given)
+    assert [epoch for name, epoch in asked if name == "val"] == [0, 2]
+    assert [epoch for name, epoch in asked if name == "train"] == ([0, 2] if given is None else [])
