@@ -195,8 +195,8 @@ class Tuner:
         model_trainer = self.trainer
         short = _QuietTrainer(
             max_steps=steps,
-            max_epochs=-1,
-            callbacks=list(callbacks),
+            max_epochs=-1 if model_trainer.max_epochs is None else model_trainer.max_epochs,
+            callbacks=[_Try(), *callbacks],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -216,8 +216,47 @@ class Tuner:
 
 
 class _QuietTrainer(Trainer):
+    """Of the user's it has `max_epochs`, while schedules are made by it; then the steps alone end it."""
+
     def print(self, *values: Any, **options: Any) -> None:
         pass
+
+    def end_by_steps_alone(self) -> None:
+        self.max_epochs = -1
+
+    def _merge_callbacks(self, model: Module, stage: str) -> None:
+        """A try is without callbacks, those that the module configures included."""
+
+
+class _Try(Callback):
+    """Lets a short run reach its steps, or end where it never would."""
+
+    MOST_BATCHES_WITHOUT_STEP = 1000
+
+    def __init__(self) -> None:
+        self._batches_without_step, self._steps = 0, 0
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        assert isinstance(trainer, _QuietTrainer)
+        trainer.end_by_steps_alone()
+        for config in trainer.lr_scheduler_configs:  # without validation what they watch may never come
+            vars(config).update(strict=False)
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._batches_without_step = 0 if trainer.global_step > self._steps else self._batches_without_step + 1
+        self._steps = trainer.global_step
+        if self._batches_without_step == self.MOST_BATCHES_WITHOUT_STEP:
+            self._refuse(module)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        if trainer.global_step == 0:
+            self._refuse(module)
+
+    def _refuse(self, module: Module) -> None:
+        raise ConfigurationError(
+            f"{type(module).__name__}.training_step takes no optimizer step, so there is nothing to try: in manual "
+            "optimization call optimizer.step() of self.optimizers()"
+        )
 
 
 class _RateSweep(Callback):

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
+from models import Classifier, make_batches, quiet_trainer
 from paddle.io import DataLoader, TensorDataset
 
 from paddlelite_trainer import DataModule, Module, Trainer, Tuner, seed_everything
+from paddlelite_trainer.callbacks import EarlyStopping, ModelCheckpoint
 from paddlelite_trainer.errors import ConfigurationError
 from paddlelite_trainer.tuner import LRFinderResult
 
@@ -290,3 +292,54 @@ def test_what_it_cannot_scale_is_an_error(tmp_path: Path) -> None:
         tuner.scale_batch_size(net(), mode="half")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"init_val=\.\.\.\) must be >= 1, got 0"):
         tuner.scale_batch_size(net(), init_val=0)
+
+
+# -- what a module brings along ----------------------------------------------------------------------------------------
+class Watches(Classifier):
+    """A plateau schedule on a validation metric, which never comes in a try."""
+
+    def configure_optimizers(self) -> Any:
+        schedule = paddle.optimizer.lr.ReduceOnPlateau(0.1, patience=1)
+        optimizer = paddle.optimizer.SGD(schedule, parameters=self.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"}}
+
+
+class BringsCallbacks(Classifier):
+    def configure_callbacks(self) -> list[Any]:
+        return [ModelCheckpoint(monitor="val_loss"), EarlyStopping("val_loss")]
+
+
+class ReadsMaxEpochs(Classifier):
+    def configure_optimizers(self) -> Any:
+        epochs = self.trainer.max_epochs
+        assert epochs == 3
+        return paddle.optimizer.SGD(
+            paddle.optimizer.lr.CosineAnnealingDecay(0.1, T_max=epochs), parameters=self.parameters()
+        )
+
+
+@pytest.mark.parametrize("make", [Watches, BringsCallbacks, ReadsMaxEpochs])
+def test_lr_find_runs_past_an_epoch_s_end_with_what_the_module_brings(make: Any) -> None:
+    found = Tuner(quiet_trainer(max_epochs=3)).lr_find(make(), make_batches(3), num_training=20)
+    assert len(found.losses) == 20
+
+
+@pytest.mark.parametrize("make", [Watches, BringsCallbacks, ReadsMaxEpochs])
+def test_scale_batch_size_runs_with_what_the_module_brings(make: Any) -> None:
+    class Sized(make):  # type: ignore[misc]
+        batch_size = 2
+
+        def train_dataloader(self) -> Any:
+            return make_batches(2, batch_size=self.batch_size)
+
+    assert Tuner(quiet_trainer(max_epochs=3)).scale_batch_size(Sized(), max_val=8) == 8
+
+
+def test_a_module_that_never_steps_is_told_instead_of_hanging() -> None:
+    class Idle(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+    with pytest.raises(ConfigurationError, match=r"Idle\.training_step takes no optimizer step"):
+        Tuner(quiet_trainer(max_epochs=3)).lr_find(Idle(), make_batches(3), num_training=5)
