@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .callback import Callback
 from .errors import ConfigurationTypeError
 from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
+from .reporting.loggers.dry import DryLogger
 
 
 def default_callbacks(
@@ -28,8 +29,16 @@ def default_callbacks(
     return [*given, *added]
 
 
-def default_loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Logger]:
-    """The loggers meant by Trainer(logger=...): None and True are TensorBoard and CSV files in the run directory."""
+def default_loggers(logger: bool | Logger | Sequence[Logger] | None, *, is_dry: bool = False) -> list[Logger]:
+    """The loggers meant by Trainer(logger=...): None and True are TensorBoard and CSV files in the run directory.
+
+    Where `is_dry`, each is one that writes nothing.
+    """
+    loggers = _loggers(logger)
+    return [DryLogger() for _ in loggers] if is_dry else loggers
+
+
+def _loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Logger]:
     if logger is None or logger is True:
         return [TensorBoardLogger(), CSVLogger()]
     if logger is False:

@@ -122,7 +122,7 @@ class Trainer(Readable):
         self.ranks = Ranks()
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
-        self.loggers = [] if fast_dev_run else default_loggers(logger)
+        self.loggers = default_loggers(logger, is_dry=bool(fast_dev_run))
         self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         self._module_callbacks: list[Callback] = []
         self._configured_for: Module | None = None

@@ -49,6 +49,8 @@ def prepare(fit: Fit, request: Request) -> bool:
     """Everything before the first batch; False where the checkpoint's run is over already."""
     refuse_endless(fit)
     override = state.checked_override(request.override)
+    if fit.settings.fast_dev_run:  # of a finished run too it tries a batch
+        override = (*override, "callbacks", "data", "stop")
     # 1. Which checkpoint: it decides on the seed and the threads of all that follows.
     resolution = _resolve(fit, request)
     saved = None
@@ -285,6 +287,8 @@ def _restore(
         notes += [resolution.message] if request.ckpt_path is not None else []
     if saved is not None:
         notes += state.restore(fit, saved, override)
+        if fit.settings.fast_dev_run:
+            fit.progress.load_state_dict({})  # a rehearsal begins at nought, on the run's weights
         fit.saver.note_resumed()
         damaged = () if resolution is None else resolution.damaged
         notes += fit.ranks.on_rank_zero(lambda: fit.run.set_aside_after(saved.entry, damaged))
