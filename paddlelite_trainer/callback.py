@@ -203,8 +203,71 @@ def keyed(callbacks: Sequence[Callback]) -> list[tuple[str, Any]]:
     return pairs
 
 
+_MODES = (
+    "a layer stays in the mode that you have put it in, and an evaluation puts every mode back; set modes in "
+    "on_train_epoch_start"
+)
+NOT_CALLED = {
+    "optimizer_step": "return a scheduler of interval 'step' from configure_optimizers for warm-up, "
+    "or set automatic_optimization = False and step by hand",
+    "optimizer_zero_grad": "gradients are dropped after each step; set automatic_optimization = False to do it by hand",
+    "backward": "set automatic_optimization = False and call self.manual_backward(loss) in training_step",
+    "configure_model": "build the layers in __init__ or setup",
+    "configure_sharded_model": "build the layers in __init__ or setup",
+    "training_epoch_end": "write on_train_epoch_end, and keep outputs in a list of your own",
+    "validation_epoch_end": "write on_validation_epoch_end, and keep outputs in a list of your own",
+    "test_epoch_end": "write on_test_epoch_end, and keep outputs in a list of your own",
+    "predict_epoch_end": "write on_predict_epoch_end",
+    "training_step_end": "do it at the end of training_step",
+    "validation_step_end": "do it at the end of validation_step",
+    "test_step_end": "do it at the end of test_step",
+    "on_epoch_start": "write on_train_epoch_start",
+    "on_epoch_end": "write on_train_epoch_end",
+    "on_batch_start": "write on_train_batch_start",
+    "on_batch_end": "write on_train_batch_end",
+    "on_pretrain_routine_start": "write on_fit_start",
+    "on_pretrain_routine_end": "write on_fit_start",
+    "on_init_start": "write setup",
+    "on_init_end": "write setup",
+    "on_validation_model_eval": _MODES,
+    "on_validation_model_train": _MODES,
+    "on_test_model_eval": _MODES,
+    "on_test_model_train": _MODES,
+    "on_predict_model_eval": _MODES,
+    "on_predict_model_train": _MODES,
+    "on_validation_model_zero_grad": "gradients stay as they are over a validation; drop them in on_validation_start",
+    "on_configure_sharded_model": "build the layers in __init__ or setup",
+    "on_post_move_to_device": "do it in setup, when the module is on its device",
+    "on_train_dataloader": "do it in train_dataloader",
+    "on_val_dataloader": "do it in val_dataloader",
+    "on_test_dataloader": "do it in test_dataloader",
+    "on_predict_dataloader": "do it in predict_dataloader",
+    "on_keyboard_interrupt": "write on_exception",
+    "on_hpc_save": "write on_save_checkpoint",
+    "on_hpc_load": "write on_load_checkpoint",
+    "tbptt_split_batch": "split the batch in training_step, with automatic_optimization = False",
+    "get_progress_bar_dict": "log with prog_bar=True",
+}
+"""What Lightning calls, or once called, and a Trainer here does not: the remedy by name."""
+
+
+def refuse_what_is_never_called(instance: object, base: type) -> None:
+    """Raise ConfigurationError where a class overrides a Lightning method that would silently have no effect here.
+
+    In a callback or a datamodule only names of hooks are looked at: `backward` may be a method of its own.
+    """
+    is_module = hasattr(base, "training_step")
+    for name, remedy in NOT_CALLED.items():
+        method = getattr(type(instance), name, None)
+        if not is_module and not name.startswith("on_"):
+            continue
+        if callable(method) and method is not getattr(base, name, None):  # Paddle's own Layer has a backward
+            raise ConfigurationError(f"{type(instance).__name__}.{name} is never called here: {remedy}.")
+
+
 def refuse_misspelt_hooks(instance: object, base: type, known: frozenset[str]) -> None:
     """Raise ConfigurationError for a public method that is almost a hook, which its class does not define."""
+    refuse_what_is_never_called(instance, base)
     inherited = set(dir(base))
     for name in dir(type(instance)):
         if name.startswith("_") or name in inherited or not callable(getattr(type(instance), name, None)):

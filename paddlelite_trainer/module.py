@@ -412,42 +412,6 @@ def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
     return found
 
 
-NOT_CALLED = {
-    "optimizer_step": "return a scheduler of interval 'step' from configure_optimizers for warm-up, "
-    "or set automatic_optimization = False and step by hand",
-    "optimizer_zero_grad": "gradients are dropped after each step; set automatic_optimization = False to do it by hand",
-    "backward": "set automatic_optimization = False and call self.manual_backward(loss) in training_step",
-    "configure_model": "build the layers in __init__ or setup",
-    "configure_sharded_model": "build the layers in __init__ or setup",
-    "training_epoch_end": "write on_train_epoch_end, and keep outputs in a list of your own",
-    "validation_epoch_end": "write on_validation_epoch_end, and keep outputs in a list of your own",
-    "test_epoch_end": "write on_test_epoch_end, and keep outputs in a list of your own",
-    "predict_epoch_end": "write on_predict_epoch_end",
-    "training_step_end": "do it at the end of training_step",
-    "validation_step_end": "do it at the end of validation_step",
-    "test_step_end": "do it at the end of test_step",
-    "on_epoch_start": "write on_train_epoch_start",
-    "on_epoch_end": "write on_train_epoch_end",
-    "on_batch_start": "write on_train_batch_start",
-    "on_batch_end": "write on_train_batch_end",
-    "on_pretrain_routine_start": "write on_fit_start",
-    "on_pretrain_routine_end": "write on_fit_start",
-    "on_init_start": "write setup",
-    "on_init_end": "write setup",
-    "on_validation_model_eval": "the mode of every sublayer is put back after validation",
-    "on_validation_model_train": "the mode of every sublayer is put back after validation",
-}
-"""What Lightning calls, or once called, and a Trainer here does not: the remedy by name."""
-
-
-def refuse_what_is_never_called(instance: object) -> None:
-    """Raise ConfigurationError where a class overrides a Lightning method that would silently have no effect here."""
-    for name, remedy in NOT_CALLED.items():
-        method = getattr(type(instance), name, None)
-        if callable(method) and method is not getattr(Module, name, None):  # Paddle's own Layer has a backward
-            raise ConfigurationError(f"{type(instance).__name__}.{name} is never called here: {remedy}.")
-
-
 def is_written(module: Module, method: str) -> bool:
     """Whether the user's class, or the instance, has its own version of a Module method."""
     return getattr(getattr(module, method), "__func__", None) is not getattr(Module, method)

@@ -54,6 +54,9 @@ class DataModule:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned; called after `setup` and before loaders are asked for."""
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Called when anything was raised in a run that uses this object, before `teardown`."""
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch while it is on the host."""
         return batch

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
-from ..callback import refuse_misspelt_hooks
+from ..callback import overridden, refuse_misspelt_hooks, refuse_what_is_never_called
 from ..data.module import HOOKS as DATA_HOOKS
 from ..data.module import DataModule
 from ..errors import ConfigurationError, ConfigurationTypeError
 from ..machine.device import refuse_static_mode
 from ..module import HOOKS as MODULE_HOOKS
-from ..module import Module, is_written, refuse_what_is_never_called
+from ..module import Module, is_written
 
 if TYPE_CHECKING:
     from ..callback import Callback
@@ -60,6 +60,9 @@ class Subject:
 
         ranks.on_rank_zero(prepare_data)
         if self.own_datamodule is not None:
+            on_exception = overridden(self.own_datamodule, "on_exception", DataModule)
+            if on_exception is not None:
+                self.hooks.add("on_exception", on_exception)
             self.own_datamodule.trainer = shown
             self.own_datamodule.setup(stage)
         if self.life is not None:
@@ -85,7 +88,7 @@ def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:
             raise ConfigurationTypeError(f"{takes} the class {model.__name__}; pass an object: {model.__name__}()")
         raise ConfigurationTypeError(f"{takes} {type(model).__name__}")
     refuse_static_mode(f"trainer.{stage}")
-    refuse_what_is_never_called(model)
+    refuse_what_is_never_called(model, Module)
     if stage == "fit":
         for method in ("training_step", "configure_optimizers"):
             if not is_written(model, method):
