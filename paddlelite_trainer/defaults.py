@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .callback import Callback
 from .errors import ConfigurationTypeError
@@ -27,6 +27,17 @@ def default_callbacks(
     if checkpointing and lacks(ModelCheckpoint):
         added.append(ModelCheckpoint())
     return [*given, *added]
+
+
+def without_replaced(
+    given: Sequence[Callback], wanted: Sequence[Callback], module: object, print_: Callable[..., None]
+) -> list[Callback]:
+    """The Trainer's callbacks whose class the module does not bring itself; says which give way."""
+    replaced = {type(callback) for callback in wanted}
+    for name in sorted({type(callback).__name__ for callback in given if type(callback) in replaced}):
+        owner = f"{type(module).__name__}.configure_callbacks"
+        print_(f"note: the {name} of Trainer(callbacks=...) gives way to that of {owner}")
+    return [callback for callback in given if type(callback) not in replaced]
 
 
 def default_loggers(logger: bool | Logger | Sequence[Logger] | None, *, is_dry: bool = False) -> list[Logger]:

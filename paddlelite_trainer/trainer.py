@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback, refuse_misspelt_hooks
 from .data.module import DataModule
-from .defaults import default_callbacks, default_loggers
+from .defaults import default_callbacks, default_loggers, without_replaced
 from .errors import CheckpointError, ConfigurationError
 from .fit import state as fit_state
 from .fit.apart import (
@@ -127,6 +127,7 @@ class Trainer(Readable):
         self._module_callbacks: list[Callback] = []
         self._configured_for: Module | None = None
         self.callbacks = self._with_defaults(self._given_callbacks)
+        self._merged = list(self.callbacks)  # what else is in `callbacks` is the user's
         self._running: list[Fit | Evaluation] = []
         self._evaluated: dict[str, float] = {}
         self._fit = self._new_fit()
@@ -428,7 +429,8 @@ class Trainer(Readable):
     @contextlib.contextmanager
     def _entered(self, run: Fit | Evaluation) -> Iterator[contextlib.ExitStack]:
         """Within, `run` is what this Trainer does; a run that it interrupts finds everything as it was."""
-        before = (self.model, self.datamodule, self.callbacks, self._module_callbacks, self._configured_for)
+        parts = ("model", "datamodule", "callbacks", "_module_callbacks", "_configured_for", "_merged")
+        before = {part: getattr(self, part) for part in parts}
         evaluated = dict(self._evaluated)
         self._running.append(run)
         try:
@@ -437,7 +439,7 @@ class Trainer(Readable):
         finally:
             self._running.pop()
             if self._running:
-                self.model, self.datamodule, self.callbacks, self._module_callbacks, self._configured_for = before
+                vars(self).update(before)
                 self._evaluated = evaluated
             else:
                 self._last = run
@@ -478,15 +480,13 @@ class Trainer(Readable):
             return  # the objects that the fit has used, with what they know
         wanted = model.configure_callbacks()
         wanted = [wanted] if isinstance(wanted, Callback) else list(wanted)
-        for callback in wanted:
-            refuse_misspelt_hooks(callback, Callback, CALLBACK_HOOKS)
         had, self._module_callbacks, self._configured_for = self._module_callbacks, wanted, model
         if not wanted and not had:
             return
-        replaced = {type(callback) for callback in wanted}
-        self.callbacks = self._with_defaults(
-            [callback for callback in self._given_callbacks if type(callback) not in replaced] + wanted
-        )
+        self._given_callbacks += [one for one in self.callbacks if not any(one is known for known in self._merged)]
+        kept = without_replaced(self._given_callbacks, wanted, model, self.print)
+        self.callbacks = self._with_defaults([*kept, *wanted])
+        self._merged = list(self.callbacks)
 
     def _with_defaults(self, callbacks: list[Callback]) -> list[Callback]:
         for callback in callbacks:

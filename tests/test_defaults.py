@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from models import Classifier, make_batches, quiet_trainer
 
 from paddlelite_trainer import Callback, CSVLogger, Logger, TensorBoardLogger
-from paddlelite_trainer.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
+from paddlelite_trainer.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar
 from paddlelite_trainer.defaults import default_callbacks, default_loggers
 from paddlelite_trainer.errors import ConfigurationTypeError
 
@@ -109,3 +110,60 @@ def test_the_curves_of_a_fit_killed_three_times_equal_those_of_one_never_killed(
     assert curves("whole") == curves("killed")
     assert [step for step, _ in curves("killed")["train_loss"]] == list(range(1, 17))
     assert not (tmp_path / "killed/version_1").exists()
+
+
+# -- callbacks of the Trainer, of the module, and appended ones ---------------------------------------------------------
+class Mine(Callback):
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        self.epochs += 1
+
+
+class Brings(Classifier):
+    def configure_callbacks(self) -> list[Callback]:
+        return [EarlyStopping("train_loss", patience=9)]
+
+
+@pytest.mark.parametrize("module", [Classifier, Brings])
+@pytest.mark.parametrize("when", ["before", "between fits"])
+def test_a_callback_appended_after_construction_is_called_in_every_fit(module: Any, when: str) -> None:
+    trainer, mine = quiet_trainer(), Mine()
+    if when == "before":
+        trainer.callbacks.append(mine)
+    trainer.fit(module(), make_batches(2))
+    if when == "between fits":
+        trainer.callbacks.append(mine)
+    trainer.fit(module(), make_batches(2))
+    trainer.fit(module(), make_batches(2))
+    assert mine.epochs == (3 if when == "before" else 2)
+    assert sum(callback is mine for callback in trainer.callbacks) == 1
+
+
+def test_a_callback_that_gives_way_to_the_module_s_is_named(capsys: Any) -> None:
+    trainer = quiet_trainer(callbacks=[EarlyStopping("val_loss", patience=2)])
+    trainer.fit(Brings(), make_batches(2))
+    assert "the EarlyStopping of Trainer(callbacks=...) gives way to that of Brings.configure_callbacks" in (
+        capsys.readouterr().out
+    )
+    (kept,) = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]
+    assert kept.monitor == "train_loss"
+    trainer.fit(Classifier(), make_batches(2), make_batches(1))
+    (kept,) = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]
+    assert kept.monitor == "val_loss"
+
+
+def test_an_evaluation_of_another_module_in_a_hook_leaves_the_list_as_it_is() -> None:
+    class Evaluates(Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            trainer.validate(Brings(), make_batches(1), verbose=False)
+
+    trainer = quiet_trainer(callbacks=[Evaluates()])
+    mine = Mine()
+    trainer.callbacks.append(mine)
+    before = list(trainer.callbacks)
+    for _ in range(2):
+        trainer.fit(Classifier(), make_batches(2))
+    assert trainer.callbacks == before
+    assert mine.epochs == 2
