@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.callback import imports_without_a_draw
+from paddlelite_trainer.callback import table
 from paddlelite_trainer.errors import ConfigurationError
 
 
@@ -49,12 +49,9 @@ class ModelSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.is_global_zero:
-            with imports_without_a_draw():
-                from rich.console import Console
-
             summary = summarize(module, self.max_depth)
             if summary.layers:
-                Console().print(_table(summary), highlight=False)
+                trainer.print(_lines(summary))
             trainer.print(_totals(summary))
 
 
@@ -92,18 +89,14 @@ def _count(parameters: list[Any], trained: bool = False) -> int:
     return sum(int(parameter.size) for parameter in parameters if not (trained and parameter.stop_gradient))
 
 
-def _table(summary: Summary) -> Any:
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("layer")
-    table.add_column("type")
-    table.add_column("parameters", justify="right")
-    table.add_column("trained", justify="right")
+def _lines(summary: Summary) -> str:
+    rows = []
     for layer in summary.layers:
         share = "all" if layer.trainable == layer.parameters else f"{layer.trainable:,}" if layer.trainable else "none"
-        table.add_row(layer.name, layer.type, f"{layer.parameters:,}", share if layer.parameters else "")
-    return table
+        rows.append([layer.name, layer.type, f"{layer.parameters:,}", share if layer.parameters else ""])
+    lines: list[str] = []
+    table(["layer", "type", "parameters", "trained"], rows, right=(2, 3), write=lines.append)
+    return "".join(lines).rstrip("\n")
 
 
 def _totals(summary: Summary) -> str:

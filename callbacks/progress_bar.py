@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.callback import imports_without_a_draw
+from paddlelite_trainer.callback import imports_without_a_draw, is_terminal, print_line
 from paddlelite_trainer.errors import ConfigurationError
 
 _STAGE_WORDS = {"validate": "Validation", "test": "Test", "predict": "Prediction"}
@@ -46,7 +45,7 @@ class ProgressBar(Callback):
 
     def print(self, *values: Any, **options: Any) -> None:
         """print(), above the bar."""
-        print(*values, **options)  # the bar's display takes standard output over while it is there
+        print_line(*values, **options)  # the bar's display takes standard output over while it is there
 
     # -- training ------------------------------------------------------------------------------------------------------
     def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None:
@@ -219,7 +218,7 @@ def _rich_bar() -> Any:
 
         if importlib.util.find_spec("ipywidgets") is None:
             return None
-    elif not console.is_terminal or console.is_dumb_terminal or not sys.stdout.isatty():
+    elif not is_terminal() or not console.is_terminal or console.is_dumb_terminal:
         return None
 
     class Count(ProgressColumn):

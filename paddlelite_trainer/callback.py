@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .data.batch import batch_size_of as batch_size_of  # for callbacks
 from .errors import ConfigurationError, did_you_mean
-from .reporting.terminal import imports_without_a_draw as imports_without_a_draw  # for callbacks
+from .reporting.terminal import imports_without_a_draw as imports_without_a_draw  # these for callbacks
+from .reporting.terminal import is_terminal as is_terminal
+from .reporting.terminal import print_line as print_line
+from .reporting.terminal import table as table
 
 if TYPE_CHECKING:
     from .checkpoint import Entry

@@ -41,6 +41,7 @@ from .module import Module
 from .readable import Readable
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
+from .reporting.terminal import print_line
 from .run.directory import locked
 from .run.weights import load_weights_at
 from .settings import explains_unknown_arguments
@@ -358,7 +359,7 @@ class Trainer(Readable):
         if bar is not None and hasattr(bar, "print"):
             bar.print(*values, **options)
         else:
-            print(*values, **options)
+            print_line(*values, **options)
 
     # -- an evaluation of its own ------------------------------------------------------------------------------------
     def _evaluate(
@@ -400,10 +401,10 @@ class Trainer(Readable):
                 if evaluation.ckpt_path is not None:
                     load_weights_at(module, evaluation.ckpt_path)
                 results = evaluation.run(subject, sources)
-                if verbose and self.is_global_zero and stage != "predict":
-                    from .reporting.summary import print_results
+                if verbose and any(results) and self.is_global_zero and stage != "predict":
+                    from .reporting.summary import results_table
 
-                    print_results(stage, results)
+                    self.print(results_table(stage, results))
                 return results
             except BaseException as error:
                 leaves = told_of(evaluation, error, self.device.name)

@@ -112,7 +112,7 @@ def test_the_curves_of_a_fit_killed_three_times_equal_those_of_one_never_killed(
     assert not (tmp_path / "killed/version_1").exists()
 
 
-# -- callbacks of the Trainer, of the module, and appended ones ---------------------------------------------------------
+# -- callbacks of the Trainer, of the module, and appended ones --------------------------------------------------------
 class Mine(Callback):
     def __init__(self) -> None:
         self.epochs = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -67,7 +68,8 @@ class SignalWatch:
             return
         self.received = signal.Signals(number)
         what = "finishing this step, saving, then stopping" if self._waits else "stopping; there is nothing to save yet"
-        print(f"\n{self.received.name}: {what}. Once more to stop at once.", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # stderr may be a pipe that is closed
+            print(f"\n{self.received.name}: {what}. Once more to stop at once.", file=sys.stderr)
         if not launched_by_paddle():
             # From now on the kernel itself ends us, even in the middle of a long kernel of Paddle's.
             for other in self._previous:

@@ -10,17 +10,17 @@ import paddle
 from .terminal import table
 
 
-def print_results(stage: str, results: Sequence[Mapping[str, float]]) -> None:
-    """A table of metrics, one column per loader."""
-    if not any(results):
-        return
+def results_table(stage: str, results: Sequence[Mapping[str, float]]) -> str:
+    """Metrics in a table, one column per loader."""
     columns = [
         f"{stage} metric",
         *(f"loader {index}" if len(results) > 1 else "value" for index in range(len(results))),
     ]
     names = dict.fromkeys(name for result in results for name in result)
     rows = [[name, *(f"{result[name]:.6g}" if name in result else "" for result in results)] for name in names]
-    table(columns, rows, right=range(1, len(columns)))
+    lines: list[str] = []
+    table(columns, rows, right=range(1, len(columns)), write=lines.append)
+    return "".join(lines).rstrip("\n")
 
 
 def describe_batch(batch: Any) -> str:

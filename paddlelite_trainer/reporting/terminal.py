@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+Write = Callable[[str], object]
 
-def say(text: str, style: str | None = None) -> None:
+
+def print_line(*values: Any, **options: Any) -> None:
+    """print() that no training ends by: what the output cannot show is escaped, and one that is gone is done without.
+
+    Where standard output is a closed pipe or a full disk, one line on standard error says so.
+    """
+    stream = options.get("file") or sys.stdout
+    try:
+        print(*(_showable(str(value), stream) for value in values), **options)
+    except (OSError, ValueError) as error:  # a closed file is a ValueError
+        if stream is not sys.stdout:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            print(f"standard output cannot be written ({error}); the run goes on without it", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # or its buffer would fail at the very end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _showable(text: str, stream: Any) -> str:
+    """The text with escapes for characters that the stream's encoding does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    if getattr(stream, "errors", None) not in (None, "strict"):
+        return text
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def say(text: str, style: str | None = None, write: Write | None = None) -> None:
     """Print text as it is, in colour where there is a terminal."""
     from rich.text import Text
 
-    _print(Text(_printable(text), style=style or ""), soft_wrap=True)
+    _print(Text(_printable(text), style=style or ""), write, soft_wrap=True)
 
 
 def facts(lines: Sequence[tuple[str, str]]) -> str:
@@ -36,6 +68,7 @@ def table(
     *,
     right: Sequence[int] = (),
     heading: bool = True,
+    write: Write | None = None,
 ) -> None:
     """Print rows below `columns`; those whose index is in `right` are aligned right.
 
@@ -46,14 +79,14 @@ def table(
     for separator in (", ", ",\n"):
         whole = _rich_table(columns, rows, right, heading, separator)
         if screen.measure(whole, options=screen.options.update(max_width=_ENDLESS)).maximum <= screen.width:
-            return _print(whole)
+            return _print(whole, write)
     if not heading:
-        return _print(whole)
+        return _print(whole, write)
     for index, row in enumerate(rows):
         if index:
-            say("")
+            say("", write=write)
         facts = [[column, cell] for column, cell in zip(columns, row) if cell]
-        table(["", ""], facts, heading=False)
+        table(["", ""], facts, heading=False, write=write)
     return None
 
 
@@ -106,12 +139,13 @@ def _broken(line: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def _print(what: Any, **options: Any) -> None:
+def _print(what: Any, write: Write | None = None, **options: Any) -> None:
     screen = console()
     with screen.capture() as captured:
         screen.print(what, **options)
     # Not printed by rich: it pads every line of a table with spaces, and ends the program where a pipe is closed.
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    (write or sys.stdout.write)(_showable(text, sys.stdout))
 
 
 def _printable(text: str) -> str:
@@ -135,7 +169,15 @@ def console() -> Any:
         from rich.console import Console
 
     # Into a pipe or a file a row is one line, however long.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLESS)
+    return Console(highlight=False, width=None if is_terminal() else _ENDLESS)
+
+
+def is_terminal() -> bool:
+    """Whether standard output is one; a closed file is none."""
+    try:
+        return sys.stdout.isatty()
+    except (ValueError, AttributeError):  # closed, or None
+        return False
 
 
 def count(number: int, noun: str) -> str:
