@@ -96,6 +96,11 @@ class Callback:
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Called at an epoch's start; not again when a run resumes inside the epoch."""
 
+    def on_train_epoch_resume(self, trainer: Trainer, module: Module) -> None:
+        """Called instead where a run resumes inside an epoch, before its data are read: set again here what the epoch
+        has set on the data. Everything that a checkpoint holds is restored, and what is drawn here changes nothing.
+        """
+
     def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> int | None:
         """Called with the batch on its device; return -1 to end the epoch here."""
 

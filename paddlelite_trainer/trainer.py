@@ -157,7 +157,7 @@ class Trainer(Readable):
             resolve ckpt_path; setup; configure_optimizers; restore everything
             on_fit_start; sanity validation, which leaves no trace; on_train_start
             each epoch:
-                on_train_epoch_start                       (not again when resuming inside the epoch)
+                on_train_epoch_start                       (when resuming inside the epoch: on_train_epoch_resume)
                 each batch:
                     move to the device; on_train_batch_start
                     training_step, under autocast; on_before_backward; backward; on_after_backward

@@ -246,8 +246,8 @@ def test_callback_has_every_hook_of_lightning_with_its_arguments() -> None:
         assert list(inspect.signature(getattr(Callback, name)).parameters) == expected, name
 
 
-def test_callback_has_two_hooks_beyond_lightning() -> None:
-    assert CALLBACK_HOOKS - set(LIGHTNING_HOOKS) == {"on_save_point", "on_already_over"}
+def test_callback_has_three_hooks_beyond_lightning() -> None:
+    assert CALLBACK_HOOKS - set(LIGHTNING_HOOKS) == {"on_save_point", "on_already_over", "on_train_epoch_resume"}
 
 
 def test_every_hook_of_a_callback_is_a_hook_of_a_module() -> None:

@@ -5,6 +5,7 @@ source      BatchSource: one loader with a position, whatever its kind. What the
 streams     Stream, and the kinds that can be asked for any batch: a list, a DataLoader over map-style data.
 iterables   The kinds that can only be read in order: any iterable, a DataLoader over an IterableDataset.
 order       Which samples are in batch n of epoch e, on this rank: a function of seed, epoch and position.
+knows_epoch Tells the epoch to what has a `set_epoch`.
 fetch       Sample indices to one collated batch, in this process or in a worker.
 worker_pool Processes that fetch; batches come back in order, and a failure is an error here.
 prefetch    Copies the next batch to the accelerator while the present step runs, where that pays.

@@ -14,6 +14,7 @@ from paddle.io import DataLoader
 from ..errors import DataError
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
 from .fetch import END, IterableFetcher, to_tensors
+from .knows_epoch import made_by, parts_of, set_epoch_of
 from .order import has_state
 from .streams import Replay, Stream, Workers
 
@@ -79,6 +80,9 @@ class IterableStream(Stream):
                 drop_cached_gaussian()  # here too, as looking ahead drops it before one batch or the next
                 yield batch if present is None else present.take()
                 batch, present = upcoming, copy
+
+    def tell_epoch(self, epoch: int) -> None:
+        set_epoch_of(parts_of(self.loader), epoch)
 
     def _read(self, epoch: int, start_batch: int, skip: int, on_replay: Replay) -> Iterator[Any]:
         """Batches from start_batch on, each under its own seed, after passing over `skip` batches before it."""
@@ -153,6 +157,9 @@ class IterableLoaderStream(IterableStream):
     def __init__(self, loader: DataLoader, **settings: Any) -> None:
         super().__init__(loader, **settings)
         self._workers = Workers(loader, seed=self.seed, name=self.name)
+
+    def tell_epoch(self, epoch: int) -> None:
+        set_epoch_of(made_by(self.loader), epoch)
 
     def _stateful(self) -> Any:
         dataset = self.loader.dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,8 @@ from ..errors import ConfigurationError, DataError
 from ..machine.paddle_internals import is_plain_sampler
 from ..machine.rng import IsolatedSeed, derive_seed, isolated_random_states
 from .fetch import END
+
+_BATCHES_IN_A_DIGEST = 64
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Order:
     """The index batches of a map-style DataLoader's epochs.
 
     A sampler with a length is drawn once for an epoch, as a whole, so a position is reached by slicing. One that keeps
-    its order in itself is put back by its own `state_dict`, or else drawn as often as it had been.
+    something over epochs is put back by its own `state_dict`, or else a new one is played through all epochs that the
+    old one had been drawn for.
     """
 
     def __init__(self, loader: DataLoader, *, share: Share, seed: int, name: str) -> None:
@@ -57,9 +61,12 @@ class Order:
         self.name = name
         self._sampler: Any = loader.batch_sampler if loader.auto_collate_batch else None
         self._divides = not self._takes_its_own_part()
-        self._drawn: tuple[int, Sequence[Any]] | None = None
+        self.drawn: tuple[int, Sequence[Any]] | None = None
         self._drawn_digest: str | None = None
         self._sampler_state: Any = None
+        self.first: int | None = None  # the epoch for which the sampler was drawn first
+        self._pulls: list[list[Any]] = []  # of a sampler without length: [epoch, index batches drawn; None is all]
+        self._pulled: list[Any] = []  # the present epoch's first, as many as a digest looks at
         self._resume: dict[str, Any] | None = None
 
     @property
@@ -82,46 +89,57 @@ class Order:
         """
         if self._resume is not None:
             resume, self._resume = self._resume, None
-            self._go_back(resume, must_match=epoch == resume["epoch"] and start_batch > 0)
-        if self._drawn is None or self._drawn[0] != epoch:
+            self._go_back(resume, is_inside=epoch == resume["epoch"] and start_batch > 0)
+        if self.drawn is None or self.drawn[0] != epoch:
             self._draw(epoch)
-        assert self._drawn is not None
-        return self.share.of(self._drawn[1]) if self._divides else self._drawn[1]
+        assert self.drawn is not None
+        return self.share.of(self.drawn[1]) if self._divides else self.drawn[1]
 
-    def pulled(self, epoch: int) -> Iterator[Any]:
-        """This rank's index batches of a sampler without length, drawn as they are asked for."""
-        isolated = IsolatedSeed()
-        isolated.enter(derive_seed(self.seed, "order", epoch))
-        try:
-            batches = self._iterate(epoch)
-        finally:
-            isolated.leave()
-        number = 0
-        while True:
-            isolated.enter(derive_seed(self.seed, "order", epoch, number))
-            try:
-                if self._divides:
-                    turn = [next(batches, END) for _ in range(self.share.world_size)]
-                    indices = turn[self.share.rank]
-                else:
-                    indices = next(batches, END)
-            finally:
-                isolated.leave()
-            if indices is END:
-                return
-            number += 1
-            yield indices
+    def pulled(self, epoch: int, start_batch: int) -> Iterator[Any]:
+        """This rank's index batches from start_batch on, of a sampler without length, drawn as they are asked for.
 
-    def state_dict(self) -> dict[str, Any]:
-        if self._drawn is None:
+        Raises:
+            DataError: the sampler ends before start_batch, or does not draw what it had drawn before the checkpoint.
+        """
+        resume, self._resume = self._resume, None
+        is_inside = resume is not None and resume["epoch"] == epoch
+        if resume is not None and "pulls" in resume:
+            self._play_pulls(resume, but_the_last=is_inside)
+            if not is_inside:
+                self._check_pulled(resume, is_inside=False)
+        indices = self._pull(epoch)
+        passed = sum(1 for _ in islice(indices, start_batch))
+        if passed < start_batch:
+            raise DataError(
+                f"{self.name} has {passed} batches, but {start_batch} of this epoch were done before: it shrank since "
+                "the checkpoint was made. Resume with the same dataset, batch size and limits, or from an epoch's end."
+            )
+        if resume is not None and is_inside and start_batch:
+            self._check_pulled(resume, is_inside=True)
+        yield from indices
+
+    def go_along_with(self, other: Order) -> None:
+        """Take over the epoch that another order of the same loader has drawn, so that the sampler is not asked."""
+        self.drawn, self.first = other.drawn, other.first
+
+    def state_dict(self, batches_done: int) -> dict[str, Any]:
+        if self._pulls:
+            return self._pull_state(batches_done)
+        if self.drawn is None:
             return self._resume or {}
-        epoch, batches = self._drawn
+        epoch, batches = self.drawn
         if self._drawn_digest is None:
             self._drawn_digest = _digest(batches)
-        return {"epoch": epoch, "digest": self._drawn_digest, "sampler": self._sampler_state}
+        return {
+            "epoch": epoch,
+            "digest": self._drawn_digest,
+            "sampler": self._sampler_state,
+            "count": len(batches),
+            "first": self.first,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._drawn = None
+        self.drawn, self._pulls = None, []
         self._resume = state or None
 
     def _takes_its_own_part(self) -> bool:
@@ -154,9 +172,7 @@ class Order:
     def _draw(self, epoch: int) -> None:
         total = self._total()
         assert total is not None
-        stateful = self._stateful_sampler()
-        if stateful is not None:
-            self._sampler_state = copy.deepcopy(stateful.state_dict())
+        self._note_before_drawing(epoch)
         batches: Sequence[Any]
         with isolated_random_states():
             IsolatedSeed().enter(derive_seed(self.seed, "order", epoch))
@@ -173,7 +189,7 @@ class Order:
             )
         if len(batches) == 0:
             raise DataError(self.why_empty())
-        self._drawn, self._drawn_digest = (epoch, batches), None
+        self.drawn, self._drawn_digest = (epoch, batches), None
 
     def _all_of(self, epoch: int, at_most: int) -> list[Any]:
         sampler = self._sampler
@@ -186,28 +202,118 @@ class Order:
         whole = len(indices) - len(indices) % size if sampler.drop_last else len(indices)
         return [indices[start : start + size] for start in range(0, whole, size)]
 
-    def _go_back(self, resume: dict[str, Any], must_match: bool) -> None:
-        epoch = resume["epoch"]
+    def _note_before_drawing(self, epoch: int) -> None:
+        if self.first is None:
+            self.first = epoch
         stateful = self._stateful_sampler()
+        if stateful is not None:
+            self._sampler_state = copy.deepcopy(stateful.state_dict())
+
+    def _pull(self, epoch: int) -> Iterator[Any]:
+        self._note_before_drawing(epoch)
+        pull: list[Any] = [epoch, 0]
+        self._pulls.append(pull)
+        self._pulled = seen = []
+        isolated = IsolatedSeed()
+        isolated.enter(derive_seed(self.seed, "order", epoch))
+        try:
+            batches = self._iterate(epoch)
+        finally:
+            isolated.leave()
+        number = 0
+        while True:
+            isolated.enter(derive_seed(self.seed, "order", epoch, number))
+            try:
+                if self._divides:
+                    turn = [next(batches, END) for _ in range(self.share.world_size)]
+                    indices = turn[self.share.rank]
+                else:
+                    indices = next(batches, END)
+            finally:
+                isolated.leave()
+            if indices is END:
+                pull[1] = None
+                return
+            number += 1
+            pull[1] = number
+            if number <= _BATCHES_IN_A_DIGEST:
+                seen.append(indices)
+            yield indices
+
+    def _pull_state(self, batches_done: int) -> dict[str, Any]:
+        count = min(batches_done, _BATCHES_IN_A_DIGEST)
+        return {
+            "epoch": self._pulls[-1][0],
+            "digest": _digest(self._pulled[:count]),
+            "sampler": self._sampler_state,
+            "count": count,
+            "pulls": [list(pull) for pull in self._pulls],
+        }
+
+    def _play_pulls(self, resume: dict[str, Any], but_the_last: bool) -> None:
+        stateful = self._stateful_sampler()
+        pulls = [list(pull) for pull in resume["pulls"]]
+        earlier, last = pulls[:-1], pulls[-1:]
         if stateful is not None and resume["sampler"] is not None:
             stateful.load_state_dict(resume["sampler"])
-        self._draw(epoch)
-        if stateful is None and self._may_keep_state():
-            for _ in range(2 * epoch + 4):  # once for each epoch so far, and more if something else iterated it too
+        elif self._may_keep_state():
+            for epoch, count in earlier:
+                deque(islice(self._pull(epoch), count), maxlen=0)
+        self._pulls = earlier
+        if not but_the_last:
+            for epoch, count in last:
+                deque(islice(self._pull(epoch), count), maxlen=0)
+            self._pulls = pulls
+
+    def _check_pulled(self, resume: dict[str, Any], is_inside: bool) -> None:
+        if "pulls" in resume and (is_inside or self._may_keep_state()):
+            same = len(self._pulled) >= resume["count"] and _digest(self._pulled[: resume["count"]]) == resume["digest"]
+            if not same:
+                raise DataError(self._why_another_order(resume["epoch"], is_inside))
+
+    def _go_back(self, resume: dict[str, Any], is_inside: bool) -> None:
+        epoch = resume["epoch"]
+        self.first = resume.get("first", 0)  # earlier versions did not save it
+        stateful, keeps = self._stateful_sampler(), self._may_keep_state()
+        if stateful is not None and resume["sampler"] is not None:
+            stateful.load_state_dict(resume["sampler"])
+            self._draw(epoch)
+        else:
+            for earlier in range(self.first if keeps else epoch, epoch + 1):
+                self._draw(earlier)
+        if is_inside:
+            for _ in range(epoch + 4 if keeps and stateful is None else 0):  # perhaps something else iterated it too
                 if self._matches(resume):
                     break
                 self._draw(epoch)
-        if must_match and not self._matches(resume):
-            raise DataError(
+        elif not keeps or resume.get("count") != self._drawn_count():
+            return  # what is drawn for the next epoch does not rest on this one, or is another and that has been told
+        if not self._matches(resume):
+            raise DataError(self._why_another_order(epoch, is_inside))
+
+    def _drawn_count(self) -> int:
+        assert self.drawn is not None
+        return len(self.drawn[1])
+
+    def _why_another_order(self, epoch: int, is_inside: bool) -> str:
+        if is_inside:
+            return (
                 f"{self.name} draws another order for epoch {epoch} than before the checkpoint, so the position in it "
                 "means nothing. Resume with the same dataset, batch size, shuffling and seed, from an epoch's end, or "
                 "with override=('data',), which begins this epoch again; "
                 "a sampler that keeps its order in itself needs set_epoch, or state_dict and load_state_dict."
             )
+        return (
+            f"{self.name}'s {type(self._sampler).__name__} draws another order for epoch {epoch} than before the "
+            "checkpoint, so the epochs after it would have other batches too. Resume with a sampler that is newly "
+            "made, with the same arguments. One that keeps in itself what cannot be drawn again needs state_dict and "
+            "load_state_dict, or a set_epoch(epoch) by which alone its order goes. "
+            "override=('data',) goes on with what it draws now."
+        )
 
     def _matches(self, resume: dict[str, Any]) -> bool:
-        assert self._drawn is not None
-        epoch, batches = self._drawn
+        assert self.drawn is not None
+        epoch, batches = self.drawn
         return bool(epoch == resume["epoch"] and _digest(batches) == resume["digest"])
 
     def _stateful_sampler(self) -> Any:
@@ -254,8 +360,8 @@ def _length_by_weights(sampler: Any) -> int | None:
 
 
 def _digest(batches: Sequence[Any]) -> str:
-    """Tells orders apart by their length and about 64 of their batches, spread over all."""
-    step = max(1, len(batches) // 64)
+    """Tells orders apart by their length and about _BATCHES_IN_A_DIGEST of their batches, spread over all."""
+    step = max(1, len(batches) // _BATCHES_IN_A_DIGEST)
     seen = [len(batches), [_plain(indices) for indices in batches[::step]]]
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 

@@ -54,30 +54,30 @@ class BatchSource:
         share = Share(rank, world_size, wraps=stage == "train")
         if stage != "train":
             seed = derive_seed(seed, name)  # or validation would draw the numbers of the first training epoch
-        self._stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name)
-        self._stream.read_ahead_with(prefetch)
+        self.stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name)
+        self.stream.read_ahead_with(prefetch)
         self.loader = loader
         self.name = name
 
     @property
     def prefetch(self) -> Prefetch | None:
         """What copies batches ahead, where this loader's can be."""
-        return self._stream.prefetch
+        return self.stream.prefetch
 
     @property
     def length(self) -> int | None:
         """Batches of an epoch for this rank, or None where the loader cannot tell."""
-        return self._stream.length
+        return self.stream.length
 
     @property
     def is_last(self) -> bool:
         """Whether the batch being handled is the epoch's last."""
-        return self._stream.is_last
+        return self.stream.is_last
 
     @property
     def batches_done(self) -> int:
         """Batches of this epoch handed out so far, the one being handled included."""
-        return self._stream.batches_done
+        return self.stream.batches_done
 
     def epoch(self, epoch: int, start_batch: int = 0, on_replay: Replay | None = None) -> Iterator[Any]:
         """Yield this rank's batches of an epoch from `start_batch` on, as Paddle's DataLoader gives them, on the host.
@@ -89,19 +89,30 @@ class BatchSource:
             DataError: the loader is empty, exhausted, shorter than start_batch, not the one that was resumed from,
                 or one of its workers died. What the dataset, sampler or collate_fn raises comes through as it is.
         """
-        return self._stream.epoch(epoch, start_batch, on_replay or self._report_replay())
+        return self.stream.epoch(epoch, start_batch, on_replay or self._report_replay())
+
+    def tell_epoch(self, epoch: int) -> None:
+        """Call `set_epoch(epoch)` of the loader, its dataset (and those in it), samplers and collate_fn that have it.
+
+        Samplers of a map-style DataLoader hear of it when their order is drawn, persistent workers when they begin.
+        """
+        self.stream.tell_epoch(epoch)
+
+    def go_along_with(self, other: BatchSource) -> None:
+        """Read the same epoch as another source of the same loader, without asking its sampler again."""
+        self.stream.go_along_with(other.stream)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the batch being handled, and the loader's own state where it has one."""
-        return self._stream.state_dict()
+        return self.stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next `epoch` go on from a saved position; it must be asked for with that position."""
-        self._stream.load_state_dict(state)
+        self.stream.load_state_dict(state)
 
     def close(self) -> None:
         """End worker processes and threads; safe at any time and more than once."""
-        self._stream.close()
+        self.stream.close()
 
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]], part: str) -> None:
         """Let the wait for each batch be timed, under the name `part`."""
@@ -119,7 +130,7 @@ class BatchSource:
         self.epoch = watched  # type: ignore[method-assign]
 
     def _report_replay(self) -> Replay:
-        return ReplayReport(self.name) if self._stream.share.rank == 0 else lambda done, total: None
+        return ReplayReport(self.name) if self.stream.share.rank == 0 else lambda done, total: None
 
 
 def _stream_for(loader: Any, **settings: Any) -> Stream:

@@ -12,6 +12,7 @@ from ..errors import ConfigurationError, DataError
 from ..machine.paddle_internals import keeps_workers
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
 from .fetch import END, MapFetcher, add_note, to_tensors
+from .knows_epoch import made_by, set_epoch_of
 from .order import Order, Share
 from .worker_pool import WorkerPool
 
@@ -54,6 +55,12 @@ class Stream:
 
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         raise NotImplementedError
+
+    def tell_epoch(self, epoch: int) -> None:
+        """Call `set_epoch` of what makes this loader's batches; what draws its order is told when it draws."""
+
+    def go_along_with(self, other: Stream) -> None:
+        """Read the epoch that another stream of the same loader reads, whatever its sampler has in itself."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.current_epoch, "batches_done": self.batches_done, "is_last": self.is_last}
@@ -162,15 +169,15 @@ class MapStream(Stream):
     def __init__(self, loader: DataLoader, **settings: Any) -> None:
         super().__init__(**settings)
         self.loader = loader
-        self._order = Order(loader, share=self.share, seed=self.seed, name=self.name)
+        self.order = Order(loader, share=self.share, seed=self.seed, name=self.name)
         self._workers = Workers(loader, seed=self.seed, name=self.name)
-        if self._order.is_empty and self.limit != 0:
-            raise DataError(self._order.why_empty())
-        self._need_count(self._order.length)
+        if self.order.is_empty and self.limit != 0:
+            raise DataError(self.order.why_empty())
+        self._need_count(self.order.length)
 
     @property
     def length(self) -> int | None:
-        count = self._order.length
+        count = self.order.length
         return None if count is None else self._limited(count)
 
     @property
@@ -187,26 +194,24 @@ class MapStream(Stream):
     def _items(self, epoch: int, start_batch: int) -> Iterator[Any]:
         if self.limit == 0:
             return iter(())
-        if self._order.length is None:
+        if self.order.length is None:
             return self._items_without_length(epoch, start_batch)
-        batches = self._order.of_epoch(epoch, start_batch)
+        batches = self.order.of_epoch(epoch, start_batch)
         count = self._limited(len(batches))
         self._check_start(start_batch, count)
         return iter(batches[start_batch:count])
 
     def _items_without_length(self, epoch: int, start_batch: int) -> Iterator[Any]:
-        number = 0
-        pulled = self._order.pulled(epoch)
+        number = start_batch
+        pulled = self.order.pulled(epoch, start_batch)
         while self.limit is None or isinstance(self.limit, float) or number < self.limit:
             indices = next(pulled, END)
             if indices is END:
                 break
             number += 1
-            if number > start_batch:
-                yield indices
+            yield indices
         if number == 0:
             raise DataError(f"{self.name} is empty or exhausted: its sampler yields nothing in epoch {epoch}")
-        self._check_start(start_batch, number)
 
     def _fetched_here(self, epoch: int, number: int, items: Iterator[Any]) -> Iterator[Any]:
         scope = IsolatedSeed(on_host=True)
@@ -266,12 +271,19 @@ class MapStream(Stream):
                 yield batch if present is None else present.take()
                 pool.check(generation)
 
+    def tell_epoch(self, epoch: int) -> None:
+        set_epoch_of(made_by(self.loader), epoch)
+
+    def go_along_with(self, other: Stream) -> None:
+        if isinstance(other, MapStream):
+            self.order.go_along_with(other.order)
+
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "order": self._order.state_dict()}
+        return {**super().state_dict(), "order": self.order.state_dict(self.batches_done)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._order.load_state_dict(state.get("order", {}))
+        self.order.load_state_dict(state.get("order", {}))
 
     def close(self) -> None:
         super().close()
@@ -292,7 +304,8 @@ class Workers:
         if self._pool is None or self._pool.closed:
             self._pool = WorkerPool(self.loader, name=self.name, seed=derive_seed(self.seed, "workers", epoch))
         pool = self._pool
-        pool.begin_epoch(derive_seed(self.seed, "order", epoch))
+        # What was forked for this epoch is as it was left here; what was forked for an earlier one must be told.
+        pool.begin_epoch(derive_seed(self.seed, "order", epoch), epoch if keeps_workers(self.loader) else None)
         generation = pool.generation
         try:
             yield pool

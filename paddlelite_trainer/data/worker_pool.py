@@ -11,6 +11,7 @@ import select
 import signal
 import struct
 import sys
+import tempfile
 import time
 import traceback
 import weakref
@@ -26,6 +27,7 @@ from ..machine.paddle_internals import reads_in_order, set_current_place, set_wo
 from ..machine.rng import IsolatedSeed, derive_seed
 from ..machine.signals import WAITS_FOR_DATA
 from .fetch import CPU, END, IterableFetcher, MapFetcher, add_note, to_arrays, to_tensors
+from .knows_epoch import made_by, set_epoch_of
 
 SKIPPED: Any = object()  # the reply to a task that asked only to pass over a batch
 
@@ -64,13 +66,16 @@ class WorkerPool:
         for worker in self.workers:
             worker.close_far_ends()
 
-    def begin_epoch(self, seed: int) -> None:
-        """Drop what is still under way and, for iterable data, start every worker's iteration under `seed`."""
+    def begin_epoch(self, seed: int, epoch: int | None) -> None:
+        """Drop what is still under way and, for iterable data, start every worker's iteration under `seed`.
+
+        An epoch that is not None is told to the workers' copies of the dataset and of collate_fn.
+        """
         self.cancel()
         for worker in self.workers:
             while worker.under_way:
                 self._read(worker)
-            self._send(worker, ("epoch", self.generation, seed, None))
+            self._send(worker, ("epoch", self.generation, seed, epoch))
             worker.count(-1)  # not answered
 
     def cancel(self) -> None:
@@ -217,7 +222,7 @@ class _Slot:
     """Shared memory for one reply, grown by the worker as needed: extents, pickle, then the arrays' bytes."""
 
     def __init__(self) -> None:
-        self.descriptor = os.memfd_create("batch", os.MFD_CLOEXEC)
+        self.descriptor = _memory_without_a_name()
         self._map: mmap.mmap | None = None
         self._size = 0
 
@@ -268,6 +273,27 @@ class _Slot:
             self._map = mmap.mmap(self.descriptor, self._size)
 
 
+def _memory_without_a_name() -> int:
+    """A descriptor of memory, or of an unlinked file where this Python or kernel has none: it vanishes with its users.
+
+    Raises:
+        DataError: there is neither.
+    """
+    try:
+        return os.memfd_create("batch", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):  # Pythons built for an old glibc; kernels before 3.17, sandboxes
+        pass
+    try:
+        # Not in /dev/shm, which a container keeps small: a full one would be a bus error.
+        with tempfile.TemporaryFile(prefix="paddlelite-batch-") as file:
+            return os.dup(file.fileno())
+    except OSError as error:
+        raise DataError(
+            "num_workers > 0 needs memory that processes share: os.memfd_create does not work here, and no temporary "
+            f"file could be made ({error}). Set TMPDIR to a directory that can be written, or num_workers=0."
+        ) from error
+
+
 class _WorkerTraceback(Exception):
     """Shows, as an exception's cause, the traceback that it had in the worker process."""
 
@@ -303,6 +329,9 @@ def _work(
             has_begun = True
             failure = _run_init_fn(loader.worker_init_fn, number, derive_seed(seed, "worker", number), isolated)
         if task == "epoch":
+            if failure is None:
+                isolated.enter(task_seed)
+                failure = _tell_epoch(loader, indices)
             if is_iterable and failure is None:
                 isolated.enter(task_seed)
                 fetcher, failure = _start_iteration(loader)
@@ -347,6 +376,16 @@ def _run_init_fn(
         init_fn(number)
     except Exception as error:
         add_note(error, f"raised by worker_init_fn({number})")
+        return error
+    return None
+
+
+def _tell_epoch(loader: DataLoader, epoch: int | None) -> Exception | None:
+    try:
+        if epoch is not None:
+            set_epoch_of(made_by(loader), epoch)
+    except Exception as error:
+        add_note(error, f"raised by set_epoch({epoch})")
         return error
     return None
 

@@ -108,6 +108,9 @@ def _open_epoch(fit: Fit) -> bool:
     fit.target.collect(fit.book.train, on_step=True)
     optimization.open_window(fit.window)
     if progress.epoch_is_open:
+        with isolated_random_states():  # the undisturbed run has drawn nothing here
+            data.go_on_in_epoch()
+            fit.hooks.call("on_train_epoch_resume")
         validates = progress.validation_is_due
         if validates:
             fit.validate()

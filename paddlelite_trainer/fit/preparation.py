@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..callback import Callback, overridden
 from ..errors import ConfigurationError
 from ..machine.device import use_cpu_threads
 from ..machine.rng import draw_seed, isolated_random_states, seed_everything
-from ..module import is_written
+from ..module import Module, is_written
 from ..optimizers import normalise
 from ..progress import Progress
 from ..reporting.terminal import facts
@@ -289,12 +290,35 @@ def _restore(
         notes += state.restore(fit, saved, override)
         if fit.settings.fast_dev_run:
             fit.progress.load_state_dict({})  # a rehearsal begins at nought, on the run's weights
+        notes += _epoch_starts_not_called_again(fit)
         fit.saver.note_resumed()
         damaged = () if resolution is None else resolution.damaged
         notes += fit.ranks.on_rank_zero(lambda: fit.run.set_aside_after(saved.entry, damaged))
     elif start is not None:
         notes += start.save_best(fit)
     return notes
+
+
+def _epoch_starts_not_called_again(fit: Fit) -> list[str]:
+    """What a user has set in on_train_epoch_start is not set where a run goes on inside the epoch."""
+    assert fit.subject is not None
+    if not fit.progress.epoch_is_open:
+        return []
+    owners = [(callback, Callback) for callback in fit.subject.callbacks] + [(fit.module, Module)]
+    names = []
+    for owner, base in owners:
+        start = overridden(owner, "on_train_epoch_start", base)
+        if start is None or overridden(owner, "on_train_epoch_resume", base) is not None:
+            continue
+        if not (getattr(start, "__module__", None) or "").startswith("paddlelite_trainer."):
+            names.append(f"{type(owner).__name__}.on_train_epoch_start")
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)} is not called again, as the run goes on inside epoch {fit.progress.current_epoch}. "
+        "What it sets on the data or the module (a curriculum, mosaic off) must be set in on_train_epoch_resume too; "
+        "if there is nothing, write an empty one. A set_epoch of dataset, sampler and collate_fn is called for you."
+    ]
 
 
 def _begin_training(fit: Fit, *, is_fresh: bool) -> None:

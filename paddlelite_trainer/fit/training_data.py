@@ -43,12 +43,12 @@ class TrainingData:
 
     def epoch(self) -> Iterator[Any]:
         """This epoch's batches from where the run is, as the loader gives them."""
-        overfits = self.loading.settings.overfit_batches
-        return self.train.epoch(0 if overfits else self.progress.current_epoch, self.progress.batches_in_epoch)
+        return self.train.epoch(self._epoch_to_read, self.progress.batches_in_epoch)
 
     def one_more_pass(self) -> Iterator[Any]:
         """All batches of this epoch once more, on the device; the run's position stays where it is."""
         (source,) = self.loading.sources("train", self.train.loader)
+        source.go_along_with(self.train)
         prepare = self.loading.preparation(source)
         try:
             for batch in source.epoch(self.progress.current_epoch):
@@ -56,12 +56,22 @@ class TrainingData:
         finally:
             source.close()
 
+    @property
+    def _epoch_to_read(self) -> int:
+        return 0 if self.loading.settings.overfit_batches else self.progress.current_epoch
+
     def begin_epoch(self) -> None:
+        """To be called before the hooks that may set more on the data; what has a set_epoch is told the epoch."""
         epoch = self.progress.current_epoch
         if self.every and epoch and epoch % self.every == 0:
             self._reload()
         if self.val_every and epoch and epoch % self.val_every == 0:
             self._reload_validation()
+        self.train.tell_epoch(self._epoch_to_read)
+
+    def go_on_in_epoch(self) -> None:
+        """The same for an epoch that a resumed run goes on in; `reload_as_before` has reloaded."""
+        self.train.tell_epoch(self._epoch_to_read)
 
     def reload_as_before(self, saved: Progress) -> None:
         """A resumed run's data, where they came from a call of train_dataloader or val_dataloader in its course."""

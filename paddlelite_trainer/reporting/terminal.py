@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import re
@@ -169,7 +170,8 @@ def console() -> Any:
         from rich.console import Console
 
     # Into a pipe or a file a row is one line, however long.
-    return Console(highlight=False, width=None if is_terminal() else _ENDLESS)
+    nowhere = io.StringIO() if getattr(sys.stdout, "closed", True) else None  # rich cannot do with a closed file
+    return Console(highlight=False, width=None if is_terminal() else _ENDLESS, file=nowhere)
 
 
 def is_terminal() -> bool:

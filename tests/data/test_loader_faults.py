@@ -471,3 +471,34 @@ def test_a_note_is_in_the_message_where_python_has_no_notes() -> None:
         add_note(error, "raised by sample 13")
         texts.append(str(error))
     assert texts == ["bad\nraised by sample 13", "raised by sample 13", "(3, 'raised by sample 13')"]
+
+
+@pytest.mark.parametrize("lack", ["no function", "no system call"])
+def test_workers_run_without_memfd_create_and_leave_no_file(
+    lack: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(38, "Function not implemented")
+
+    reference = read(source(augmented()), 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if lack == "no function":
+        monkeypatch.delattr(os, "memfd_create")
+    else:
+        monkeypatch.setattr(os, "memfd_create", refuse)
+    batches = source(augmented(num_workers=2))
+    rows = []
+    for batch in batches.epoch(0):
+        rows.append(plain(batch))
+        assert list(tmp_path.iterdir()) == []  # so that a kill leaves none
+    batches.close()
+    assert rows == reference
+
+
+def test_workers_without_any_shared_memory_are_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(DataError, match=r"no temporary file could be made.*Set TMPDIR .* or num_workers=0"):
+        read(source(augmented(num_workers=2)), 0)
