@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import enum
 import inspect
+import os
 import types
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import paddle
 
 from .errors import ConfigurationError
@@ -26,35 +32,126 @@ class HyperParameters(dict[str, Any]):
 
 
 def arguments_of_init(
-    instance: object, frame: types.FrameType | None, names: Sequence[str], ignore: str | Collection[str]
+    instance: object,
+    frame: types.FrameType | None,
+    given: Sequence[Any],
+    ignore: str | Collection[str],
 ) -> dict[str, Any]:
     """The arguments of the `__init__` that is calling, all or those named, without those in `ignore`.
 
-    `frame` is that of the method called in `__init__`.
+    `frame` is that of the method called in `__init__`. `given` are names, or one dict, Namespace or dataclass whose
+    entries are the hyper-parameters.
 
     Raises:
-        ConfigurationError: not called in `__init__`; no such argument; an argument is a layer, which is not stored.
+        ConfigurationError: not called in `__init__`; no such argument; an argument that a checkpoint cannot hold.
     """
     caller = frame.f_back if frame is not None else None
     kind = type(instance).__name__
+    ignored = {ignore} if isinstance(ignore, str) else set(ignore)
+    if len(given) == 1 and not isinstance(given[0], str):
+        kept = {str(name): value for name, value in _entries(given[0]).items() if name not in ignored}
+        for name, value in kept.items():
+            _refuse(name, value)
+        return kept
     if caller is None or caller.f_code.co_name != "__init__" or _constructed(caller) is not instance:
         raise ConfigurationError(f"save_hyperparameters() must be called in {kind}.__init__")
     found = _arguments_of(caller)
-    ignored = {ignore} if isinstance(ignore, str) else set(ignore)
-    for name in names:
+    for name in given:
         if name not in found:
             raise ConfigurationError(
                 f"save_hyperparameters({name!r}): {kind}.__init__ has no such argument; "
                 f"it has {', '.join(found) or 'none'}"
             )
-    kept = {name: found[name] for name in names or found if name not in ignored}
-    for name, value in kept.items():
-        if isinstance(value, paddle.nn.Layer):
-            raise ConfigurationError(
-                f"save_hyperparameters() cannot store the layer given as {name!r}: call "
-                f"save_hyperparameters(ignore=[{name!r}]) and pass it to load_from_checkpoint again"
-            )
+    kept = {name: found[name] for name in given or found if name not in ignored}
+    own = set(inspect.getargvalues(caller).args)
+    for name in list(kept):
+        if why_not_stored(kept[name]) is None:
+            continue
+        if name in own or given:
+            _refuse(name, kept[name])
+        warnings.warn(  # of a class below the one that calls, which cannot know it
+            f"{kind}'s argument {name!r} is not among the hyper-parameters, as a checkpoint cannot hold it. "
+            f"save_hyperparameters(ignore=[{name!r}]) in {kind}.__init__ says that this is meant.",
+            stacklevel=4,
+        )
+        del kept[name]
     return kept
+
+
+def stored(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters as a checkpoint holds them: configuration objects as dicts, paths as strings.
+
+    Raises:
+        ConfigurationError: one that was set later cannot be held.
+    """
+    for name, value in hparams.items():
+        _refuse(name, value)
+    return {name: _stored(value) for name, value in hparams.items()}
+
+
+def with_attributes(value: Any) -> Any:
+    """What a checkpoint held, its dicts with their keys as attributes too, as configuration objects have them."""
+    if isinstance(value, dict):
+        return HyperParameters({key: with_attributes(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(with_attributes, value))
+    return value
+
+
+def why_not_stored(value: Any) -> str | None:
+    """Why a checkpoint cannot hold a value: what in it is of which kind; None where it can."""
+    try:
+        _stored(value)
+    except _NotStored as error:
+        return str(error)
+    return None
+
+
+class _NotStored(Exception):
+    """Says what it is."""
+
+
+def _refuse(name: str, value: Any) -> None:
+    reason = why_not_stored(value)
+    if reason is not None:
+        raise ConfigurationError(
+            f"save_hyperparameters() cannot store {reason} given as {name!r}: call "
+            f"save_hyperparameters(ignore=[{name!r}]) and pass it to load_from_checkpoint again"
+        )
+
+
+def _entries(config: Any) -> dict[Any, Any]:
+    """What a configuration object holds. A mapping is never asked for attributes: one may raise KeyError for them."""
+    if isinstance(config, Mapping):
+        return dict(config.items())
+    if isinstance(config, argparse.Namespace):
+        return dict(vars(config))
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
+    raise ConfigurationError(
+        "save_hyperparameters takes names of arguments, or one dict, Namespace or dataclass of hyper-parameters, got "
+        f"a {type(config).__name__}"
+    )
+
+
+def _stored(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str, bytes, np.generic, np.ndarray, paddle.Tensor)):
+        return value.value if isinstance(value, enum.Enum) else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, enum.Enum):
+        return _stored(value.value)
+    if isinstance(value, paddle.nn.Layer):
+        raise _NotStored("the layer")
+    if isinstance(value, (Mapping, argparse.Namespace)) or (
+        dataclasses.is_dataclass(value) and not isinstance(value, type)
+    ):
+        return {_stored(key): _stored(item) for key, item in _entries(value).items()}
+    if isinstance(value, tuple):
+        return tuple(map(_stored, value))
+    if isinstance(value, Sequence):
+        return list(map(_stored, value))
+    raise _NotStored(f"the {type(value).__name__}")
 
 
 def _constructed(frame: types.FrameType) -> Any:

@@ -13,7 +13,7 @@ import paddle
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback
 from .errors import ConfigurationError, ConfigurationTypeError, NoTrainerError
-from .hyperparameters import HyperParameters, arguments_of_init
+from .hyperparameters import HyperParameters, arguments_of_init, with_attributes
 from .machine import paddle_internals
 from .machine.device import refuse_static_mode
 
@@ -63,6 +63,9 @@ class Module(paddle.nn.Layer):
         self._trainer: Trainer | None = None
         self._run: RunOfModule | None = None
         self.hparams = HyperParameters()
+        self.hparams_initial = HyperParameters()
+        """As `save_hyperparameters` was given them, whatever `hparams` becomes."""
+        self._logs_hparams = True
 
     # -- what you write ------------------------------------------------------------------------------------------------
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -233,13 +236,33 @@ class Module(paddle.nn.Layer):
         for name, value in dictionary.items():
             self.log(name, value, **options)
 
-    def save_hyperparameters(self, *names: str, ignore: str | tuple[str, ...] | list[str] = ()) -> None:
+    def save_hyperparameters(
+        self, *names: Any, ignore: str | tuple[str, ...] | list[str] = (), logger: bool = True
+    ) -> None:
         """Keep the arguments of `__init__`, all or those named, in `self.hparams` and in every checkpoint.
 
-        Call it in `__init__` after `super().__init__()`. Layers among the arguments cannot be stored; name them in
-        `ignore`.
+        Call it in `__init__` after `super().__init__()`. Instead of names it takes one dict, Namespace or dataclass of
+        hyper-parameters. Layers, functions and sets cannot be stored; name them in `ignore`. Configuration objects
+        come back as dicts whose keys are attributes too, paths as strings. With `logger=False` they are not logged.
+
+        Raises:
+            ConfigurationError: one cannot be stored, or there is no such argument.
         """
-        self.hparams.update(arguments_of_init(self, inspect.currentframe(), names, ignore))
+        if "hparams" not in vars(self):
+            raise ConfigurationError(
+                f"call super().__init__() in {type(self).__name__}.__init__ before save_hyperparameters()"
+            )
+        kept = arguments_of_init(self, inspect.currentframe(), names, ignore)
+        for name in (ignore,) if isinstance(ignore, str) else ignore:
+            self.hparams.pop(name, None)  # which a class above has kept
+        self.hparams.update(kept)
+        self.hparams_initial.update(kept)
+        self._logs_hparams = self._logs_hparams and logger
+
+    @property
+    def hparams_to_log(self) -> dict[str, Any]:
+        """What loggers are given; nothing after `save_hyperparameters(logger=False)`."""
+        return dict(self.hparams) if self._logs_hparams else {}
 
     @classmethod
     def load_from_checkpoint(
@@ -263,7 +286,7 @@ class Module(paddle.nn.Layer):
         from .run.weights import load_weights_at, state_at
 
         saved = state_at(checkpoint_path)
-        hparams = {**(saved["hyper_parameters"] if saved is not None else {}), **arguments}
+        hparams = {**(with_attributes(saved["hyper_parameters"]) if saved is not None else {}), **arguments}
         accepted = inspect.signature(cls.__init__).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
             hparams = {name: value for name, value in hparams.items() if name in accepted or name in arguments}

@@ -22,7 +22,7 @@ class DataModule:
 
     trainer: Any = None  # while a Trainer uses it; only the Trainer writes it
 
-    def save_hyperparameters(self, *names: str, ignore: str | Collection[str] = ()) -> None:
+    def save_hyperparameters(self, *names: Any, ignore: str | Collection[str] = ()) -> None:
         """Keep the arguments of `__init__`, all or those named, in `self.hparams`."""
         self.hparams = HyperParameters(arguments_of_init(self, inspect.currentframe(), names, ignore))
 

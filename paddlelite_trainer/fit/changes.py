@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import paddle
 
 from ..errors import CheckpointMismatchError, did_you_mean
+from ..hyperparameters import stored
 from ..optimizers import parameters_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def check(fit: Fit, saved: Saved, override: Collection[str]) -> list[str]:
         f"{TOLD[field]}: saved {before.get(field)}, now {now[field]}. "
         "The run goes on with the present one, and no longer as it would have."
         for field in changed
-    ] + _hyper_parameters(tree["hyper_parameters"], fit.module.hparams)
+    ] + _hyper_parameters(tree["hyper_parameters"], stored(fit.module.hparams))
 
 
 def _hyper_parameters(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -77,7 +77,7 @@ def prepare(fit: Fit, request: Request) -> bool:
     # 8. The saved state, all at once.
     notes += _restore(fit, request, resolution, saved, override, start)
     for logger in fit.book.loggers if fit.ranks.is_zero else ():
-        logger.log_hyperparams(fit.module.hparams)
+        logger.log_hyperparams(fit.module.hparams_to_log)
     if saved is None and request.fitted_before:
         notes.append("a fresh fit: counters, optimizers and schedules begin anew, on the weights that the module has")
     announce_fit(fit, notes)

@@ -22,6 +22,7 @@ from ..errors import (
     ConfigurationTypeError,
     did_you_mean,
 )
+from ..hyperparameters import stored
 from ..machine import paddle_internals
 from ..optimizers import LRSchedulerConfig, apply_snapshot, parameters_of, restore_optimizer
 from ..run.weights import MODEL, TRAINER
@@ -271,7 +272,7 @@ class _Best:
             states={
                 TRAINER: {
                     "weights_only": True,
-                    "hyper_parameters": dict(fit.module.hparams),
+                    "hyper_parameters": stored(fit.module.hparams),
                     "progress": {**progress.state_dict(), "current_epoch": epoch, "global_step": step},
                 }
             },

@@ -18,6 +18,7 @@ from ..errors import (
     did_you_mean,
 )
 from ..gradients import put_gradient_back, saved_gradient
+from ..hyperparameters import stored
 from ..layers import in_eval_mode, put_into_modes
 from ..machine import paddle_internals
 from ..machine.rng import derive_seed, random_states, set_random_states
@@ -210,7 +211,7 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "loggers": _saved_logs(fit.book.loggers, as_of),
         **fit.stopping.state_dict(),
         "datamodule": subject.datamodule.state_dict() if subject.datamodule is not None else {},
-        "hyper_parameters": dict(fit.module.hparams),
+        "hyper_parameters": stored(fit.module.hparams),
         "added_param_groups": optimization.added_param_groups,
         "untrained": untrained(fit),
         "eval_layers": in_eval_mode(fit.module),
