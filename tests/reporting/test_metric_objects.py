@@ -263,3 +263,33 @@ def test_fits_and_evaluations_one_after_another_may_use_one_object() -> None:
     (alone,) = quiet_trainer().test(module, make_batches(2), verbose=False)
     assert 0 <= first["test_acc"] <= 1
     assert 0 <= alone["test_acc"] <= 1
+
+
+class TopTwo(Classifier):
+    def __init__(self, at_the_end: bool) -> None:
+        super().__init__()
+        self.accuracy = paddle.metric.Accuracy(topk=(1, 2))
+        self.at_the_end = at_the_end
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.accuracy.update(self.accuracy.compute(self(x), y.unsqueeze(-1)))
+        if not self.at_the_end:
+            self.log("acc", self.accuracy)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.at_the_end:
+            for name, value in zip(self.accuracy.name(), self.accuracy.accumulate()):
+                self.log(name, value)
+            self.accuracy.reset()
+
+
+def test_an_object_of_several_numbers_is_refused_with_the_way_and_the_way_is_exact() -> None:
+    batches = [*make_batches(2), *make_batches(1, batch_size=2, seed=5)]
+    with pytest.raises(ConfigurationError, match=r"gives 2 numbers.*at the epoch's end.*zip\(metric.name\(\)"):
+        quiet_trainer().validate(TopTwo(at_the_end=False), batches, verbose=False)
+    module = TopTwo(at_the_end=True)
+    (results,) = quiet_trainer().validate(module, batches, verbose=False)
+    right = np.concatenate([(module(x).argmax(-1) == y).numpy() for x, y in batches])
+    assert results["acc_top1"] == pytest.approx(right.mean())
+    assert results["acc_top2"] >= results["acc_top1"]
