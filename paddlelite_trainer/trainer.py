@@ -341,6 +341,7 @@ class Trainer(Readable):
 
     def load_weights_of(self, entry: Entry) -> None:
         """Put a checkpoint's weights into the module; nothing else of it."""
+        self.progress.begin_step()  # what a mark remembers of the weights is over
         load_weights_at(self.model, entry.path)
 
     def record(self, name: str, value: float) -> None:

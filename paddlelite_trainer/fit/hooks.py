@@ -39,11 +39,12 @@ class Hooks:
                 calls.append(own)
             if calls:
                 self.calls[name] = calls
-        self.savers: list[tuple[Callback, Callable[[SavePoint], Pins | None]]] = [
-            (callback, functools.partial(method, *call_with))
-            for callback in callbacks
-            if (method := overridden(callback, "on_save_point", Callback)) is not None
-        ]
+        self.savers: list[tuple[Callback, Callable[[SavePoint], Pins | None]]] = []
+        for callback in callbacks:
+            method = overridden(callback, "on_save_point", Callback)
+            if method is not None:
+                refuse_wrong_signature(callback, "on_save_point", method, Callback)
+                self.savers.append((callback, functools.partial(method, *call_with)))
         self.save_exceptions = any(getattr(callback, "save_on_exception", False) for callback in callbacks)
         self.watch_lr_drops = any(getattr(callback, "save_before_lr_drop", False) for callback in callbacks)
 

@@ -26,7 +26,7 @@ BATCH = (
 VALIDATION = tuple(
     f"on_validation_{name}" for name in ("start", "epoch_start", "batch_start", "batch_end", "epoch_end", "end")
 )
-EPOCH_END = ("on_train_epoch_end",)
+EPOCH_END = ("on_train_epoch_end", "on_train_epoch_start", "on_train_end", "on_fit_end")
 
 
 class Part(Protocol):

@@ -275,6 +275,8 @@ class Optimization:
                 vars(optimizer).pop(name, None)
 
     def skip_step(self) -> None:
+        if self.needs_closure:
+            raise ConfigurationError("skip_optimizer_step() cannot hold back LBFGS, which steps by itself")
         self.skips_step = True
 
     def add_param_group(
@@ -366,6 +368,11 @@ def refuse_unfit(optimization: Optimization, world_size: int) -> None:
         return
     if world_size > 1:
         raise ConfigurationError("LBFGS runs on one process: its several losses a step are not synchronised over ranks")
+    if optimization.clips:
+        raise ConfigurationError(
+            "LBFGS evaluates the loss several times a step and steps by itself, so gradients cannot be clipped: leave "
+            "gradient_clip_val and configure_gradient_clipping out"
+        )
     if optimization.precision.autocast is not None or max(settings.accumulation.values()) > 1:
         raise ConfigurationError(
             "LBFGS evaluates the loss several times a step: it works in float32 and without accumulate_grad_batches"

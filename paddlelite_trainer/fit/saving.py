@@ -56,6 +56,7 @@ class Saver:
         self.mark: Mark | None = None
         self.follows_validation = False
         self._as_of: Mark | None = None
+        self._written = 0  # checkpoints
         book.call_before_log(self._remember_logs)
         self.take: Callable[..., Entry | None] = self._take
         self.await_save: Callable[[], None] = self._await_save
@@ -81,6 +82,11 @@ class Saver:
             and not self.asks_ranks_after(self.progress.global_step)
         ):
             return
+        leaving = self.stopping.signals.received is not None
+        if self.ranks.world_size > 1:  # before the savers are asked, who write more where a run ends
+            leaving = self.stopping.agree()
+        elif reason == "train_epoch":
+            self.stopping.ask_clock()
         pins: dict[str, Sequence[str]] = {}
         weights_only = True  # where nobody asks for more
         point = None
@@ -91,9 +97,7 @@ class Saver:
                 if wanted:
                     pins.update(wanted)
                     weights_only = weights_only and getattr(callback, "save_weights_only", False)
-        leaving = self.stopping.signals.received is not None
         if self.ranks.world_size > 1:
-            leaving = self.stopping.agree()
             pins, weights_only, self.requested = self.ranks.broadcast_object((pins, weights_only, self.requested))
         wants_all = reason == "stop" or (leaving and reason != "lr_drop")
         if wants_all and self.settings.enable_checkpointing and self.hooks.savers:
@@ -133,6 +137,7 @@ class Saver:
             self._after_failed_save(error)
             return None
         self.requested.clear()
+        self._written += 1
         if not weights_only:
             self.saved_at = self.progress.position
         return entry
@@ -193,8 +198,10 @@ class Saver:
         if mark is None or not self.keeps_marks or not mark.holds:
             return
         try:
+            written = self._written
             where = self._save_as_of(mark, "exception")
-            self.book.print(f"Saved what was before the error: {where}.")
+            if self._written > written:
+                self.book.print(f"Saved what was before the error: {where}.")
         except Exception as error:
             warnings.warn(f"the state before the error could not be saved: {error}", stacklevel=2)
 

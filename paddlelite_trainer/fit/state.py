@@ -395,6 +395,7 @@ def roll_back(fit: Fit) -> Entry:
             "there is no healthy checkpoint in this run to roll back to. Save one at the start, or more often."
         )
     saved = open_saved(entry)
+    fit.progress.begin_step()  # what a mark remembers of the weights is over
     _call_on_load(fit, saved)
     load_weights_into(fit.module, saved.checkpoint)
     _restore_optimizers(fit, saved, keep_learning_rate=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class StopRequests:
-    """The one owner of "is it over?"; docs/architecture.md has the table.
+    """The one owner of "is it over?"; docs/architecture.md, section 4.1, has the table.
 
     A limit (`max_epochs`, `max_steps`) ends the fit whatever else was asked for. A signal makes the process leave at
     the next save point. A request (`stop`, `should_stop`, EarlyStopping, `max_time`, Timer) is remembered, and
@@ -84,6 +84,12 @@ class StopRequests:
             and progress.current_epoch >= settings.min_epochs
             and progress.global_step >= settings.min_steps
         )
+
+    def ask_clock(self) -> None:
+        """On one process: whether `max_time` ends the fit here, so that savers know it; several ranks `agree`."""
+        limit = self.settings.max_seconds
+        if limit is not None and self.reason is None and self.seconds >= limit:
+            self.request(self._time_is_over(), for_good=False)  # a larger one goes on
 
     def agree(self) -> bool:
         """Clocks, signals and requests may differ between ranks; from here on all have the same.

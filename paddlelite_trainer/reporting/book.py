@@ -203,7 +203,8 @@ class Book:
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
         train, counts, published, epoch_record, history = snapshot
-        self.train, self.published, self.epoch_record = train.copy(), dict(published), dict(epoch_record)
+        self.train.become(train)  # the same object, which self.log writes into
+        self.published, self.epoch_record = dict(published), dict(epoch_record)
         self.history[:] = history
         for metric, numbers in counts:
             set_counts(metric, numbers)

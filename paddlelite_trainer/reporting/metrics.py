@@ -225,6 +225,11 @@ class MetricCollector:
         copied.keep_apart_from(self.elsewhere)
         return copied
 
+    def become(self, other: MetricCollector) -> None:
+        """Hold what another holds."""
+        copied = other.copy()
+        self._series, self._reduced = copied._series, copied._reduced
+
     def state_dict(self, *, epoch_is_over: bool = False) -> dict[str, Any]:
         """`epoch_is_over` says that no more is logged in this epoch, so results of functions are kept too."""
         self.read()

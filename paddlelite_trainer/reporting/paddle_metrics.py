@@ -51,9 +51,9 @@ class PaddleMetricSeries(Series):
         result = metric.accumulate()
         if isinstance(result, (list, tuple)) and len(result) != 1:
             raise ConfigurationError(
-                f"self.log({self.name!r}, metric): {type(metric).__name__} gives {len(result)} numbers, and one name takes "
-                "one. Log each at the epoch's end, in on_validation_epoch_end or on_train_epoch_end, and not in each "
-                "step, whose running values would be averaged: for name, value in zip(metric.name(), "
+                f"self.log({self.name!r}, metric): {type(metric).__name__} gives {len(result)} numbers, and a name "
+                "takes one. Log each at the epoch's end, in on_validation_epoch_end or on_train_epoch_end, and not in "
+                "each step, whose running values would be averaged: for name, value in zip(metric.name(), "
                 "metric.accumulate()): self.log(name, value); then metric.reset()"
             )
         return float(result[0] if isinstance(result, (list, tuple)) else result)

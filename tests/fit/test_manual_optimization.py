@@ -197,6 +197,18 @@ def test_lbfgs_resumed_at_any_step_is_the_same_run(tmp_path: Path, cut: int) -> 
     assert differing(weights(second), weights(whole)) == []
 
 
+def test_lbfgs_with_clipping_or_a_skipped_step_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="LBFGS.*gradients cannot be clipped"):
+        trainer(gradient_clip_val=1.0).fit(net(lbfgs), batches())
+
+    class Skips(Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            trainer.skip_optimizer_step()
+
+    with pytest.raises(ConfigurationError, match="cannot hold back LBFGS"):
+        trainer(callbacks=[Skips()]).fit(net(lbfgs), batches())
+
+
 def test_lbfgs_with_accumulation_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="LBFGS evaluates the loss several times a step"):
         trainer(accumulate_grad_batches=2).fit(net(lbfgs), batches())
