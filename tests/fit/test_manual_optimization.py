@@ -11,7 +11,7 @@ import pytest
 from loops_by_hand import Net, batches, by_hand, differing, net, trainer, weights
 from paddle.optimizer import SGD, Adam, AdamW, lr
 
-from paddlelite_trainer import Module, seed_everything
+from paddlelite_trainer import Callback, Module, seed_everything
 from paddlelite_trainer.errors import ConfigurationError
 
 
@@ -198,7 +198,7 @@ def test_lbfgs_resumed_at_any_step_is_the_same_run(tmp_path: Path, cut: int) -> 
 
 
 def test_lbfgs_with_clipping_or_a_skipped_step_is_an_error() -> None:
-    with pytest.raises(ConfigurationError, match="LBFGS.*gradients cannot be clipped"):
+    with pytest.raises(ConfigurationError, match=r"LBFGS.*gradients cannot be clipped"):
         trainer(gradient_clip_val=1.0).fit(net(lbfgs), batches())
 
     class Skips(Callback):
