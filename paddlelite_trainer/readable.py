@@ -13,7 +13,7 @@ from .settings import Settings, as_schedule
 
 if TYPE_CHECKING:
     from .callback import Callback
-    from .checkpoint import CheckpointStore, Entry
+    from .checkpoint import CheckpointReader, CheckpointStore, Entry
     from .data.module import DataModule
     from .data.source import BatchSource
     from .machine.ranks import Ranks
@@ -221,9 +221,21 @@ class Readable(Settings):
         return run.ckpt_path if isinstance(run, Evaluation) else run.run.ckpt_path
 
     @property
-    def checkpoints(self) -> CheckpointStore:
-        """The run's checkpoints."""
+    def checkpoints(self) -> CheckpointReader:
+        """The run's checkpoints, to be read on every rank.
+
+        A rank sees what is on the disk when it looks, and rank 0 may be writing: where ranks must agree, decide by
+        `trainer.ranks.on_rank_zero(...)`, which all of them call.
+
+        Raises:
+            CheckpointError: there are none: before fit, and where nothing is written.
+        """
         return self._fit.run.checkpoints
+
+    @property
+    def checkpoint_store(self) -> CheckpointStore | None:
+        """Who saves, pins and deletes the run's checkpoints; on rank 0, where something is written."""
+        return self._fit.run.store
 
     @property
     def imported_best(self) -> Entry | None:
