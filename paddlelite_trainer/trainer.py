@@ -41,7 +41,6 @@ from .module import Module
 from .readable import Readable
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
-from .run.directory import locked
 from .run.weights import load_weights_at
 from .settings import explains_unknown_arguments
 
@@ -304,38 +303,20 @@ class Trainer(Readable):
 
         During fit it is taken at the next save point, and None is returned; after fit at once, and its directory is
         returned. A save point that writes everything anyway has it in full, with `weights_only` too. With `replace` the
-        tag moves here from a checkpoint that has it, which is deleted where nothing else keeps it.
+        tag moves here from a checkpoint that has it, which is deleted where nothing else keeps it. All ranks must call
+        it, and all get the same path or error.
 
         Raises:
             ConfigurationError: the tag cannot be a file's name, is one that the run uses itself, or is another step's.
-            CheckpointError: there is no run directory. CheckpointSaveError, after fit: writing failed.
+            CheckpointError: there is no run directory. After fit RunLockedError: another process goes on with the run;
+            CheckpointSaveError: writing failed (with on_save_error="warn" that is told, and None is returned).
         """
-        from .checkpoint.links import check_tag
-
         fit = self._fit
         if fit.run.path is None or fit.saver is None:
             raise CheckpointError(
                 "save_checkpoint needs a run directory: call it in or after fit, without fast_dev_run"
             )
-        check_tag(tag)
-        holders = [] if replace or fit.run.store is None else fit.run.store.by_pin(tag)
-        # This step's: the same command again.
-        others = [entry.name for entry in holders if entry.step != self.global_step]
-        if others:
-            raise ConfigurationError(
-                f"the tag {tag!r} is taken, by {', '.join(others)}. Choose another, or pass replace=True."
-            )
-        fit.saver.requested[tag] = weights_only
-        if fit in self._running:
-            return None
-        try:
-            with locked(fit.run.path) if self.is_global_zero else contextlib.nullcontext():
-                entry = fit.saver.take({})
-                if fit.run.store is not None:
-                    fit.run.store.wait()
-        finally:
-            fit.saver.requested.clear()
-        return None if entry is None else entry.path
+        return fit.saver.keep(tag, weights_only=weights_only, replace=replace, at_once=fit not in self._running)
 
     def load_weights_of(self, entry: Entry) -> None:
         """Put a checkpoint's weights into the module; nothing else of it."""

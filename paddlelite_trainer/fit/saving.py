@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Pins, Reason, SavePoint
-from ..errors import CheckpointSaveError, LogWriteError
+from ..checkpoint.links import check_tag
+from ..errors import CheckpointSaveError, ConfigurationError, LogWriteError
+from ..run.directory import locked
 from .mark import BATCH, VALIDATION, Mark
 
 if TYPE_CHECKING:
@@ -146,6 +150,39 @@ class Saver:
         if not weights_only:
             self.saved_at = self.progress.position
         return entry
+
+    def keep(self, tag: str, *, weights_only: bool, replace: bool, at_once: bool) -> Path | None:
+        """Trainer.save_checkpoint: at the next save point, or at once where the fit is over; every rank calls it."""
+        check_tag(tag)
+        if not at_once:
+            self._refuse_taken(tag, replace)
+            self.requested[tag] = weights_only
+            return None
+        assert self.run.path is not None
+        path, lock = self.run.path, contextlib.ExitStack()
+
+        def begin() -> None:
+            self._refuse_taken(tag, replace)
+            lock.enter_context(locked(path))
+
+        with lock:  # on rank 0; nobody goes on before it is known that it may write
+            self.ranks.on_rank_zero(begin)
+            self.requested[tag] = weights_only
+            try:
+                entry = self.take({})
+                is_written = self.await_save()
+            finally:
+                self.requested.clear()
+        return entry.path if entry is not None and is_written else None
+
+    def _refuse_taken(self, tag: str, replace: bool) -> None:
+        """Raise ConfigurationError for a tag of another step; this step's is the same command again."""
+        holders = () if replace else self.run.checkpoints.by_pin(tag)
+        others = [entry.name for entry in holders if entry.step != self.progress.global_step]
+        if others:
+            raise ConfigurationError(
+                f"the tag {tag!r} is taken, by {', '.join(others)}. Choose another, or pass replace=True."
+            )
 
     def take_requested(self) -> None:
         """What was asked for in one of the last hooks."""
