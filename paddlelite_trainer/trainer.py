@@ -366,7 +366,7 @@ class Trainer(Readable):
                 evaluation.collector.keep_apart_from(self._fit.book.train.series)
                 entered.enter_context(isolated_random_states())  # training goes on as if there had been none
             try:
-                subject = self._begin(evaluation, stage, module, datamodule, entered)
+                subject = self._begin(evaluation, stage, module, datamodule, entered, is_in_a_run=is_in_a_run)
                 if ckpt_path is not None:
                     has_fitted = self._fit.subject is not None
                     path = checkpoint_of(stage, ckpt_path, self._fit.run, self.print, has_fitted)
@@ -430,11 +430,15 @@ class Trainer(Readable):
         model: Module,
         datamodule: DataModule | None,
         entered: contextlib.ExitStack,
+        *,
+        is_in_a_run: bool = False,
     ) -> Subject:
-        """Check and attach the module, find the hooks, set everything up."""
+        """Check and attach the module, find the hooks, set everything up but what a run around this one has set up.
+
+        `is_in_a_run` says that the module takes part in one, of this Trainer or of another.
+        """
         refuse_unfit_for(stage, model, datamodule)
-        is_nested = len(self._running) > 1
-        is_known = is_nested and model is self.model
+        is_nested = len(self._running) > 1  # in a run of this Trainer, which has its callbacks set up
         self.model = model
         if stage == "fit" or datamodule is not None:
             self.datamodule = datamodule
@@ -442,14 +446,15 @@ class Trainer(Readable):
         self.device.activate()
         if self.device.is_accelerator:
             model.to(self.device.name)
-        if not is_known:
+        if not is_in_a_run:
             self._merge_callbacks(model, stage)
-        hooks = Hooks(self.callbacks, model, (self, model))
-        life = None if is_known else Hooks((), model, (self, model)) if is_nested else hooks
+        hooks = life = Hooks(self.callbacks, model, (self, model))
+        if is_nested or is_in_a_run:
+            life = Hooks(() if is_nested else self.callbacks, None if is_in_a_run else model, (self, model))
         seed = self.seed if self.seed is not None else 0
         loading = Loading(model, self.datamodule, self, self.ranks, self.device, self.precision, seed)
         own_datamodule = datamodule if is_nested else self.datamodule
-        subject = Subject(model, self.datamodule, self.callbacks, hooks, loading, life, own_datamodule)
+        subject = Subject(model, self.datamodule, self.callbacks, hooks, loading, life, not is_in_a_run, own_datamodule)
         run.begin(subject)
         subject.set_up(stage, self.ranks, self)
         return subject
