@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigurationError
 from .fit.evaluation import Evaluation
 from .fit.fit import Fit
-from .settings import Settings, as_schedule
+from .settings import Settings, as_schedule, check_setting
 
 if TYPE_CHECKING:
     from .callback import Callback
@@ -142,11 +142,18 @@ class Readable(Settings):
 
     @property
     def accumulate_grad_batches(self) -> int:
-        """The accumulation window of the running epoch; set it to a number, or to {first epoch: number}."""
+        """The accumulation window that is set for this epoch, by a number or by {first epoch: number}.
+
+        Set up to on_train_epoch_start it counts in this epoch, later from the next one on; set it on all ranks.
+
+        Raises:
+            ConfigurationError, ConfigurationTypeError: what Trainer(accumulate_grad_batches=...) would refuse.
+        """
         return self.window_of(self.current_epoch)
 
     @accumulate_grad_batches.setter
     def accumulate_grad_batches(self, value: int | Mapping[int, int]) -> None:
+        check_setting("accumulate_grad_batches", value, "trainer.accumulate_grad_batches")
         self.accumulation = as_schedule(value)
 
     @property
