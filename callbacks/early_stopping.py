@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from paddlelite_trainer import Callback, Module, SavePoint, Trainer
@@ -164,8 +165,8 @@ class EarlyStopping(Callback):
         imported = trainer.imported_best
         if imported is not None and self.monitor in imported.metrics:
             self.best_score = imported.metrics[self.monitor]
-            if self.restore_best_weights and trainer.is_global_zero:
-                trainer.checkpoints.set_pins({self.BEST_PIN: [imported.name]})
+            if self.restore_best_weights and trainer.checkpoint_store is not None:
+                trainer.checkpoint_store.set_pins({self.BEST_PIN: [imported.name]})
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         if self._is_fit(trainer):
@@ -248,9 +249,8 @@ class EarlyStopping(Callback):
             return None
         if trainer.current_epoch - (save_point.reason == "train_epoch") < self.start_from_epoch:
             return None  # of the warm-up, whose scores do not count
-        trainer.checkpoints.wait()  # a checkpoint still being written is not yet in the list
         candidate = save_point.candidate
-        score, best = candidate.metrics.get(self.monitor, math.nan), self._best(trainer)
+        score, best = candidate.metrics.get(self.monitor, math.nan), self._best(save_point.entries)
         if not candidate.healthy or not math.isfinite(score):
             return None
         if best is not None and not is_better(score, best.metrics[self.monitor], self.mode, self.min_delta):
@@ -260,8 +260,8 @@ class EarlyStopping(Callback):
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
         if not self.restore_best_weights or trainer.run_dir is None:
             return
-        trainer.checkpoints.wait()
-        best = self._best(trainer)
+        # All ranks together: each could see another moment of what rank 0 writes.
+        best = trainer.ranks.on_rank_zero(lambda: self._best(trainer.checkpoints.entries()))
         if best is not None:
             trainer.load_weights_of(best)
             trainer.print(
@@ -272,8 +272,8 @@ class EarlyStopping(Callback):
     def on_already_over(self, trainer: Trainer, module: Module) -> None:
         self.on_fit_end(trainer, module)
 
-    def _best(self, trainer: Trainer) -> Entry | None:
-        return next((entry for entry in trainer.checkpoints.entries() if self.BEST_PIN in entry.pins), None)
+    def _best(self, entries: Sequence[Entry]) -> Entry | None:
+        return next((entry for entry in entries if self.BEST_PIN in entry.pins), None)
 
 
 def _minima_are_reached(trainer: Trainer) -> bool:

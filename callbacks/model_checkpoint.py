@@ -110,9 +110,7 @@ class ModelCheckpoint(Callback):
             _check_filename(filename, auto_insert_metric_name)
         needs_a_name = save_top_k == -1 or (monitor is None and save_top_k == 1 and not self.save_last)
         self.filename = filename or ("{epoch}-{step}" if needs_a_name else None)  # else nothing keeps the checkpoint
-        self.current_score: float | None = None
-        """The monitored value at the last save."""
-
+        self._current_score: float | None = None
         self._dirpath = None if dirpath is None else Path(dirpath).expanduser().absolute()
         self._trainer: Trainer | None = None
         self._metric = MonitoredMetric(monitor or "")
@@ -134,13 +132,13 @@ class ModelCheckpoint(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "seconds_since_save": time.monotonic() - self._last_save,
-            "current_score": self.current_score,
+            "current_score": self._current_score,
             "step_due": self._step_due,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last_save = time.monotonic() - state_dict["seconds_since_save"]
-        self.current_score = state_dict["current_score"]
+        self._current_score = state_dict["current_score"]
         self._step_due = state_dict.get("step_due")
 
     # -- when --------------------------------------------------------------------------------------------------------
@@ -181,9 +179,9 @@ class ModelCheckpoint(Callback):
         self._validated_at = None
         if self._step_due is None:
             self._step_due = trainer.global_step
-        imported = trainer.imported_best
-        if imported is not None and self.monitor in imported.metrics and self._best_pins and trainer.is_global_zero:
-            trainer.checkpoints.set_pins({pin: [imported.name] for pin in self._best_pins})
+        imported, store = trainer.imported_best, trainer.checkpoint_store
+        if imported is not None and store is not None and self.monitor in imported.metrics and self._best_pins:
+            store.set_pins({pin: [imported.name] for pin in self._best_pins})
         self._ranks_scores = self._told_that_it_cannot = False
         self._saved_at = None
         if self.monitor is not None:
@@ -306,16 +304,10 @@ class ModelCheckpoint(Callback):
     def _ranked(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]]:
         """The best checkpoints, if the candidate is among them."""
         candidate = save_point.candidate
-        self.current_score = candidate.metrics.get(self._metric.name)
-        earned_here = self._metric.step == candidate.step and self.current_score is not None
+        score = self._current_score = candidate.metrics.get(self._metric.name)
+        earned_here = self._metric.step == candidate.step and score is not None
         pins: dict[str, list[str]] = {}
-        if (
-            earned_here
-            and self.current_score is not None
-            and math.isfinite(self.current_score)
-            and candidate.healthy
-            and self._best_pins
-        ):
+        if earned_here and score is not None and math.isfinite(score) and candidate.healthy and self._best_pins:
             before = self._kept(save_point.entries)
             # The same step saved again holds the same weights: the newer one takes the place.
             ranking = self._by_score([*(entry for entry in before if entry.step != candidate.step), candidate])
@@ -326,7 +318,7 @@ class ModelCheckpoint(Callback):
                 if self.verbose:
                     trainer.print(
                         f"Epoch {candidate.epoch}, step {candidate.step}: "
-                        f"{self.monitor} {self.current_score:.6g} is number "
+                        f"{self.monitor} {score:.6g} is number "
                         f"{kept.index(candidate) + 1} of the best {len(kept)}"
                     )
         if self.save_top_k < 0:
@@ -409,7 +401,7 @@ class ModelCheckpoint(Callback):
                 stacklevel=2,
             )
 
-    # -- to read -------------------------------------------------------------------------------------------------------
+    # -- to read, on every rank ---------------------------------------------------------------------------------------
     def _of_trainer(self) -> Trainer:
         if self._trainer is None:
             raise ConfigurationError("this ModelCheckpoint has not been in a fit yet")
@@ -421,13 +413,23 @@ class ModelCheckpoint(Callback):
         return self._by_score(self._kept(self._trainer.checkpoints.entries()))
 
     @property
+    def current_score(self) -> float | None:
+        """The monitored value at the last save; on ranks above 0, which do not save, of the newest checkpoint."""
+        if self._trainer is None or self._trainer.is_global_zero or self._trainer.run_dir is None:
+            return self._current_score
+        entries = self._trainer.checkpoints.entries()
+        return entries[-1].metrics.get(self._metric.name) if entries else None
+
+    @property
     def best_model_path(self) -> str:
         """The best checkpoint's directory; "" where nothing is best."""
-        return str(self._best()[0].path) if self._best() else ""
+        best = self._best()
+        return str(best[0].path) if best else ""
 
     @property
     def best_model_score(self) -> float | None:
-        return self._best()[0].metrics[self._metric.name] if self._best() else None
+        best = self._best()
+        return best[0].metrics[self._metric.name] if best else None
 
     @property
     def best_k_models(self) -> dict[str, float]:
@@ -437,7 +439,8 @@ class ModelCheckpoint(Callback):
     @property
     def kth_best_model_path(self) -> str:
         """The directory of the one that the next better checkpoint pushes out; "" where nothing is best."""
-        return str(self._best()[-1].path) if self._best() else ""
+        best = self._best()
+        return str(best[-1].path) if best else ""
 
     @property
     def last_model_path(self) -> str:

@@ -103,26 +103,26 @@ class RemoteCopy(Callback):
         trainer.ranks.on_rank_zero(lambda: self._wait(trainer))
 
     def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
-        if self._copier is None:
+        if self._copier is None or trainer.checkpoint_store is None:
             return
         try:
-            trainer.checkpoints.wait()  # after a signal or an error the last save may still be under way
+            trainer.checkpoint_store.wait()  # after a signal or an error the last save may still be under way
         finally:
             self._wait(trainer)
             self._finish(trainer)
 
     def _start(self, trainer: Trainer) -> None:
-        if trainer.run_dir is None or not trainer.enable_checkpointing or not trainer.is_global_zero:
+        if trainer.checkpoint_store is None or not trainer.enable_checkpointing:
             return
         came_from = trainer.ckpt_path
         self.not_copied, self._waited_until = [], None
         self._copier = Copier(
-            trainer.checkpoints,
+            trainer.checkpoint_store,
             self.remote,
             is_wanted=self._is_wanted,
             everything="all" in self.what,
             keep_last_n=self.keep_last_n,
-            begins_afresh=came_from is None or trainer.run_dir not in came_from.parents,
+            begins_afresh=came_from is None or trainer.checkpoint_store.run_dir not in came_from.parents,
             tell=trainer.print,
         )
         self._copier.start()
@@ -154,7 +154,8 @@ class RemoteCopy(Callback):
                 f"WARNING: not copied to {self.remote.url}: {_listed(left)}. "
                 f"Started again here, the run copies what it still keeps of them.{why}"
             )
-        trainer.checkpoints.prune()  # what was here only to be copied
+        if trainer.checkpoint_store is not None:
+            trainer.checkpoint_store.prune()  # what was here only to be copied
 
     def _is_wanted(self, name: str) -> bool:
         if "all" in self.what:

@@ -53,8 +53,10 @@ class SavePoint:
 class Callback:
     """Base class of callbacks; override the hooks you need, the others cost nothing.
 
-    Callbacks are called in list order, and the module's hook of the same name after them. What must survive a crash
-    goes into `state_dict`, as nested dicts, lists, numbers, strings, bytes, arrays and tensors.
+    Callbacks are called in list order, and the module's hook of the same name after them; at an epoch's end those with
+    `comes_last_at_epoch_end` after all others. On several ranks `on_save_point` and `on_save_checkpoint` are called on
+    rank 0 alone, the others on every rank. What must survive a crash goes into `state_dict`, as nested dicts, lists,
+    numbers, strings, bytes, arrays and tensors.
 
         class PrintLoss(Callback):
             def on_train_epoch_end(self, trainer, module):
@@ -120,7 +122,7 @@ class Callback:
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
 
     def on_save_point(self, trainer: Trainer, module: Module, save_point: SavePoint) -> Pins | None:
-        """Return pins to have a checkpoint written now, None for none; see docs/architecture.md, section 6."""
+        """Return pins to have a checkpoint written now, None for none; on rank 0. See docs/architecture.md, 6.3."""
 
     # -- validation, test, predict -------------------------------------------------------------------------------------
     def on_validation_start(self, trainer: Trainer, module: Module) -> None: ...

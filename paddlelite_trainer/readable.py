@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigurationError
 from .fit.evaluation import Evaluation
 from .fit.fit import Fit
-from .settings import Settings, as_schedule
+from .settings import Settings, as_schedule, check_setting
 
 if TYPE_CHECKING:
     from .callback import Callback
-    from .checkpoint import CheckpointStore, Entry
+    from .checkpoint import CheckpointReader, CheckpointStore, Entry
     from .data.module import DataModule
     from .data.source import BatchSource
     from .machine.ranks import Ranks
@@ -142,11 +142,18 @@ class Readable(Settings):
 
     @property
     def accumulate_grad_batches(self) -> int:
-        """The accumulation window of the running epoch; set it to a number, or to {first epoch: number}."""
+        """The accumulation window that is set for this epoch, by a number or by {first epoch: number}.
+
+        Set up to on_train_epoch_start it counts in this epoch, later from the next one on; set it on all ranks.
+
+        Raises:
+            ConfigurationError, ConfigurationTypeError: what Trainer(accumulate_grad_batches=...) would refuse.
+        """
         return self.window_of(self.current_epoch)
 
     @accumulate_grad_batches.setter
     def accumulate_grad_batches(self, value: int | Mapping[int, int]) -> None:
+        check_setting("accumulate_grad_batches", value, "trainer.accumulate_grad_batches")
         self.accumulation = as_schedule(value)
 
     @property
@@ -221,9 +228,21 @@ class Readable(Settings):
         return run.ckpt_path if isinstance(run, Evaluation) else run.run.ckpt_path
 
     @property
-    def checkpoints(self) -> CheckpointStore:
-        """The run's checkpoints."""
+    def checkpoints(self) -> CheckpointReader:
+        """The run's checkpoints, to be read on every rank.
+
+        A rank sees what is on the disk when it looks, and rank 0 may be writing: where ranks must agree, decide by
+        `trainer.ranks.on_rank_zero(...)`, which all of them call.
+
+        Raises:
+            CheckpointError: there are none: before fit, and where nothing is written.
+        """
         return self._fit.run.checkpoints
+
+    @property
+    def checkpoint_store(self) -> CheckpointStore | None:
+        """Who saves, pins and deletes the run's checkpoints; on rank 0, where something is written."""
+        return self._fit.run.store
 
     @property
     def imported_best(self) -> Entry | None:

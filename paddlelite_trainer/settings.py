@@ -125,7 +125,7 @@ _CALLED_HERE = {
 class Settings:
     """A Trainer's arguments, checked and normalised; every part of a fit reads them.
 
-    Only Trainer's construction writes it; `accumulation` may be set later, until the epoch that it is about begins.
+    Only Trainer's construction writes it; `accumulation` may be set later, up to on_train_epoch_start of the epoch.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -214,15 +214,8 @@ def check_settings(given: Mapping[str, Any]) -> None:
     """
     from .callback import Callback
 
-    for name, (is_right, expectation) in _RULES.items():
-        value = given[name]
-        if is_right(value):
-            continue
-        message = f"Trainer({name}=...) must be {expectation}, got {value!r} ({type(value).__name__})"
-        if isinstance(value, str):
-            words = re.findall(r"'(\w+)'", expectation)
-            message += did_you_mean(value, words)
-        raise (ConfigurationError if _same_kind(value, expectation) else ConfigurationTypeError)(message)
+    for name in _RULES:
+        check_setting(name, given[name], f"Trainer({name}=...)")
     callbacks = given["callbacks"]
     for callback in (
         [callbacks]
@@ -247,6 +240,18 @@ def check_settings(given: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             "check_val_every_n_epoch=None counts batches over epochs: pass val_check_interval as a number of batches"
         )
+
+
+def check_setting(name: str, value: Any, where: str) -> None:
+    """Check one of Trainer's arguments, given at `where`; raises as `check_settings` does."""
+    is_right, expectation = _RULES[name]
+    if is_right(value):
+        return
+    message = f"{where} must be {expectation}, got {value!r} ({type(value).__name__})"
+    if isinstance(value, str):
+        words = re.findall(r"'(\w+)'", expectation)
+        message += did_you_mean(value, words)
+    raise (ConfigurationError if _same_kind(value, expectation) else ConfigurationTypeError)(message)
 
 
 def _same_kind(value: Any, expectation: str) -> bool:

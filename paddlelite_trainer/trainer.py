@@ -42,7 +42,6 @@ from .readable import Readable
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
 from .reporting.terminal import print_line
-from .run.directory import locked
 from .run.weights import load_weights_at
 from .settings import explains_unknown_arguments
 
@@ -306,38 +305,20 @@ class Trainer(Readable):
 
         During fit it is taken at the next save point, and None is returned; after fit at once, and its directory is
         returned. A save point that writes everything anyway has it in full, with `weights_only` too. With `replace` the
-        tag moves here from a checkpoint that has it, which is deleted where nothing else keeps it.
+        tag moves here from a checkpoint that has it, which is deleted where nothing else keeps it. All ranks must call
+        it, and all get the same path or error.
 
         Raises:
             ConfigurationError: the tag cannot be a file's name, is one that the run uses itself, or is another step's.
-            CheckpointError: there is no run directory. CheckpointSaveError, after fit: writing failed.
+            CheckpointError: there is no run directory. After fit RunLockedError: another process goes on with the run;
+            CheckpointSaveError: writing failed (with on_save_error="warn" that is told, and None is returned).
         """
-        from .checkpoint.links import check_tag
-
         fit = self._fit
         if fit.run.path is None or fit.saver is None:
             raise CheckpointError(
                 "save_checkpoint needs a run directory: call it in or after fit, without fast_dev_run"
             )
-        check_tag(tag)
-        holders = [] if replace or fit.run.store is None else fit.run.store.by_pin(tag)
-        # This step's: the same command again.
-        others = [entry.name for entry in holders if entry.step != self.global_step]
-        if others:
-            raise ConfigurationError(
-                f"the tag {tag!r} is taken, by {', '.join(others)}. Choose another, or pass replace=True."
-            )
-        fit.saver.requested[tag] = weights_only
-        if fit in self._running:
-            return None
-        try:
-            with locked(fit.run.path) if self.is_global_zero else contextlib.nullcontext():
-                entry = fit.saver.take({})
-                if fit.run.store is not None:
-                    fit.run.store.wait()
-        finally:
-            fit.saver.requested.clear()
-        return None if entry is None else entry.path
+        return fit.saver.keep(tag, weights_only=weights_only, replace=replace, at_once=fit not in self._running)
 
     def load_weights_of(self, entry: Entry) -> None:
         """Put a checkpoint's weights into the module; nothing else of it."""
@@ -388,7 +369,7 @@ class Trainer(Readable):
                 evaluation.collector.keep_apart_from(self._fit.book.train.series)
                 entered.enter_context(isolated_random_states())  # training goes on as if there had been none
             try:
-                subject = self._begin(evaluation, stage, module, datamodule, entered)
+                subject = self._begin(evaluation, stage, module, datamodule, entered, is_in_a_run=is_in_a_run)
                 if ckpt_path is not None:
                     has_fitted = self._fit.subject is not None
                     path = checkpoint_of(stage, ckpt_path, self._fit.run, self.print, has_fitted)
@@ -453,11 +434,15 @@ class Trainer(Readable):
         model: Module,
         datamodule: DataModule | None,
         entered: contextlib.ExitStack,
+        *,
+        is_in_a_run: bool = False,
     ) -> Subject:
-        """Check and attach the module, find the hooks, set everything up."""
+        """Check and attach the module, find the hooks, set everything up but what a run around this one has set up.
+
+        `is_in_a_run` says that the module takes part in one, of this Trainer or of another.
+        """
         refuse_unfit_for(stage, model, datamodule)
-        is_nested = len(self._running) > 1
-        is_known = is_nested and model is self.model
+        is_nested = len(self._running) > 1  # in a run of this Trainer, which has its callbacks set up
         self.model = model
         if stage == "fit" or datamodule is not None:
             self.datamodule = datamodule
@@ -465,14 +450,15 @@ class Trainer(Readable):
         self.device.activate()
         if self.device.is_accelerator:
             model.to(self.device.name)
-        if not is_known:
+        if not is_in_a_run:
             self._merge_callbacks(model, stage)
-        hooks = Hooks(self.callbacks, model, (self, model))
-        life = None if is_known else Hooks((), model, (self, model)) if is_nested else hooks
+        hooks = life = Hooks(self.callbacks, model, (self, model))
+        if is_nested or is_in_a_run:
+            life = Hooks(() if is_nested else self.callbacks, None if is_in_a_run else model, (self, model))
         seed = self.seed if self.seed is not None else 0
         loading = Loading(model, self.datamodule, self, self.ranks, self.device, self.precision, seed)
         own_datamodule = datamodule if is_nested else self.datamodule
-        subject = Subject(model, self.datamodule, self.callbacks, hooks, loading, life, own_datamodule)
+        subject = Subject(model, self.datamodule, self.callbacks, hooks, loading, life, not is_in_a_run, own_datamodule)
         run.begin(subject)
         subject.set_up(stage, self.ranks, self)
         return subject

@@ -48,14 +48,20 @@ def sources_of(stage: Stage, dataloaders: Any, subject: Subject) -> list[BatchSo
 
 
 def checkpoint_of(stage: str, ckpt_path: str | Path, run: Run, print_: Callable[..., None], has_fitted: bool) -> Path:
-    """The checkpoint that `ckpt_path` means; "best" and "last" mean those of `run`, once its trainer has fitted."""
+    """The checkpoint that `ckpt_path` means; "best" and "last" mean those of `run`, once its trainer has fitted.
+
+    Every rank calls it.
+    """
     if str(ckpt_path) in ("best", "last", "latest") and has_fitted and not run.holds_checkpoints:
         raise CheckpointError(
             f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): the fit of this trainer saved nothing, so it has no "
             "such checkpoint (enable_checkpointing=False, fast_dev_run, or none was due). "
             "Leave ckpt_path out for the weights that the module has, or give a path."
         )
-    resolution = resolve(ckpt_path, default_root_dir=run.settings.default_root_dir, run_name=run.name)
+    settings, name = run.settings, run.name
+    resolution = run.ranks.on_rank_zero(  # each rank could find another, while a save is under way
+        lambda: resolve(ckpt_path, default_root_dir=settings.default_root_dir, run_name=name)
+    )
     if resolution.entry is None:
         raise CheckpointError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {resolution.message}")
     for finding in resolution.findings:

@@ -104,11 +104,6 @@ class Fit:
         """Whether there is validation data and a step for it."""
         return self.data is not None and bool(self.data.val) and is_written(self.module, "validation_step")
 
-    @property
-    def window(self) -> int:
-        """The accumulation window of the running epoch."""
-        return self.settings.window_of(self.progress.current_epoch)
-
     def begin(self, subject: Subject) -> None:
         """Only once it is known who listens can anybody be told of an error."""
         self.subject = subject

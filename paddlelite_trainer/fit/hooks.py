@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 class Hooks:
-    """Callbacks in list order, then the module. What nobody overrides costs nothing.
+    """Callbacks in list order, but for those that come last at an epoch's end, then the module.
 
-    `call_with` is what a callback's hook is given before its own arguments: the trainer and the module.
+    What nobody overrides costs nothing. `module` None is for callbacks alone. `call_with` is what a callback's hook is
+    given before its own arguments: the trainer and the module.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], module: Module, call_with: tuple[Any, Module]) -> None:
+    def __init__(self, callbacks: Sequence[Callback], module: Module | None, call_with: tuple[Any, Module]) -> None:
         self.calls: dict[str, list[Callable[..., Any]]] = {}
         self.last_at_epoch_end: list[Callable[..., Any]] = []
         """on_train_epoch_end of those that decide by what all others have logged there."""
@@ -33,7 +34,7 @@ class Hooks:
                     refuse_wrong_signature(callback, name, method, Callback)
                     is_last = name == "on_train_epoch_end" and callback.comes_last_at_epoch_end
                     (self.last_at_epoch_end if is_last else calls).append(functools.partial(method, *call_with))
-            own = overridden(module, name, Module)
+            own = overridden(module, name, Module) if module is not None else None
             if own is not None:
                 refuse_wrong_signature(module, name, own, Module)
                 calls.append(own)

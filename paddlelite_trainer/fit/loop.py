@@ -106,8 +106,8 @@ def _open_epoch(fit: Fit) -> bool:
     progress, optimization, saver, data = fit.progress, fit.optimization, fit.saver, fit.data
     assert optimization is not None and saver is not None and data is not None and fit.schedules is not None
     fit.target.collect(fit.book.train, on_step=True)
-    optimization.open_window(fit.window)
     if progress.epoch_is_open:
+        optimization.open_window()
         with isolated_random_states():  # the undisturbed run has drawn nothing here
             data.go_on_in_epoch()
             fit.hooks.call("on_train_epoch_resume")
@@ -128,6 +128,7 @@ def _open_epoch(fit: Fit) -> bool:
     fit.target.expect_steps(False)
     reseed_where_states_are_lost(fit, "epoch start", progress.current_epoch)
     fit.hooks.call("on_train_epoch_start")
+    optimization.open_window()  # what a hook has just set counts
     fit.target.expect_steps(True)
     progress.open_epoch()
     saver.remember(BATCH)

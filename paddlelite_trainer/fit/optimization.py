@@ -28,7 +28,8 @@ _STEPS = ("step", "minimize")
 class Optimization:
     """The optimizers of one fit. Only it moves them, and raises `global_step`.
 
-    `window` gives the accumulation window of the running epoch, `length` the batches of an epoch or None.
+    `window` is the accumulation window of the running epoch, whatever is set meanwhile; `length` gives the batches of
+    an epoch or None.
     """
 
     def __init__(
@@ -68,9 +69,9 @@ class Optimization:
         self.step: Callable[[], None] = self._step
 
     # -- the end of a batch --------------------------------------------------------------------------------------------
-    def open_window(self, window: int) -> None:
-        """Accumulate over so many batches from here on."""
-        self.window = window
+    def open_window(self) -> None:
+        """An epoch begins, or goes on: accumulate over as many batches as are set for it."""
+        self.window = self.settings.window_of(self.progress.current_epoch)
         self.window_length = self._length_of_window()
 
     def learn(self, outputs: Any, is_last: bool) -> None:

@@ -233,7 +233,7 @@ def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
         )
 
     def ends_window() -> bool:
-        return progress.batches_in_window + 1 == fit.window or data.train.is_last
+        return progress.batches_in_window + 1 == optimization.window or data.train.is_last
 
     with isolated_random_states():  # wrapping draws a number from python's generator
         return synchronised(fit.module, ends_window)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Pins, Reason, SavePoint
-from ..errors import CheckpointSaveError, LogWriteError
+from ..checkpoint.links import check_tag
+from ..errors import CheckpointSaveError, ConfigurationError, LogWriteError
+from ..run.directory import locked
 from .mark import BATCH, VALIDATION, Mark
 
 if TYPE_CHECKING:
@@ -59,7 +63,8 @@ class Saver:
         self._written = 0  # checkpoints
         book.call_before_log(self._remember_logs)
         self.take: Callable[..., Entry | None] = self._take
-        self.await_save: Callable[[], None] = self._await_save
+        self.await_save: Callable[[], bool] = self._await_save
+        self.await_here: Callable[[], bool] = self._await_here
         self.save_point: Callable[[Reason], None] = self._save_point
 
     def note_resumed(self) -> None:
@@ -89,16 +94,25 @@ class Saver:
             self.stopping.ask_clock()
         pins: dict[str, Sequence[str]] = {}
         weights_only = True  # where nobody asks for more
-        point = None
+        point = error = None
         if self.savers:
             point = SavePoint(reason, self.awaited_candidate, self.entries)
-            for callback, ask in self.savers:
-                wanted = ask(point)
-                if wanted:
-                    pins.update(wanted)
-                    weights_only = weights_only and getattr(callback, "save_weights_only", False)
+            try:
+                for callback, ask in self.savers:
+                    wanted = ask(point)
+                    if wanted:
+                        pins.update(wanted)
+                        weights_only = weights_only and getattr(callback, "save_weights_only", False)
+            except Exception as raised:
+                if self.ranks.world_size == 1:
+                    raise
+                error = raised  # the other ranks wait, and are told
         if self.ranks.world_size > 1:
-            pins, weights_only, self.requested = self.ranks.broadcast_object((pins, weights_only, self.requested))
+            # `saved_at` too: rank 0 alone has noticed where a save in the background has failed.
+            agreed = self.ranks.broadcast_object((error, pins, weights_only, self.requested, self.saved_at))
+            error, pins, weights_only, self.requested, self.saved_at = agreed
+            if error is not None:
+                raise error
         wants_all = reason == "stop" or (leaving and reason != "lr_drop")
         if wants_all and self.settings.enable_checkpointing and self.hooks.savers:
             pins.setdefault("latest", [])  # filled in with this checkpoint
@@ -110,11 +124,11 @@ class Saver:
 
     def entries(self) -> Sequence[Entry]:
         """Checkpoints on disk, oldest first; one that is still being written is waited for."""
-        self.await_save()
+        self.await_here()
         return self.run.checkpoints.entries()
 
     def awaited_candidate(self) -> Entry:
-        self.await_save()
+        self.await_here()
         return self.candidate()
 
     def _take(self, pins: Pins, *, weights_only: bool = True, point: SavePoint | None = None) -> Entry | None:
@@ -142,19 +156,66 @@ class Saver:
             self.saved_at = self.progress.position
         return entry
 
+    def keep(self, tag: str, *, weights_only: bool, replace: bool, at_once: bool) -> Path | None:
+        """Trainer.save_checkpoint: at the next save point, or at once where the fit is over; every rank calls it."""
+        check_tag(tag)
+        if not at_once:
+            self._refuse_taken(tag, replace)
+            self.requested[tag] = weights_only
+            return None
+        assert self.run.path is not None
+        path, lock = self.run.path, contextlib.ExitStack()
+
+        def begin() -> None:
+            self._refuse_taken(tag, replace)
+            lock.enter_context(locked(path))
+
+        with lock:  # on rank 0; nobody goes on before it is known that it may write
+            self.ranks.on_rank_zero(begin)
+            self.requested[tag] = weights_only
+            try:
+                entry = self.take({})
+                is_written = self.await_save()
+            finally:
+                self.requested.clear()
+        return entry.path if entry is not None and is_written else None
+
+    def _refuse_taken(self, tag: str, replace: bool) -> None:
+        """Raise ConfigurationError for a tag of another step; this step's is the same command again."""
+        holders = () if replace else self.run.checkpoints.by_pin(tag)
+        others = [entry.name for entry in holders if entry.step != self.progress.global_step]
+        if others:
+            raise ConfigurationError(
+                f"the tag {tag!r} is taken, by {', '.join(others)}. Choose another, or pass replace=True."
+            )
+
     def take_requested(self) -> None:
         """What was asked for in one of the last hooks."""
         if self.requested:
             self.take({})
 
-    def _await_save(self) -> None:
-        """Let a background save end, before anything is decided from what is on disk; its error is raised or told."""
-        if self.run.store is None:
-            return
-        try:
+    def _await_save(self) -> bool:
+        """Let a background save end, and return whether it is on the disk; every rank calls it.
+
+        Its error is raised, or told where `on_save_error="warn"`, on every rank alike: what follows depends on it.
+        """
+        return self.run.path is None or self._awaited(lambda: self.ranks.on_rank_zero(self._wait))
+
+    def _await_here(self) -> bool:
+        """The same on rank 0 alone, while it decides what is to be saved."""
+        return self._awaited(self._wait)
+
+    def _wait(self) -> None:
+        if self.run.store is not None:
             self.run.store.wait()
+
+    def _awaited(self, wait: Callable[[], None]) -> bool:
+        try:
+            wait()
         except CheckpointSaveError as error:
             self._after_failed_save(error)
+            return False
+        return True
 
     def _after_failed_save(self, error: CheckpointSaveError | LogWriteError) -> None:
         if self.settings.on_save_error == "raise":
@@ -229,7 +290,8 @@ class Saver:
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         self.take = timed("checkpoints: writing", self.take)
         self.save_point = timed("checkpoints: deciding", self.save_point)
-        self.await_save = timed("checkpoints: waiting for one in the background", self.await_save)
+        waiting = "checkpoints: waiting for one in the background"
+        self.await_save, self.await_here = timed(waiting, self.await_save), timed(waiting, self.await_here)
 
 
 def ranks_talk_after(settings: Settings, callbacks: Sequence[Any]) -> Callable[[int], bool]:

@@ -137,7 +137,7 @@ def _take_progress(fit: Fit, found: ForeignCheckpoint) -> list[str]:
     progress, source = fit.progress, fit.data.train if fit.data is not None else None
     epoch, step = found.epoch, found.global_step
     batches = source.length if source is not None else None
-    steps = None if batches is None else math.ceil(batches / fit.window)
+    steps = None if batches is None else math.ceil(batches / fit.settings.window_of(fit.progress.current_epoch))
     if epoch is None and step is None:
         return ["epoch and step: the files do not say; counting begins at 0"]
     if epoch is None:

@@ -62,17 +62,19 @@ def save(
     def write() -> Entry:
         if isinstance(contents, Exception):
             raise contents
-        return fit.run.checkpoints.save(**contents, pins=pins, background=fit.settings.async_checkpoint)
+        assert fit.run.store is not None
+        return fit.run.store.save(**contents, pins=pins, background=fit.settings.async_checkpoint)
 
     return fit.ranks.on_rank_zero(write)
 
 
 def candidate(fit: Fit) -> Entry:
-    """The checkpoint that would be written now."""
+    """The checkpoint that would be written now; rank 0 asks."""
+    assert fit.run.store is not None
     healthy = is_healthy(fit)
     if not healthy:
         fit.tell_of_a_bad_loss()
-    return fit.run.checkpoints.candidate(
+    return fit.run.store.candidate(
         step=fit.progress.global_step,
         epoch=fit.progress.current_epoch,
         metrics=fit.book.as_numbers(),

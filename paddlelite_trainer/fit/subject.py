@@ -44,8 +44,10 @@ class Subject:
     callbacks: Sequence[Callback]
     hooks: Hooks
     loading: Loading
-    life: Hooks | None
-    """Who hears of setup and teardown; within another run not the callbacks, which are set up, nor its module."""
+    life: Hooks
+    """Who hears of setup and teardown: not the callbacks of a Trainer that runs already, nor a running fit's module."""
+    brings_module: bool
+    """Whether no other run has prepared the module's data already."""
     own_datamodule: DataModule | None
     """The datamodule that is set up and torn down with this run."""
 
@@ -55,7 +57,7 @@ class Subject:
         def prepare_data() -> None:
             if self.own_datamodule is not None:
                 self.own_datamodule.prepare_data()
-            if self.life is not None and is_written(self.module, "prepare_data"):
+            if self.brings_module and is_written(self.module, "prepare_data"):
                 self.module.prepare_data()
 
         ranks.on_rank_zero(prepare_data)
@@ -65,15 +67,13 @@ class Subject:
                 self.hooks.add("on_exception", on_exception)
             self.own_datamodule.trainer = shown
             self.own_datamodule.setup(stage)
-        if self.life is not None:
-            self.life.call("setup", stage)
+        self.life.call("setup", stage)
 
     def end_with(self, stack: contextlib.ExitStack, stage: str) -> None:
         """Let what this run has set up be torn down when the stack is unwound: hooks first, then the datamodule."""
         if self.own_datamodule is not None:
             stack.callback(self.own_datamodule.teardown, stage)
-        if self.life is not None:
-            stack.callback(self.life.call, "teardown", stage)
+        stack.callback(self.life.call, "teardown", stage)
 
 
 def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:

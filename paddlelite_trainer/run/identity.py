@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from .directory import RunDirectory
 
 if TYPE_CHECKING:
-    from ..checkpoint import CheckpointStore, Entry
+    from ..checkpoint import CheckpointReader, CheckpointStore, Entry
     from ..machine.ranks import Ranks
     from ..reporting.loggers import Logger
     from ..settings import Settings
@@ -27,13 +27,14 @@ _MAKERS: dict[Path, weakref.ref[Settings]] = {}
 
 
 class Run:
-    """Where one fit writes. Rank 0 alone has `directory` and `store`; every rank knows the `path`."""
+    """Where one fit writes. Rank 0 alone has `directory` and `store`; every rank knows the `path` and may read it."""
 
     def __init__(self, settings: Settings, ranks: Ranks) -> None:
         self.settings, self.ranks = settings, ranks
         self.directory: RunDirectory | None = None
         self.path: Path | None = None
         self.store: CheckpointStore | None = None
+        self._reader: CheckpointReader | None = None
         self.ckpt_path: Path | None = None
         """The checkpoint that the fit went on from; None where it is fresh. Only preparation writes it."""
         self.imported_best: Entry | None = None
@@ -45,9 +46,9 @@ class Run:
         if settings.fast_dev_run or not (settings.enable_checkpointing or loggers):
             return
 
-        def open_on_disk() -> Path:
-            from ..checkpoint import CheckpointStore
+        from ..checkpoint import CheckpointReader, CheckpointStore
 
+        def open_on_disk() -> Path:
             goes_on = resolution is not None and resolution.run_dir is not None
             if goes_on:
                 self.directory = RunDirectory.resume(resolution.run_dir)
@@ -59,6 +60,7 @@ class Run:
             return self.directory.path
 
         self.path = self.ranks.on_rank_zero(open_on_disk)
+        self._reader = self.store if self.store is not None else CheckpointReader(self.path)
         if resolution is None or resolution.run_dir is None:
             _MAKERS[self.path] = weakref.ref(settings)
 
@@ -75,15 +77,15 @@ class Run:
         self.imported_best = entry
 
     @property
-    def checkpoints(self) -> CheckpointStore:
-        """The run's checkpoints.
+    def checkpoints(self) -> CheckpointReader:
+        """The run's checkpoints, to be read on every rank; on rank 0 it is the store.
 
         Raises:
             CheckpointError: there are none, for nothing is written.
         """
-        if self.store is None:
+        if self._reader is None:
             raise CheckpointError(NO_RUN)
-        return self.store
+        return self._reader
 
     @property
     def holds_checkpoints(self) -> bool:

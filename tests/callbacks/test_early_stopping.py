@@ -13,7 +13,7 @@ from scripted import Scripted, by_epoch, fit
 
 from paddlelite_trainer import Callback, Trainer
 from paddlelite_trainer.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
-from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.errors import CheckpointSaveError, ConfigurationError, ConfigurationTypeError
 
 NAN = math.nan
 
@@ -289,3 +289,26 @@ def test_an_improvement_below_min_delta_is_neither_the_best_score_nor_restored(t
     fit(tmp_path, module, [stopping, Remembers(), ModelCheckpoint()], max_epochs=3)
     assert stopping.best_score == 3.0
     assert module.net.weight.numpy().tolist() == weights[0]
+
+
+def test_a_background_save_that_fails_before_the_best_is_chosen_is_told_where_a_warning_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class SecondSaveFails(Callback):
+        def on_fit_start(self, trainer: Any, module: Any) -> None:
+            store, self.saves = trainer.checkpoint_store, 0
+            store._commit, self.commit = self.fail_once, store._commit
+
+        def fail_once(self, *what: Any) -> None:
+            self.saves += 1
+            if self.saves == 2:
+                raise CheckpointSaveError("no room left")
+            self.commit(*what)
+
+    stopping = EarlyStopping("val_loss", patience=9, restore_best_weights=True)
+    callbacks = [stopping, SecondSaveFails(), ModelCheckpoint()]
+    settings: dict[str, Any] = {"async_checkpoint": True, "on_save_error": "warn", "max_epochs": 4}
+    trainer = fit(tmp_path, Scripted({"val_loss": by_epoch([3.0, 1.0, 2.0, 4.0])}), callbacks, **settings)
+    assert trainer.current_epoch == 4
+    assert "WARNING: a checkpoint was not written" in capsys.readouterr().out
+    assert [entry.epoch for entry in trainer.checkpoints.by_pin("early-stopping-best")] == [3]

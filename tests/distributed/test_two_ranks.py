@@ -66,6 +66,13 @@ def test_a_plateau_schedule_by_steps_keeps_one_rate_on_all_ranks(tmp_path: Path)
     assert ranks[0]["learned"] == ranks[1]["learned"]
 
 
+def test_a_window_that_is_set_within_an_epoch_keeps_one_model_on_all_ranks(tmp_path: Path) -> None:
+    done, ranks = launch(tmp_path / "run", tmp_path / "out", -1, "set-window")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert ranks[0]["learned"] == ranks[1]["learned"]
+    assert [rank["step"] for rank in ranks] == [3 + 2 + 2] * 2  # of 6 batches an epoch
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [("fail-save", "no room left"), ("fail-hook", "the hook fails"), ("fail-rank-1", "rank 1 fails")],

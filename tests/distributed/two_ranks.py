@@ -1,7 +1,7 @@
 """What each of two ranks runs: a fit with BatchNorm and dropout, and a record of how it ended.
 
 python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS
-    [fail-save | fail-hook | fail-rank-1 | plateau | remote=URL]
+    [fail-save | fail-hook | fail-rank-1 | plateau | set-window | remote=URL]
 """
 
 from __future__ import annotations
@@ -73,6 +73,14 @@ class FailsInItsHook(Callback):
         raise ValueError("the hook fails")
 
 
+class SetsTheWindow(Callback):
+    """From 2 to 3 within the first epoch."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1 and trainer.current_epoch == 0:
+            trainer.accumulate_grad_batches = 3
+
+
 def digest(*arrays: Any) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 
@@ -85,6 +93,8 @@ if "fail-save" in sys.argv:
     callbacks.append(FailsToSave())
 if "fail-hook" in sys.argv:
     callbacks.append(FailsInItsHook())
+if "set-window" in sys.argv:
+    callbacks.append(SetsTheWindow())
 callbacks += [RemoteCopy(flag.partition("=")[2]) for flag in sys.argv if flag.startswith("remote=")]
 trainer = Trainer(
     max_epochs=3,

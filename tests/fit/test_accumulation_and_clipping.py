@@ -14,7 +14,7 @@ from paddle.optimizer import Adam
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint
-from paddlelite_trainer.errors import ConfigurationError, TrainingError
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, TrainingError
 from paddlelite_trainer.optimizers import parameters_of
 
 
@@ -70,6 +70,64 @@ def test_a_schedule_of_windows_changes_at_its_epochs() -> None:
         by_hand(expected, optimizer, epochs=1, window=window)
     assert differing(weights(module), weights(expected)) == []
     assert run.global_step == 5 + 1 + 3
+
+
+class SetsTheWindow(Callback):
+    """Sets it once, in a hook of the second epoch."""
+
+    def __init__(self, hook: str, window: Any) -> None:
+        self.has_set = False
+
+        def act(trainer: Trainer, module: Module, *more: Any) -> None:
+            if trainer.current_epoch == 1 and not self.has_set:
+                self.has_set = True
+                trainer.accumulate_grad_batches = window
+
+        setattr(self, hook, act)
+
+
+@pytest.mark.parametrize(
+    ("hook", "windows"),
+    [
+        ("on_train_epoch_start", (2, 3, 3)),
+        ("on_train_batch_start", (2, 2, 3)),
+        ("on_train_batch_end", (2, 2, 3)),
+    ],
+)
+def test_a_window_counts_in_the_epoch_whose_first_hook_sets_it_and_later_from_the_next(
+    hook: str, windows: tuple[int, ...]
+) -> None:
+    module, expected = net(), net()
+    trainer([SetsTheWindow(hook, 3)], accumulate_grad_batches=2).fit(module, batches())
+    optimizer = expected.configure_optimizers()
+    for window in windows:
+        by_hand(expected, optimizer, epochs=1, window=window)
+    assert differing(weights(module), weights(expected)) == []
+
+
+@pytest.mark.parametrize(
+    ("window", "error"),
+    [
+        (0, ConfigurationError),
+        (-1, ConfigurationError),
+        ({1: 2}, ConfigurationTypeError),
+        ({0: 0}, ConfigurationTypeError),
+        ({}, ConfigurationTypeError),
+        (1.5, ConfigurationTypeError),
+        (True, ConfigurationTypeError),
+        (None, ConfigurationTypeError),
+        ("2", ConfigurationTypeError),
+    ],
+)
+def test_a_window_that_is_set_is_checked_as_one_that_is_passed(window: Any, error: type[Exception]) -> None:
+    with pytest.raises(error) as passed:
+        trainer(accumulate_grad_batches=window)
+    run = trainer(accumulate_grad_batches={0: 2, 4: 1})
+    with pytest.raises(error, match="accumulate_grad_batches") as set_later:
+        run.accumulate_grad_batches = window
+    there, here = "Trainer(accumulate_grad_batches=...)", "trainer.accumulate_grad_batches"
+    assert str(set_later.value) == str(passed.value).replace(there, here)
+    assert run.accumulation_schedule == {0: 2, 4: 1}
 
 
 def test_a_hook_that_ends_the_epoch_inside_a_window_steps_with_what_is_there() -> None:

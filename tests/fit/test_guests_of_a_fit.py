@@ -104,3 +104,99 @@ def test_a_guests_own_module_is_brought_to_the_precision_of_the_trainer() -> Non
     watch = Watch(lambda trainer: trainer.validate(Looks(), make_batches(1), verbose=False))
     quiet_trainer(max_epochs=1, precision="64-true", callbacks=[watch]).fit(Classifier(), make_batches(4))
     assert seen == [paddle.float64]
+
+
+# -- another Trainer on the module that is being trained ---------------------------------------------------------------
+STAGES = ("validate", "test", "predict")
+
+
+class Life(Callback):
+    def __init__(self) -> None:
+        self.life: list[str] = []
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        self.life.append(f"setup {stage}")
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        self.life.append(type(exception).__name__)
+
+    def teardown(self, trainer: Any, module: Any, stage: str) -> None:
+        self.life.append(f"teardown {stage}")
+
+
+class Given(Life):
+    pass
+
+
+class Lived(Classifier):
+    """Remembers its life, and gives a callback of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.life: list[str] = []
+        self.given: list[Given] = []
+
+    def prepare_data(self) -> None:
+        self.life.append("prepare_data")
+
+    def setup(self, stage: str) -> None:
+        self.life.append(f"setup {stage}")
+
+    def teardown(self, stage: str) -> None:
+        self.life.append(f"teardown {stage}")
+
+    def configure_callbacks(self) -> list[Given]:
+        self.life.append("configure_callbacks")
+        self.given = [Given()]
+        return self.given
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+
+FIT_LIFE = ["configure_callbacks", "prepare_data", "setup fit", "teardown fit"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_another_trainer_leaves_the_life_of_the_fits_module_alone_and_gives_its_own_callbacks_theirs(
+    stage: str,
+) -> None:
+    own, module = Life(), Lived()
+
+    def evaluate(_: Trainer) -> None:
+        getattr(quiet_trainer(callbacks=[own]), stage)(module, make_batches(1))
+
+    quiet_trainer(max_epochs=1, callbacks=[Watch(evaluate)]).fit(module, make_batches(4))
+    assert module.life == FIT_LIFE
+    assert module.given[0].life == ["setup fit", "teardown fit"]
+    assert own.life == [f"setup {stage}", f"teardown {stage}"]
+
+
+def test_another_trainer_sets_up_the_data_that_it_brings() -> None:
+    data, module = Data(), Lived()
+    watch = Watch(lambda _: quiet_trainer().validate(module, datamodule=data, verbose=False))
+    quiet_trainer(max_epochs=1, callbacks=[watch]).fit(module, make_batches(4))
+    assert data.life == ["setup validate", "teardown validate"]
+    assert module.life == FIT_LIFE
+
+
+def test_a_guest_of_a_guest_leaves_the_fits_module_alone() -> None:
+    module = Lived()
+
+    class Asks(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.trainer.validate(module, make_batches(1), verbose=False)
+
+    watch = Watch(lambda trainer: trainer.validate(Asks(), make_batches(1), verbose=False))
+    quiet_trainer(max_epochs=1, callbacks=[watch]).fit(module, make_batches(4))
+    assert module.life == FIT_LIFE
+
+
+def test_another_trainer_that_has_the_module_to_itself_sets_it_up() -> None:
+    module, own = Lived(), Life()
+    quiet_trainer(callbacks=[own]).validate(module, make_batches(1), verbose=False)
+    assert module.life == ["configure_callbacks", "prepare_data", "setup validate", "teardown validate"]
+    assert own.life == ["setup validate", "teardown validate"]
