@@ -73,6 +73,12 @@ def is_better(score: float, than: float, mode: str, min_delta: float = 0.0) -> b
 
 def not_logged(owner: str, monitor: str, trainer: Trainer, verb: str = "monitors") -> ConfigurationError:
     known = sorted(trainer.callback_metrics)
+    by_loader = [name for name in known if name.startswith(f"{monitor}/dataloader_idx_")]
+    if by_loader:
+        return ConfigurationError(
+            f"{owner} {verb} {monitor!r}, and with several loaders each has a name of its own: {', '.join(by_loader)}. "
+            "Monitor one of them, or log with add_dataloader_idx=False for one value over all."
+        )
     return ConfigurationError(
         f"{owner} {verb} {monitor!r}, which was not logged.{did_you_mean(monitor, known)} "
         f"Logged: {', '.join(known) or 'nothing'}. "

@@ -151,7 +151,8 @@ def _stream_for(loader: Any, **settings: Any) -> Stream:
     if isinstance(loader, (str, bytes, Mapping, paddle.Tensor, np.ndarray)) or not isinstance(loader, Iterable):
         hint = "; call it" if callable(loader) else ""
         raise ConfigurationTypeError(
-            f"{name} must be a paddle.io.DataLoader, a list of batches or another iterable of batches, "
+            f"{name} must be a paddle.io.DataLoader, a list of batches or another iterable of batches "
+            "(for evaluation also a list of DataLoaders; no dict), "
             f"got {type(loader).__name__}{hint}"
         )
     return IterableStream(loader, **settings)

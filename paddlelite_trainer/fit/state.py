@@ -410,10 +410,12 @@ def _restore_optimization(fit: Fit, saved: Saved, override: Sequence[str]) -> li
     assert fit.schedules is not None
     _add_param_groups_of(fit, saved.tree["added_param_groups"])
     if "optimizer" in override:
-        return []
+        return ["optimizers and schedules: they start afresh, as override asks."]
     notes = _restore_optimizers(fit, saved, "learning_rate" in override)
     if "lr_schedulers" not in override:
         notes += fit.schedules.load_state_dict(saved.tree["lr_schedulers"])
+    else:
+        notes.append("schedules: they start afresh, as override asks.")
     return notes
 
 

@@ -184,6 +184,10 @@ def _resolve_here(
             f"ckpt_path must be None, 'last', 'best', a tag or a path, got {ckpt_path!r}, a {type(ckpt_path).__name__}"
         )
     text = os.fspath(ckpt_path)
+    if not text:
+        raise ConfigurationError(
+            "ckpt_path is empty, as of a variable that is not set. Pass None for a fresh run, or 'last' to go on."
+        )
     scheme = url_scheme(text)
     if scheme in ("http", "https", "ftp"):
         raise ConfigurationError(f"ckpt_path={text!r} is a URL: download it first and pass the path of the file.")
@@ -272,6 +276,12 @@ def _resolve_path(text: str, named: Path | None) -> Resolution | None:
         if not path.exists():
             return None
         _refuse_foreign(path)
+        runs = [name for _, name in sorted(numbered_runs(path))] if path.is_dir() else []
+        if runs:
+            raise CheckpointNotFoundError(
+                f"{path} holds runs and is none itself. Pass one of them, such as {str(runs[-1])!r}, or "
+                f"Trainer(default_root_dir={str(path)!r}) and ckpt_path='last'."
+            ) from None
         raise CheckpointNotFoundError(
             f"{path} is neither a checkpoint nor a run. load_weights(layer, path) loads other programs' weights."
         ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 import pytest
 from models import as_if_started_again
 from scripted import Scripted, by_epoch, fit
@@ -312,3 +313,25 @@ def test_a_background_save_that_fails_before_the_best_is_chosen_is_told_where_a_
     assert trainer.current_epoch == 4
     assert "WARNING: a checkpoint was not written" in capsys.readouterr().out
     assert [entry.epoch for entry in trainer.checkpoints.by_pin("early-stopping-best")] == [3]
+
+
+def test_with_several_loaders_the_error_says_the_names_that_they_have(tmp_path: Path) -> None:
+    class Loader:
+        def __iter__(self) -> Any:
+            return iter([paddle.ones([2, 1])])
+
+    class Several(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log("v", 1.0)
+
+    trainer = Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[EarlyStopping("v")],
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(
+        ConfigurationError, match=r"'v', and with several loaders.*v/dataloader_idx_0, v/dataloader_idx_1"
+    ):
+        trainer.fit(Several(), [paddle.ones([2, 1])] * 2, [Loader(), Loader()])

@@ -293,3 +293,21 @@ def test_a_file_of_another_program_in_the_working_directory_is_found_by_its_bare
 def test_a_url_is_called_one_also_as_a_path_object(tmp_path, url, remedy):
     with pytest.raises(ConfigurationError, match=f"is a URL.*{remedy}"):
         resolve(url, default_root_dir=tmp_path)
+
+
+@pytest.mark.parametrize("path", ["", Path("")])
+def test_an_empty_path_is_a_variable_that_is_not_set(tmp_path, path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if path == "":
+        with pytest.raises(ConfigurationError, match="ckpt_path is empty"):
+            resolve(path, default_root_dir=tmp_path)
+    else:  # a Path cannot be empty: it is the present directory
+        with pytest.raises(CheckpointNotFoundError, match="neither a checkpoint nor a run"):
+            resolve(path, default_root_dir=tmp_path)
+
+
+def test_a_directory_of_runs_names_them_and_last(tmp_path):
+    save(tmp_path / "runs" / "version_0", 1)
+    save(tmp_path / "runs" / "version_1", 2)
+    with pytest.raises(CheckpointNotFoundError, match=r"holds runs and is none itself.*version_1.*ckpt_path='last'"):
+        resolve(tmp_path / "runs", default_root_dir=tmp_path / "elsewhere")
