@@ -227,8 +227,7 @@ class MetricCollector:
 
     def become(self, other: MetricCollector) -> None:
         """Hold what another holds."""
-        copied = other.copy()
-        self._series, self._reduced = copied._series, copied._reduced
+        vars(self).update(vars(other.copy()))
 
     def state_dict(self, *, epoch_is_over: bool = False) -> dict[str, Any]:
         """`epoch_is_over` says that no more is logged in this epoch, so results of functions are kept too."""
