@@ -56,7 +56,8 @@ class FakeTrainer:
     imported_best = None
 
     def __init__(self, store: Store, step: int, metrics: dict[str, float]) -> None:
-        self.checkpoints, self.global_step, self.current_epoch, self.callback_metrics = store, step, step, metrics
+        self.checkpoints = self.checkpoint_store = store
+        self.global_step, self.current_epoch, self.callback_metrics = step, step, metrics
         self.run_dir: Path | None = None
         self.checkpoint_callbacks: list[ModelCheckpoint] = []
 
