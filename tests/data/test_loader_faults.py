@@ -392,6 +392,7 @@ def run_script(body: str, *, loader: str = MANY, kill: signal.Signals | None = N
     """Run a script that prints its workers' pids and then waits; returns its exit code and those pids."""
     script = (
         "import os, sys, time, signal, multiprocessing\nfrom loaders import *\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         f"batches = source({loader})\n"
         "iterator = batches.epoch(0); next(iterator)\n"
         "print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n" + body
