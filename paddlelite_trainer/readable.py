@@ -309,6 +309,37 @@ class Readable(Settings):
         return None if not loaders else loaders[0] if len(loaders) == 1 else loaders
 
     @property
+    def test_dataloaders(self) -> Any:
+        """The test loader, a list of several, or None; while `test` runs."""
+        return self._evaluated_loaders("test")
+
+    @property
+    def predict_dataloaders(self) -> Any:
+        """The loader of `predict`, a list of several, or None; while it runs."""
+        return self._evaluated_loaders("predict")
+
+    def _evaluated_loaders(self, stage: str) -> Any:
+        loaders = [source.loader for source in self._sources(stage)]
+        return None if not loaders else loaders[0] if len(loaders) == 1 else loaders
+
+    @property
+    def limit_train_batches(self) -> int | float | None:
+        """As it was set: batches, or the share of an epoch; None for all."""
+        return self.limits["train"]
+
+    @property
+    def limit_val_batches(self) -> int | float | None:
+        return self.limits["validate"]
+
+    @property
+    def limit_test_batches(self) -> int | float | None:
+        return self.limits["test"]
+
+    @property
+    def limit_predict_batches(self) -> int | float | None:
+        return self.limits["predict"]
+
+    @property
     def is_last_batch(self) -> bool:
         return self._fit.data is not None and self._fit.data.train.is_last
 

@@ -1,0 +1,102 @@
+"""What a Trainer says of itself by the names that Lightning has for it, within a fit, an evaluation and afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import Classifier, make_batches, quiet_trainer
+
+from paddlelite_trainer import Callback, Trainer
+from paddlelite_trainer.callbacks import EarlyStopping, ProgressBar
+
+
+class Says(Callback):
+    """Keeps what the Trainer says in a hook."""
+
+    def __init__(self, hook: str, *names: str) -> None:
+        self.names, self.said = names, {}
+        setattr(type(self), hook, lambda self, trainer, module, *more: self.ask(trainer))
+
+    def ask(self, trainer: Trainer) -> None:
+        self.said = {name: getattr(trainer, name) for name in self.names}
+
+
+def says(hook: str, *names: str) -> Says:
+    return type("SaysIn", (Says,), {})(hook, *names)
+
+
+class Predicts(Classifier):
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0])
+
+
+def test_within_a_fit() -> None:
+    stops = [EarlyStopping("train_loss", patience=99), EarlyStopping("val_loss", patience=99)]
+    names = ("num_sanity_val_batches", "num_training_batches", "num_val_batches", "accumulation_schedule", "is_running")
+    kept = says(
+        "on_train_batch_end",
+        *names,
+        *("early_stopping_callback", "early_stopping_callbacks", "lightning_module", "evaluating", "received_sigterm"),
+    )
+    module = Classifier()
+    quiet_trainer(
+        callbacks=[*stops, kept], num_sanity_val_steps=1, accumulate_grad_batches={0: 1, 4: 2}, max_epochs=1
+    ).fit(module, make_batches(4), make_batches(3))
+    assert kept.said == {
+        "num_sanity_val_batches": [1],
+        "num_training_batches": 4,
+        "num_val_batches": [3],
+        "accumulation_schedule": {0: 1, 4: 2},
+        "is_running": True,
+        "early_stopping_callback": stops[0],
+        "early_stopping_callbacks": stops,
+        "lightning_module": module,
+        "evaluating": False,
+        "received_sigterm": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "hook", "names", "evaluating"),
+    [
+        ("test", "on_test_batch_end", ("num_test_batches", "test_dataloaders"), True),
+        ("predict", "on_predict_batch_end", ("num_predict_batches", "predict_dataloaders"), False),
+    ],
+)
+def test_within_an_evaluation(stage: str, hook: str, names: tuple[str, str], evaluating: bool) -> None:
+    kept = says(hook, *names, "evaluating")
+    data = make_batches(3)
+    trainer = quiet_trainer(callbacks=[kept])
+    getattr(trainer, stage)(Predicts(), data)
+    assert kept.said == {names[0]: [3], names[1]: data, "evaluating": evaluating}
+    assert getattr(trainer, names[1]) is None
+
+
+def test_before_and_after(tmp_path: Path) -> None:
+    settings = {"limit_train_batches": 2, "limit_val_batches": 0.5, "limit_test_batches": 3}
+    trainer = quiet_trainer(callbacks=[ProgressBar()], logger=True, default_root_dir=tmp_path, **settings)
+    assert (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches) == (2, 0.5, 3)
+    assert trainer.limit_predict_batches is None
+    assert (trainer.num_devices, trainer.log_dir, trainer.is_running) == (1, None, False)
+    assert isinstance(trainer.progress_bar_callback, ProgressBar)
+    trainer.fit(Classifier(), make_batches(4), make_batches(4))
+    assert trainer.global_step == 2
+    assert trainer.log_dir == tmp_path / "version_0"
+    assert set(trainer.logged_metrics) >= {"val_loss"}
+    assert trainer.cpu_threads_in_use is not None and trainer.cpu_threads_in_use >= 1
+
+
+def test_a_sigterm_is_said() -> None:
+    class Dies(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            assert not trainer.received_sigterm
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = quiet_trainer(callbacks=[Dies()])
+    with pytest.raises(SystemExit):
+        trainer.fit(Classifier(), make_batches(3))
+    assert trainer.received_sigterm
