@@ -74,6 +74,10 @@ class BatchSource:
         """Whether the batch being handled is the epoch's last."""
         return self.stream.is_last
 
+    def end_with_this_batch(self) -> None:
+        """The batch being handled is the epoch's last, as it is on another rank."""
+        self.stream.end_with_this_batch()
+
     @property
     def batches_done(self) -> int:
         """Batches of this epoch handed out so far, the one being handled included."""

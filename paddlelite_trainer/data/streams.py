@@ -56,6 +56,9 @@ class Stream:
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         raise NotImplementedError
 
+    def end_with_this_batch(self) -> None:
+        self.is_last = True
+
     def tell_epoch(self, epoch: int) -> None:
         """Call `set_epoch` of what makes this loader's batches; what draws its order is told when it draws."""
 

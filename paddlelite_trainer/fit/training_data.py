@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from ..data.source import BatchSource
@@ -32,6 +33,7 @@ class TrainingData:
         self.train = sources[0]
         self.given_val = val
         self.val: list[BatchSource] = []
+        self._has_told = False
 
     def open_validation(self) -> None:
         self.val = self.loading.sources("validate", self.given_val)
@@ -42,8 +44,56 @@ class TrainingData:
         return self.train.length
 
     def epoch(self) -> Iterator[Any]:
-        """This epoch's batches from where the run is, as the loader gives them."""
-        return self.train.epoch(self._epoch_to_read, self.progress.batches_in_epoch)
+        """This epoch's batches from where the run is, as the loader gives them; on several ranks as many on each."""
+        batches = self.train.epoch(self._epoch_to_read, self.progress.batches_in_epoch)
+        if self.loading.ranks.world_size == 1:
+            return batches
+        lengths = self.loading.ranks.gather_object(self.train.length)
+        if None in lengths:
+            return self._together(batches)
+        if len(set(lengths)) > 1:
+            raise DataError(
+                f"the ranks have {', '.join(map(str, lengths))} batches of training data an epoch, and a step is one "
+                "of all ranks: give every rank as many"
+            )
+        return batches
+
+    def _together(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Batches until the first rank has no more; the exchange is one for each batch, so only where it must be."""
+        ranks, nothing = self.loading.ranks, object()
+        while True:
+            error: Exception | None = None
+            try:
+                batch = next(batches, nothing)
+            except Exception as raised:  # the other ranks wait, and are told
+                batch, error = nothing, raised
+            is_over = batch is nothing
+            everyones = ranks.gather_object((is_over, is_over or self.train.is_last, error is not None))
+            if error is not None:
+                raise error
+            failed = [rank for rank, (*_, has_failed) in enumerate(everyones) if has_failed]
+            if failed:
+                raise DataError(f"rank {failed[0]} could not read its training data; its own error says why")
+            ended = [rank for rank, (_, is_last, _) in enumerate(everyones) if is_last]
+            if 0 < len(ended) < len(everyones):
+                self._tell_of_shares(ended)
+            if any(over for over, *_ in everyones):
+                return
+            if ended:
+                self.train.end_with_this_batch()
+            yield batch
+            if ended:
+                return
+
+    def _tell_of_shares(self, ended: list[int]) -> None:
+        if not self._has_told and self.loading.ranks.is_zero:
+            warnings.warn(
+                f"the training data of rank {', '.join(map(str, ended))} ended before that of the other ranks, so each "
+                "epoch ends there on all ranks and what the others have left is not used: give every rank as many "
+                "batches",
+                stacklevel=2,
+            )
+        self._has_told = True
 
     def one_more_pass(self) -> Iterator[Any]:
         """All batches of this epoch once more, on the device; the run's position stays where it is."""
