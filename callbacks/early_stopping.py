@@ -113,6 +113,7 @@ class EarlyStopping(Callback):
             "patience": self.patience,
             "last_score": self._last_score,
             "waiting": self._waiting,
+            "metric": self._metric.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -122,6 +123,7 @@ class EarlyStopping(Callback):
         self.stopping_reason = state_dict["stopping_reason"]
         self._last_score = state_dict["last_score"]
         self._waiting = state_dict["waiting"]
+        self._metric.load_state_dict(state_dict.get("metric"))
         if state_dict["patience"] != self.patience:
             before = state_dict["patience"]
             self._note = f"EarlyStopping({self.monitor!r}): patience was {before}, now {self.patience}, which counts"

@@ -134,12 +134,14 @@ class ModelCheckpoint(Callback):
             "seconds_since_save": time.monotonic() - self._last_save,
             "current_score": self._current_score,
             "step_due": self._step_due,
+            "metric": self._metric.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last_save = time.monotonic() - state_dict["seconds_since_save"]
         self._current_score = state_dict["current_score"]
         self._step_due = state_dict.get("step_due")
+        self._metric.load_state_dict(state_dict.get("metric"))
 
     # -- when --------------------------------------------------------------------------------------------------------
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:

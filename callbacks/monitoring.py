@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from paddlelite_trainer import Trainer
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, did_you_mean
@@ -23,11 +24,29 @@ class MonitoredMetric:
         """How often a new value was seen since `begin`."""
         self._value: float | None = None
         self._began_at = -1
+        self._trainer: Trainer | None = None
+        self._restored: Mapping[str, Any] | None = None
 
     def begin(self, trainer: Trainer) -> None:
-        """A fit begins: what came with its checkpoint is not new."""
-        self.look(trainer)
+        """A fit begins: of what came with its checkpoint only that is new which waited to be looked at."""
+        self._trainer = trainer
+        restored, self._restored = self._restored, None
+        if restored is None:
+            self.look(trainer)
+        else:
+            self.step = restored["step"]
+            if not restored["waits"]:
+                self._value = trainer.callback_metrics.get(self.name)
         self.times, self._began_at = 0, trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose weights earned the newest value, and whether one waits that nobody has looked at."""
+        newest = self._trainer.callback_metrics.get(self.name) if self._trainer is not None else None
+        return {"step": self.step, "waits": newest is not None and newest is not self._value}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """For `begin`, when the metrics are restored; None of a checkpoint of an earlier version."""
+        self._restored = state
 
     def look(self, trainer: Trainer) -> float | None:
         """The value, if it has been produced since the last look, else None. Reads metrics: not for the batch path."""
