@@ -4,8 +4,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 HERE = Path(__file__).parent
 # Loops by hand, which tests compare with, run on one thread: some operators round otherwise with several.
@@ -31,8 +30,10 @@ def _map_callbacks() -> None:
 _map_callbacks()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     """With `--dist loadgroup` the tests of a module's own fixture run on one worker, so that it is made once."""
+    import pytest  # not where a script uses this file for its callbacks/ alone
+
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
