@@ -4,7 +4,8 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import Any
+
+import pytest
 
 HERE = Path(__file__).parent
 # Loops by hand, which tests compare with, run on one thread: some operators round otherwise with several.
@@ -30,10 +31,8 @@ def _map_callbacks() -> None:
 _map_callbacks()
 
 
-def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With `--dist loadgroup` the tests of a module's own fixture run on one worker, so that it is made once."""
-    import pytest  # not where a script uses this file for its callbacks/ alone
-
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
