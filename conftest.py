@@ -5,8 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
 HERE = Path(__file__).parent
 # Loops by hand, which tests compare with, run on one thread: some operators round otherwise with several.
 os.environ.setdefault("PADDLELITE_CPU_THREADS", "1")
@@ -29,14 +27,3 @@ def _map_callbacks() -> None:
 
 
 _map_callbacks()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` the tests of a module's own fixture run on one worker, so that it is made once."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        known = getattr(item, "_fixtureinfo", None)
-        definitions = known.name2fixturedefs.values() if known is not None else ()
-        if any(definition[-1].scope == "module" for definition in definitions):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))

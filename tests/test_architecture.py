@@ -294,7 +294,7 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     )
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert found.stdout.strip() in readme
-    assert found.stdout.strip().endswith("-m pytest -n 2 --dist loadgroup")
+    assert found.stdout.strip().endswith("-m pytest -n 2")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
