@@ -343,6 +343,7 @@ def fsyncs_of(log):
     return [i for i, (name, *_) in enumerate(log) if name in ("fsync", "fsync_directory")]
 
 
+@pytest.mark.soak
 def test_without_any_one_of_its_fsyncs_the_protocol_fails(memory_dir):
     """So each fsync is there for a reason, and this test would see it go."""
     log = record_a_run(memory_dir / "recorded", **SMALL)
