@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from .data.batch import batch_size_of as batch_size_of  # for callbacks
+from .data.batch_size import batch_size_of as batch_size_of  # for callbacks
 from .errors import ConfigurationError, did_you_mean
 from .reporting.terminal import imports_without_a_draw as imports_without_a_draw  # these for callbacks
 from .reporting.terminal import is_terminal as is_terminal

@@ -207,8 +207,9 @@ class Module(paddle.nn.Layer):
 
         In training_step it is kept per step (`on_step`), elsewhere as the epoch's mean weighted by batch size
         (`on_epoch`); with both on, the names end in `_step` and `_epoch`. `value` is a number, a tensor with one
-        element, or a paddle.metric.Metric. Epoch values are always taken over all ranks; `sync_dist` and
-        `rank_zero_only` are accepted for Lightning's sake.
+        element, or a paddle.metric.Metric. `batch_size` is by default the number of samples that the DataLoader drew
+        for this batch, and where there is no DataLoader what the parts of the batch agree on. Epoch values are always
+        taken over all ranks; `sync_dist` and `rank_zero_only` are accepted for Lightning's sake.
 
         Raises:
             ConfigurationError: not a single number; the name was logged before with other options.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import paddle
 
 from .callback import Callback
-from .data.batch import batch_size_of
+from .data.batch_size import batch_size_of
 from .data.module import DataModule
 from .errors import ConfigurationError, DataError, DeviceOutOfMemoryError
 from .machine.precision import Precision, is_out_of_memory

@@ -1,4 +1,4 @@
-"""What is in a batch, how large it is, and its move to a device."""
+"""What is in a batch, and its move to a device."""
 
 from __future__ import annotations
 
@@ -39,12 +39,6 @@ def needs_only_copies(batch: Any, place: Any) -> bool:
 def nbytes(batch: Any) -> int:
     """Bytes of the batch's Tensors."""
     return sum(int(leaf.element_size() * leaf.size) for leaf in leaves(batch) if isinstance(leaf, paddle.Tensor))
-
-
-def batch_size_of(batch: Any) -> int:
-    """The first dimension of the batch's first Tensor or array; 1 if it has none."""
-    first = next((leaf for leaf in leaves(batch) if isinstance(leaf, (paddle.Tensor, np.ndarray))), None)
-    return 1 if first is None or len(first.shape) == 0 else int(first.shape[0])
 
 
 def _is_there(batch: Any, place: Any) -> bool:

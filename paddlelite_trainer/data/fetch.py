@@ -76,6 +76,8 @@ class IterableFetcher:
             collate if loader.auto_collate_batch else default_convert_fn
         )
         self.samples_read = 0
+        self.drawn = 0
+        """Samples of the batch that was read last."""
         self._iterator = iter(self.dataset)
 
     def __call__(self, _indices: Any = None) -> Any:
@@ -104,6 +106,7 @@ class IterableFetcher:
             raise
         if not samples or (self.drop_last and len(samples) < self.batch_size):
             return END
+        self.drawn = len(samples)
         return samples
 
     def _where(self) -> str:

@@ -16,7 +16,7 @@ from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
 from .fetch import END, IterableFetcher, to_tensors
 from .knows_epoch import made_by, parts_of, set_epoch_of
 from .order import has_state
-from .streams import Replay, Stream, Workers
+from .streams import Replay, Stream, Workers, batch_size_of_loader
 
 if TYPE_CHECKING:
     from .prefetch import NextBatch
@@ -31,6 +31,7 @@ class IterableStream(Stream):
         super().__init__(**settings)
         self.loader = loader
         self._has_yielded = False
+        self._just_read: int | None = None  # samples of the batch that was read last
         self._own_state: Any = None
         self._resume: dict[str, Any] | None = None
         count = _length_of(loader)
@@ -57,7 +58,7 @@ class IterableStream(Stream):
             return
         reader = self._read(epoch, start_batch, 0 if goes_on else start_batch, on_replay)
         number = start_batch
-        batch = next(reader, END)
+        batch, samples = next(reader, END), self._just_read
         if batch is END and start_batch == 0:
             raise DataError(self._why_nothing(epoch))
         present: NextBatch | None = None
@@ -75,11 +76,11 @@ class IterableStream(Stream):
                 if prefetch is not None and prefetch.is_on and upcoming is not END:
                     copy = prefetch.start(upcoming)
                 self._own_state = self._captured() if upcoming is END else own
-                self.batches_done = number
+                self.batches_done, self.drawn = number, samples
                 self.is_last = upcoming is END
                 drop_cached_gaussian()  # here too, as looking ahead drops it before one batch or the next
                 yield batch if present is None else present.take()
-                batch, present = upcoming, copy
+                batch, present, samples = upcoming, copy, self._just_read
 
     def tell_epoch(self, epoch: int) -> None:
         set_epoch_of(parts_of(self.loader), epoch)
@@ -157,6 +158,7 @@ class IterableLoaderStream(IterableStream):
     def __init__(self, loader: DataLoader, **settings: Any) -> None:
         super().__init__(loader, **settings)
         self._workers = Workers(loader, seed=self.seed, name=self.name)
+        self.batch_size = batch_size_of_loader(loader)
 
     def tell_epoch(self, epoch: int) -> None:
         set_epoch_of(made_by(self.loader), epoch)
@@ -192,6 +194,7 @@ class IterableLoaderStream(IterableStream):
             finally:
                 scope.leave()
             number += 1
+            self._just_read = fetch.drawn if self.batch_size else None
             if number > start_batch:
                 yield batch
             else:

@@ -35,7 +35,8 @@ class BatchSource:
     With a `prefetch` that is on, and a loader whose next batch can be had without running anybody's code earlier than
     without it, batches come on the device; everything else stays the same.
 
-    Only the iterator of `epoch` writes `batches_done` and `is_last`; both are valid while a batch is being handled.
+    Only the iterator of `epoch` writes `batches_done`, `is_last` and `samples`, which are valid while a batch is being
+    handled.
     """
 
     def __init__(
@@ -82,6 +83,16 @@ class BatchSource:
     def batches_done(self) -> int:
         """Batches of this epoch handed out so far, the one being handled included."""
         return self.stream.batches_done
+
+    @property
+    def samples(self) -> int | None:
+        """Samples that were drawn for the batch being handled; None where it is not known."""
+        return self.stream.samples
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples of a full batch, where the loader makes batches of samples and says so."""
+        return self.stream.batch_size
 
     def epoch(self, epoch: int, start_batch: int = 0, on_replay: Replay | None = None) -> Iterator[Any]:
         """Yield this rank's batches of an epoch from `start_batch` on, as Paddle's DataLoader gives them, on the host.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ class Stream:
     """
 
     prefetch: Prefetch | None = None
+    batch_size: int | None = None
 
     def __init__(self, *, share: Share, seed: int, limit: int | float | None, name: str) -> None:
         self.share = share
@@ -38,11 +40,18 @@ class Stream:
         self.name = name
         self.is_last = False
         self.batches_done = 0
+        self.drawn: Any = None
+        """For the batch being handled: the indices of its samples, or how many there are, where it is known."""
         self.current_epoch = 0
 
     @property
     def length(self) -> int | None:
         raise NotImplementedError
+
+    @property
+    def samples(self) -> int | None:
+        """Samples drawn for the batch being handled; None where it is not known."""
+        return self.drawn if isinstance(self.drawn, int) else None
 
     @property
     def can_look_ahead(self) -> bool:
@@ -174,6 +183,7 @@ class MapStream(Stream):
         self.loader = loader
         self.order = Order(loader, share=self.share, seed=self.seed, name=self.name)
         self._workers = Workers(loader, seed=self.seed, name=self.name)
+        self.batch_size = batch_size_of_loader(loader)
         if self.order.is_empty and self.limit != 0:
             raise DataError(self.order.why_empty())
         self._need_count(self.order.length)
@@ -182,6 +192,13 @@ class MapStream(Stream):
     def length(self) -> int | None:
         count = self.order.length
         return None if count is None else self._limited(count)
+
+    @property
+    def samples(self) -> int | None:
+        if self.drawn is None or not self.loader.auto_collate_batch:
+            return None
+        count = len(self.drawn)
+        return count if count > 1 or self.batch_size else None  # behind one index there may be a ready-made batch
 
     @property
     def can_look_ahead(self) -> bool:
@@ -231,7 +248,7 @@ class MapStream(Stream):
             finally:
                 scope.leave()
             number += 1
-            self.batches_done = number
+            self.batches_done, self.drawn = number, indices
             self.is_last = upcoming is END
             yield batch
 
@@ -241,6 +258,7 @@ class MapStream(Stream):
             capacity = pool.num_workers * pool.depth
             submitted = number
             has_more = True
+            drawn: deque[Any] = deque()
             upcoming: NextBatch | None = None
             while True:
                 while has_more and submitted - number < capacity:
@@ -250,6 +268,7 @@ class MapStream(Stream):
                         break
                     pool.submit(submitted % pool.num_workers, seed=self._batch_seed(epoch, submitted), indices=indices)
                     submitted += 1
+                    drawn.append(indices)
                 if submitted == number:
                     return
                 present, upcoming = upcoming, None
@@ -269,7 +288,7 @@ class MapStream(Stream):
                         upcoming = prefetch.fetch_and_start(pool.receive, worker)
                 drop_cached_gaussian()
                 number += 1
-                self.batches_done = number
+                self.batches_done, self.drawn = number, drawn.popleft()
                 self.is_last = submitted == number
                 yield batch if present is None else present.take()
                 pool.check(generation)
@@ -291,6 +310,14 @@ class MapStream(Stream):
     def close(self) -> None:
         super().close()
         self._workers.close()
+
+
+def batch_size_of_loader(loader: DataLoader) -> int | None:
+    """Samples of a full batch as the loader or its batch sampler says; None where it makes no batches or says none."""
+    if not loader.auto_collate_batch:
+        return None
+    said = getattr(loader.batch_sampler, "batch_size", None) or getattr(loader, "batch_size", None)
+    return said if isinstance(said, int) and said > 1 else None
 
 
 class Workers:

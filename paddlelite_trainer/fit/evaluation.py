@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import paddle
 
-from ..data.batch import batch_size_of
+from ..data.batch_size import weight_of
 from ..layers import modes, put_modes_back
 from ..module import is_written
 from ..reporting.metrics import MetricCollector
@@ -52,6 +52,8 @@ class Evaluation:
         self.word = _WORDS[stage]
         self.subject: Subject | None = None
         self.sources: Sequence[BatchSource] = ()
+        self.source: BatchSource | None = None
+        """The one whose batch is at hand."""
         self.ckpt_path: Path | None = None
         self.batch: Any = None
         self.is_at_work = False
@@ -111,6 +113,7 @@ class Evaluation:
         step = getattr(module, f"{self.word}_step")
         step_more = more if is_written(module, f"{self.word}_step") else ()  # Module's own has no use for it
         self.target.add_to_names(f"/dataloader_idx_{index}" if several else "")
+        self.source = source
         prepare, autocast = loading.preparation(source, index), loading.precision.autocast
         starts, ends = hooks.of(f"on_{self.word}_batch_start"), hooks.of(f"on_{self.word}_batch_end")
         kept: list[Any] = []
@@ -135,7 +138,8 @@ class Evaluation:
         return kept
 
     def _batch_size(self) -> int:
-        return batch_size_of(self.batch)
+        source = self.source
+        return 1 if source is None else source.samples or weight_of(self.batch, source.batch_size)
 
     def _by_loader(self, values: Mapping[str, float]) -> list[dict[str, float]]:
         if len(self.sources) == 1:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..data.batch import batch_size_of
+from ..data.batch_size import weight_of
 from ..machine.rng import isolated_random_states
 from ..module import is_written
 from ..progress import Progress
@@ -135,7 +135,10 @@ class Fit:
         self.is_interrupted = True
 
     def current_batch_size(self) -> int:
-        return batch_size_of(self.batch)
+        if self.data is None:
+            return 1
+        source = self.data.train
+        return source.samples or weight_of(self.batch, source.batch_size)
 
     # -- validation within it ------------------------------------------------------------------------------------------
     def evaluate(self, *, limit: int | None = None, is_rehearsal: bool = False) -> list[Any]:

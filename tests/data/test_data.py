@@ -15,7 +15,7 @@ from loaders import Augmented, AugmentedStream, StatefulStream, noisy_collate, p
 from paddle.io import DataLoader, IterableDataset, get_worker_info
 
 from paddlelite_trainer.data import batch as data
-from paddlelite_trainer.data.batch import batch_size_of, move_to_device
+from paddlelite_trainer.data.batch import move_to_device
 from paddlelite_trainer.data.module import DataModule
 from paddlelite_trainer.data.source import BatchSource
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, DataError
@@ -408,23 +408,6 @@ def test_an_object_that_moves_itself_is_asked_to() -> None:
             return f"on {place}"
 
     assert move_to_device([Graph()], CPU) == ["on Place(cpu)"]
-
-
-@pytest.mark.parametrize(
-    ("batch", "size"),
-    [
-        (paddle.zeros([4, 2]), 4),
-        ([paddle.zeros([3]), paddle.zeros([9])], 3),
-        ({"name": ["a", "b"], "x": {"y": np.zeros([5, 1])}}, 5),
-        (Point("a", paddle.zeros([6])), 6),
-        (Sample(np.zeros([7]), "n"), 7),
-        (paddle.zeros([]), 1),
-        (["a", 3], 1),
-        (None, 1),
-    ],
-)
-def test_the_batch_size_is_the_first_dimension_of_the_first_leaf(batch: Any, size: int) -> None:
-    assert batch_size_of(batch) == size
 
 
 # -- DataModule --------------------------------------------------------------------------------------------------------
