@@ -76,6 +76,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cpu_threads": (lambda v: v == "auto" or (_is_int(v) and 1 <= v <= 1024), "'auto' or an int from 1 to 1024"),
     "async_checkpoint": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
     "prefetch_to_device": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
+    "look_ahead": (lambda v: isinstance(v, bool), "True or False"),
     "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
     "detect_anomaly": (lambda v: isinstance(v, bool), "True or False"),
     "inference_mode": (lambda v: isinstance(v, bool), "True or False"),
@@ -166,6 +167,7 @@ class Settings:
         self.on_save_error: Literal["raise", "warn"] = given["on_save_error"]
         self.profiler = make_profiler(given["profiler"])
         self.cpu_threads: int | Literal["auto"] = given["cpu_threads"]
+        self.look_ahead: bool = given["look_ahead"]
         self.prefetch_to_device: bool | Literal["auto"] = given["prefetch_to_device"]
 
     def window_of(self, epoch: int) -> int:

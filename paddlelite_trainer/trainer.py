@@ -67,9 +67,13 @@ class Trainer(Readable):
     `on_save_error`: "raise", or "warn" and train on.
     `cpu_threads`: of one operator on the CPU; see `device.use_cpu_threads`.
     `prefetch_to_device`: copy the next batch to an accelerator beside the step: "auto" where it pays, True, False.
+    `look_ahead`: False asks an iterable for a batch only when the step before it is done, as data that depend on the
+    model need; the number of batches must be known then, by a `__len__` or a limit.
     `profiler`: "simple" or "paddle".
     `inference_mode` is accepted for Lightning's sake and changes nothing: evaluation is always under paddle.no_grad().
     """
+
+    _last: Fit | Evaluation
 
     @explains_unknown_arguments
     def __init__(
@@ -112,6 +116,7 @@ class Trainer(Readable):
         profiler: Literal["simple", "paddle"] | None = None,
         cpu_threads: int | Literal["auto"] = "auto",
         prefetch_to_device: bool | Literal["auto"] = "auto",
+        look_ahead: bool = True,
         async_checkpoint: bool | Literal["auto"] = "auto",
         on_save_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -130,8 +135,7 @@ class Trainer(Readable):
         self._merged = list(self.callbacks)  # what else is in `callbacks` is the user's
         self._running: list[Fit | Evaluation] = []
         self._evaluated: dict[str, float] = {}
-        self._fit = self._new_fit()
-        self._last: Fit | Evaluation = self._fit
+        self._last = self._fit = self._new_fit()
 
     # -- entry points --------------------------------------------------------------------------------------------------
     def fit(

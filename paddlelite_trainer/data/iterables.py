@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddle.io import DataLoader
 
-from ..errors import DataError
+from ..errors import ConfigurationError, DataError
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
 from .fetch import END, IterableFetcher, to_tensors
 from .knows_epoch import made_by, parts_of, set_epoch_of
@@ -21,6 +21,7 @@ from .streams import Replay, Stream, Workers, batch_size_of_loader
 if TYPE_CHECKING:
     from .prefetch import NextBatch
 
+_LATER: Any = object()  # a batch that is asked for when the one before it has been handled
 _READ_AGAIN = "Pass a list of batches, a paddle.io.DataLoader or an IterableDataset: they can be read again."
 
 
@@ -34,6 +35,7 @@ class IterableStream(Stream):
         self._just_read: int | None = None  # samples of the batch that was read last
         self._own_state: Any = None
         self._resume: dict[str, Any] | None = None
+        self._looks_ahead = True
         count = _length_of(loader)
         if count == 0 and self.limit != 0:
             raise DataError(f"{self.name} is empty: len() of the {type(loader).__name__} is 0")
@@ -48,8 +50,16 @@ class IterableStream(Stream):
     def can_look_ahead(self) -> bool:
         return True  # it is done in any case, to know the last batch
 
+    def look_ahead_never(self) -> None:
+        if self.length is None and not isinstance(self.limit, int):
+            raise ConfigurationError(
+                f"Trainer(look_ahead=False) needs the number of batches of {self.name}, a {type(self.loader).__name__} "
+                "without a length, to know which one is the last: give a limit, limit_train_batches=100 for example"
+            )
+        self._looks_ahead = False
+
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
-        limit = self.length if isinstance(self.limit, float) else self.limit
+        limit = self.limit if self._looks_ahead and not isinstance(self.limit, float) else self._count()
         goes_on = self._restore(epoch, start_batch)
         is_over = goes_on and self.is_last
         self._begin(epoch, start_batch)
@@ -71,7 +81,10 @@ class IterableStream(Stream):
                 # Captured before looking ahead; a loader at its end may already have gone back to its start. What
                 # looking ahead raises must find the state that belongs to the position.
                 own = self._captured()
-                upcoming = END if limit is not None and number >= limit else next(reader, END)
+                if limit is not None and number >= limit:
+                    upcoming = END
+                else:
+                    upcoming = next(reader, END) if self._looks_ahead else _LATER
                 copy: NextBatch | None = None
                 if prefetch is not None and prefetch.is_on and upcoming is not END:
                     copy = prefetch.start(upcoming)
@@ -80,6 +93,9 @@ class IterableStream(Stream):
                 self.is_last = upcoming is END
                 drop_cached_gaussian()  # here too, as looking ahead drops it before one batch or the next
                 yield batch if present is None else present.take()
+                if upcoming is _LATER:
+                    upcoming = next(reader, END)
+                    self._refuse_early_end(upcoming, number, limit)
                 batch, present, samples = upcoming, copy, self._just_read
 
     def tell_epoch(self, epoch: int) -> None:
@@ -117,6 +133,17 @@ class IterableStream(Stream):
             raise DataError(
                 f"{self.name} ended after {number} batches of epoch {epoch}, of which {start_batch} were done before: "
                 f"it shrank since the checkpoint was made, or cannot be read again. {_READ_AGAIN}"
+            )
+
+    def _count(self) -> int | None:
+        length = self.length
+        return self.limit if length is None and isinstance(self.limit, int) else length
+
+    def _refuse_early_end(self, upcoming: Any, number: int, count: int | None) -> None:
+        if upcoming is END:
+            raise DataError(
+                f"{self.name} ended after {number} batches of {count}: with Trainer(look_ahead=False) the last batch "
+                "must be known by the number. Correct the limit or the length, or leave look_ahead on."
             )
 
     def _why_nothing(self, epoch: int) -> str:
@@ -159,6 +186,10 @@ class IterableLoaderStream(IterableStream):
         super().__init__(loader, **settings)
         self._workers = Workers(loader, seed=self.seed, name=self.name)
         self.batch_size = batch_size_of_loader(loader)
+
+    def look_ahead_never(self) -> None:
+        self._refuse_workers(self.loader)
+        super().look_ahead_never()
 
     def tell_epoch(self, epoch: int) -> None:
         set_epoch_of(made_by(self.loader), epoch)

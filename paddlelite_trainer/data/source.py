@@ -32,6 +32,8 @@ class BatchSource:
     once, and ranks may differ by one batch. A DistributedBatchSampler is used as it is. What an IterableDataset or
     another iterable yields is not divided: it must yield this rank's share by itself.
 
+    With `look_ahead` off an iterable is asked for a batch only when the one before it has been handled.
+
     With a `prefetch` that is on, and a loader whose next batch can be had without running anybody's code earlier than
     without it, batches come on the device; everything else stays the same.
 
@@ -50,12 +52,15 @@ class BatchSource:
         limit: int | float | None = None,
         name: str = "train_dataloader",
         prefetch: Prefetch | None = None,
+        look_ahead: bool = True,
     ) -> None:
         _check_limit(limit, name)
         share = Share(rank, world_size, wraps=stage == "train")
         if stage != "train":
             seed = derive_seed(seed, name)  # or validation would draw the numbers of the first training epoch
         self.stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name)
+        if not look_ahead:
+            self.stream.look_ahead_never()
         self.stream.read_ahead_with(prefetch)
         self.loader = loader
         self.name = name

@@ -58,6 +58,13 @@ class Stream:
         """Whether the next batch can be had before this one is handled, with no code of the user's run earlier."""
         raise NotImplementedError
 
+    def look_ahead_never(self) -> None:
+        """Ask for a batch only when the one before it has been handled.
+
+        Raises:
+            ConfigurationError: this kind of loader cannot do so.
+        """
+
     def read_ahead_with(self, prefetch: Prefetch | None) -> None:
         """Copy batches ahead with it, where this stream can look ahead."""
         self.prefetch = prefetch if self.can_look_ahead else None
@@ -84,6 +91,13 @@ class Stream:
 
     def close(self) -> None:
         self._end_prefetch()
+
+    def _refuse_workers(self, loader: DataLoader) -> None:
+        if loader.num_workers:
+            raise ConfigurationError(
+                f"Trainer(look_ahead=False): {self.name} has num_workers={loader.num_workers}, and workers read ahead "
+                "in processes of their own, which do not see what a step changes. Use num_workers=0."
+            )
 
     def _end_prefetch(self) -> None:
         if self.prefetch is not None:
@@ -203,6 +217,9 @@ class MapStream(Stream):
     @property
     def can_look_ahead(self) -> bool:
         return bool(self.loader.num_workers)  # a dataset in this process may look at what the step changes
+
+    def look_ahead_never(self) -> None:
+        self._refuse_workers(self.loader)
 
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         items = self._items(epoch, start_batch)

@@ -83,6 +83,7 @@ class Loading:
                 limit=limit,
                 name=method if len(loaders) == 1 else f"{method}[{index}]",
                 prefetch=self._new_prefetch(),
+                look_ahead=self.settings.look_ahead or stage != "train",
             )
             for index, loader in enumerate(loaders)
         ]
@@ -128,7 +129,12 @@ class Loading:
 
     def _new_prefetch(self) -> Prefetch | None:
         wanted = self.settings.prefetch_to_device
-        if wanted is False or not self.device.is_accelerator or self.owner_of_transfers() is not None:
+        if (
+            wanted is False
+            or not self.settings.look_ahead
+            or not self.device.is_accelerator
+            or self.owner_of_transfers() is not None
+        ):
             return None
         return Prefetch(wanted, self.device)
 
@@ -136,6 +142,8 @@ class Loading:
         owner = self.owner_of_transfers()
         if not self.device.is_accelerator:
             return "on the CPU there is nothing to copy"
+        if not self.settings.look_ahead:
+            return "look_ahead=False reads no batch before the step is done"
         if owner is not None:
             return f"{type(owner).__name__} moves its batches by hooks of its own"
         return "only lists of batches, iterables, and DataLoaders with num_workers of 1 or more are read ahead"
