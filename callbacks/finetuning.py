@@ -107,7 +107,7 @@ class BackboneFinetuning(BaseFinetuning):
     `backbone_initial_ratio_lr` times the optimizer's rate, and each epoch the ratio is multiplied by `ratio_growth`, up
     to 1 (with `should_align=False`, without end). `configure_optimizers` may leave frozen parameters out: they join the
     first optimizer. With `train_bn`, BatchNorm layers of the backbone are never frozen; without it they keep their
-    statistics, too, until the backbone is unfrozen.
+    statistics, too, until the backbone is unfrozen. Its rate is logged as `lr-<backbone>` as each epoch starts.
     """
 
     def __init__(
@@ -156,6 +156,13 @@ class BackboneFinetuning(BaseFinetuning):
             self.unfreeze_and_train(trainer, self._late(module), learning_rate_ratio=self.learning_rate_ratio(epoch))
         elif epoch > self.unfreeze_backbone_at_epoch:
             self.set_learning_rate_ratio(trainer, self._late(module), self.learning_rate_ratio(epoch))
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        super().on_train_epoch_start(trainer, module)
+        if trainer.current_epoch >= self.unfreeze_backbone_at_epoch:
+            rate = float(trainer.optimizers[0].get_lr()) * self.learning_rate_ratio(trainer.current_epoch)
+            trainer.log_metrics({f"lr-{self.backbone}": rate})
+            trainer.record(f"lr-{self.backbone}", rate)
 
     def _late(self, module: Module) -> list[Any]:
         return self.freezable(self._backbone(module), train_bn=self.train_bn)

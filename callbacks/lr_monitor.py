@@ -26,6 +26,8 @@ class LRMonitor(Callback):
         log_weight_decay: also `<name>-weight_decay`.
     """
 
+    comes_last_at_epoch_start = True
+
     def __init__(
         self,
         logging_interval: Literal["step", "epoch"] | None = None,

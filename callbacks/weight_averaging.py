@@ -100,17 +100,25 @@ class StochasticWeightAveraging(AveragedWeights):
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         if trainer.current_epoch >= self.first_epoch(trainer) and not self._rates_before:
             self._rates_before = [float(optimizer.get_lr()) for optimizer in trainer.optimizers]
+        self._set_rates(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
         if not self._has_seen_a_batch:
             self._has_seen_a_batch = True
             _refuse_what_predict_step_cannot_take(module, batch)
+        self._set_rates(trainer)  # each batch: a scheduler may have stepped
+
+    @property
+    def sets_learning_rates(self) -> bool:
+        return bool(self._rates_before)
+
+    def _set_rates(self, trainer: Trainer) -> None:
         if not self._rates_before:
             return
         done = trainer.current_epoch - self.first_epoch(trainer)
         targets = self.swa_lrs if len(self.swa_lrs) > 1 else self.swa_lrs * len(trainer.optimizers)
         for optimizer, before, target in zip(trainer.optimizers, self._rates_before, targets):
-            set_learning_rate(optimizer, self._rate(done, before, target))  # each batch: a scheduler may have stepped
+            set_learning_rate(optimizer, self._rate(done, before, target))
 
     def _rate(self, epochs: int, before: float, target: float) -> float:
         if epochs >= self.annealing_epochs:

@@ -53,10 +53,10 @@ class SavePoint:
 class Callback:
     """Base class of callbacks; override the hooks you need, the others cost nothing.
 
-    Callbacks are called in list order, and the module's hook of the same name after them; at an epoch's end those with
-    `comes_last_at_epoch_end` after all others. On several ranks `on_save_point` and `on_save_checkpoint` are called on
-    rank 0 alone, the others on every rank. What must survive a crash goes into `state_dict`, as nested dicts, lists,
-    numbers, strings, bytes, arrays and tensors.
+    Callbacks are called in list order, and the module's hook of the same name after them; at an epoch's start and end
+    those with `comes_last_at_epoch_start`, `comes_last_at_epoch_end` after all others. On several ranks `on_save_point`
+    and `on_save_checkpoint` are called on rank 0 alone, the others on every rank. What must survive a crash goes into
+    `state_dict`, as nested dicts, lists, numbers, strings, bytes, arrays and tensors.
 
         class PrintLoss(Callback):
             def on_train_epoch_end(self, trainer, module):
@@ -65,6 +65,13 @@ class Callback:
 
     comes_last_at_epoch_end: bool = False
     """Whether on_train_epoch_end comes after all others', whose values are in callback_metrics then."""
+    comes_last_at_epoch_start: bool = False
+    """Whether on_train_epoch_start comes after all others' and the module's, which may set learning rates there."""
+
+    @property
+    def sets_learning_rates(self) -> bool:
+        """Whether it sets the rates from now on, so that what schedules do has no effect."""
+        return False
 
     @property
     def state_key(self) -> str:

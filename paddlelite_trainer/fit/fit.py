@@ -174,7 +174,8 @@ class Fit:
     def before_drop(self, is_after_hooks: bool) -> None:
         """A schedule is about to lower the rate in one jump."""
         assert self.saver is not None
-        self.saver.save_before_drop(as_of_mark=is_after_hooks)
+        if not self.hooks.rates_are_set_by_a_callback:
+            self.saver.save_before_drop(as_of_mark=is_after_hooks)
 
     def may_remember(self) -> bool:
         """Gradients that wait for a step of the user's own are not copied, and a window's are dropped."""

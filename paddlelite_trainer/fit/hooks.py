@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Hooks:
-    """Callbacks in list order, but for those that come last at an epoch's end, then the module.
+    """Callbacks in list order, but for those that come last at an epoch's start or end, then the module.
 
     What nobody overrides costs nothing. `module` None is for callbacks alone. `call_with` is what a callback's hook is
     given before its own arguments: the trainer and the module.
@@ -28,16 +28,22 @@ class Hooks:
         """on_train_epoch_end of those that decide by what all others have logged there."""
         for name in CALLBACK_HOOKS - {"on_save_point"}:
             calls: list[Callable[..., Any]] = []
+            late: list[Callable[..., Any]] = []
             for callback in callbacks:
                 method = overridden(callback, name, Callback)
                 if method is not None:
                     refuse_wrong_signature(callback, name, method, Callback)
-                    is_last = name == "on_train_epoch_end" and callback.comes_last_at_epoch_end
-                    (self.last_at_epoch_end if is_last else calls).append(functools.partial(method, *call_with))
+                    call = functools.partial(method, *call_with)
+                    if name == "on_train_epoch_end" and callback.comes_last_at_epoch_end:
+                        self.last_at_epoch_end.append(call)
+                    else:
+                        is_late = name == "on_train_epoch_start" and callback.comes_last_at_epoch_start
+                        (late if is_late else calls).append(call)
             own = overridden(module, name, Module) if module is not None else None
             if own is not None:
                 refuse_wrong_signature(module, name, own, Module)
                 calls.append(own)
+            calls += late
             if calls:
                 self.calls[name] = calls
         self.savers: list[tuple[Callback, Callable[[SavePoint], Pins | None]]] = []
@@ -46,8 +52,14 @@ class Hooks:
             if method is not None:
                 refuse_wrong_signature(callback, "on_save_point", method, Callback)
                 self.savers.append((callback, functools.partial(method, *call_with)))
+        self._callbacks = callbacks
         self.save_exceptions = any(getattr(callback, "save_on_exception", False) for callback in callbacks)
         self.watch_lr_drops = any(getattr(callback, "save_before_lr_drop", False) for callback in callbacks)
+
+    @property
+    def rates_are_set_by_a_callback(self) -> bool:
+        """Whether what schedules do has no effect now."""
+        return any(callback.sets_learning_rates for callback in self._callbacks)
 
     def of(self, name: str) -> Sequence[Callable[..., Any]]:
         return self.calls.get(name, ())

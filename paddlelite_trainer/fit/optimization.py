@@ -374,7 +374,8 @@ def refuse_unfit(optimization: Optimization, world_size: int) -> None:
             "LBFGS evaluates the loss several times a step and steps by itself, so gradients cannot be clipped: leave "
             "gradient_clip_val and configure_gradient_clipping out"
         )
-    if optimization.precision.autocast is not None or max(settings.accumulation.values()) > 1:
+    if optimization.precision.effective not in ("32-true", "64-true") or max(settings.accumulation.values()) > 1:
         raise ConfigurationError(
-            "LBFGS evaluates the loss several times a step: it works in float32 and without accumulate_grad_batches"
+            "LBFGS evaluates the loss several times a step: it works in '32-true' and '64-true', and without "
+            "accumulate_grad_batches"
         )

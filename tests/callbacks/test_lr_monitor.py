@@ -10,8 +10,8 @@ import paddle
 import pytest
 from scripted import Scripted, fit
 
-from paddlelite_trainer import CSVLogger, Logger, Module, Trainer
-from paddlelite_trainer.callbacks import LRMonitor
+from paddlelite_trainer import Callback, CSVLogger, Logger, Module, Trainer
+from paddlelite_trainer.callbacks import BackboneFinetuning, LRMonitor, ModelCheckpoint, StochasticWeightAveraging
 from paddlelite_trainer.errors import ConfigurationError
 
 SGD, AdamW, Momentum = paddle.optimizer.SGD, paddle.optimizer.AdamW, paddle.optimizer.Momentum
@@ -167,3 +167,73 @@ def test_rates_of_a_trainer_resumed_within_an_epoch_are_in_its_history(tmp_path:
     fit(tmp_path, Scripted(optimizers=decaying), callbacks(), max_epochs=-1, max_steps=6)
     trainer: Trainer = fit(tmp_path, Scripted(optimizers=decaying), callbacks(), max_epochs=3, ckpt_path="last")
     assert [record["lr"] for record in trainer.history] == [1.0, 0.5, 0.25]
+
+
+# -- rates that are not the schedule's ---------------------------------------------------------------------------------
+class Used(Callback):
+    """The rates that the steps were made with."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+        self.rates.append(float(optimizer.get_lr()))
+
+
+def stepping_down(module: Module) -> Any:
+    return SGD(paddle.optimizer.lr.StepDecay(1.0, step_size=1, gamma=0.5), parameters=module.parameters())
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_the_rate_of_weight_averaging_is_logged_wherever_the_monitor_stands(tmp_path: Path, interval: Any) -> None:
+    used, logger = Used(), Remember()
+    averaging = StochasticWeightAveraging(0.02, swa_epoch_start=1, annealing_epochs=2)
+    callbacks = [LRMonitor(interval), used, averaging]
+    fit(
+        tmp_path,
+        Scripted(optimizers=stepping_down),
+        callbacks,
+        max_epochs=5,
+        logger=logger,
+        log_every_n_steps=1,
+    )
+    logged = [values["lr"] for _, values in logger.seen]
+    assert logged == (used.rates if interval == "step" else used.rates[::4])
+    assert logged[-1] == 0.02
+
+
+def test_the_rate_that_the_module_sets_as_an_epoch_starts_is_logged(tmp_path: Path) -> None:
+    class Sets(Scripted):
+        def on_train_epoch_start(self) -> None:
+            self.trainer.optimizers[0].set_lr(0.5 ** (self.trainer.current_epoch + 1))
+
+    trainer = fit(tmp_path, Sets(), LRMonitor(), max_epochs=3)
+    assert [record["lr"] for record in trainer.history] == [0.5, 0.25, 0.125]
+
+
+def test_a_schedule_that_has_no_effect_any_more_drops_nothing(tmp_path: Path) -> None:
+    def drops(*more: Callback, name: str) -> list[str]:
+        callbacks = [ModelCheckpoint(save_before_lr_drop=True, save_last=False, save_top_k=0), *more]
+        trainer = fit(
+            tmp_path, Scripted(optimizers=stepping_down), callbacks, max_epochs=5, run_name=name, logger=False
+        )
+        return sorted(
+            pin for entry in trainer.checkpoints.entries() for pin in entry.pins if pin.startswith("before-lr-drop")
+        )
+
+    assert len(drops(name="alone")) == 5
+    assert len(drops(StochasticWeightAveraging(0.02, swa_epoch_start=2), name="averaged")) == 2
+
+
+def test_the_backbone_s_rate_is_logged_from_the_epoch_on_in_which_it_learns(tmp_path: Path) -> None:
+    class WithBackbone(Scripted):
+        def __init__(self) -> None:
+            super().__init__(optimizers=decaying)
+            self.backbone = paddle.nn.Linear(1, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.net(self.backbone(batch)).mean()
+
+    thaw = BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_ratio_lr=0.1)
+    trainer = fit(tmp_path, WithBackbone(), [LRMonitor(), thaw], max_epochs=3)
+    assert [record.get("lr-backbone") for record in trainer.history] == [None, pytest.approx(0.05), pytest.approx(0.05)]

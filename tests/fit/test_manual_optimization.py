@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 import pytest
 from loops_by_hand import Net, batches, by_hand, differing, net, trainer, weights
@@ -194,6 +195,29 @@ def test_lbfgs_resumed_at_any_step_is_the_same_run(tmp_path: Path, cut: int) -> 
     trainer().fit(whole, batches(2))
     trainer(max_steps=cut, **settings).fit(first, batches(2))
     trainer(**settings).fit(second, batches(2), ckpt_path="last")
+    assert differing(weights(second), weights(whole)) == []
+
+
+def test_lbfgs_in_float64_is_the_hand_written_loop_and_resumes(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"enable_checkpointing": True, "default_root_dir": tmp_path, "precision": "64-true"}
+    whole, first, second, expected = net(lbfgs), net(lbfgs), net(lbfgs), net()
+    trainer(precision="64-true").fit(whole, batches(2))
+    trainer(max_steps=3, **settings).fit(first, batches(2))
+    trainer(**settings).fit(second, batches(2), ckpt_path="last")
+    expected.to(dtype="float64")
+    optimizer = lbfgs(expected)
+    for _ in range(3):
+        for batch in batches(2):
+
+            def closure(batch: Any = batch) -> Any:
+                optimizer.clear_grad(set_to_zero=False)
+                loss = expected.loss([batch[0].astype("float64"), *batch[1:]])
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    assert next(iter(weights(whole).values())).dtype == np.float64
+    assert differing(weights(whole), weights(expected)) == []
     assert differing(weights(second), weights(whole)) == []
 
 
