@@ -143,7 +143,7 @@ class EarlyStopping(Callback):
         if self.stopping_reason is None:
             return
         reason = self.already_stopped()
-        if reason is not None and not _minima_are_reached(trainer):
+        if reason is not None and not _is_over(trainer):
             self._request = f"early stopping: {reason}"
             trainer.stop(self._request, for_good=False)
         elif reason is not None:
@@ -278,5 +278,8 @@ class EarlyStopping(Callback):
         return next((entry for entry in entries if self.BEST_PIN in entry.pins), None)
 
 
-def _minima_are_reached(trainer: Trainer) -> bool:
+def _is_over(trainer: Trainer) -> bool:
+    """Whether a stop is carried out at once: both minima are reached, no validation or epoch's end was cut off."""
+    if trainer.progress.validation_is_due or trainer.progress.epoch_end_is_due:
+        return False
     return trainer.current_epoch >= trainer.min_epochs and trainer.global_step >= trainer.min_steps

@@ -61,7 +61,8 @@ class ModelCheckpoint(Callback):
             30 % of max_epochs; whole numbers are epochs. The last epoch of a run always refreshes `latest`.
         save_on_train_epoch_end: None saves at each epoch's end and after validations within an epoch; True leaves out
             the latter, False leaves out epochs' ends without a validation.
-        save_on_exception: save what the last complete batch left when something raises.
+        save_on_exception: save what the last complete batch left when something raises. Like what a signal saves, it is
+            `latest` and no more: not ranked, not named and not one of `keep_last_n`, as an undisturbed run has it not.
     """
 
     def __init__(
@@ -201,6 +202,10 @@ class ModelCheckpoint(Callback):
             return None
         if reason == "lr_drop":
             return self._pins_before_lr_drop(trainer, save_point) if self.save_before_lr_drop else None
+        if not self.save_weights_only and (
+            reason == "exception" or (reason == "stop" and trainer.signals.received is not None)
+        ):
+            return self._added(trainer, save_point)
         if self.monitor is not None and reason == "train_epoch":
             self._metric.look(trainer)
             if self.monitor not in trainer.callback_metrics and should_be_there(
@@ -230,6 +235,19 @@ class ModelCheckpoint(Callback):
         if all(save_point.candidate.name not in names for names in pins.values()):
             return None  # nothing would keep it
         self._last_save = time.monotonic()
+        self._link_from_dirpath(trainer, pins)
+        return pins
+
+    def _added(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]] | None:
+        """What a crash or a signal adds: an undisturbed run has no such checkpoint, so it is the latest and no more.
+
+        Neither ranked nor counted by keep_last_n nor named: what a run keeps depends on what it measured and saved, not
+        on where it was interrupted.
+        """
+        if save_point.reason == "exception" and not self.save_on_exception:
+            return None
+        self._last_save = time.monotonic()
+        pins = {"latest": [save_point.candidate.name, *self._sound(save_point)]}
         self._link_from_dirpath(trainer, pins)
         return pins
 
@@ -293,8 +311,7 @@ class ModelCheckpoint(Callback):
     # -- which ---------------------------------------------------------------------------------------------------------
     def _newest(self, save_point: SavePoint) -> dict[str, list[str]]:
         candidate, entries = save_point.candidate, save_point.entries
-        # Where the newest is not finite, the newest that is must stay, or there would be nothing sound to go on from.
-        sound = [] if candidate.healthy else [entry.name for entry in reversed(entries) if entry.healthy][:1]
+        sound = self._sound(save_point)
         pins = {}
         if self.save_last and not self.save_weights_only:
             pins["latest"] = [candidate.name, *sound]
@@ -302,6 +319,12 @@ class ModelCheckpoint(Callback):
             earlier = [entry.name for entry in reversed(entries) if "recent" in entry.pins][: self.keep_last_n - 1]
             pins["recent"] = [candidate.name, *earlier, *(name for name in sound if name not in earlier)]
         return pins
+
+    def _sound(self, save_point: SavePoint) -> list[str]:
+        """The newest that is finite, which must stay where this one is not, so that something sound is left."""
+        if save_point.candidate.healthy:
+            return []
+        return [entry.name for entry in reversed(save_point.entries) if entry.healthy][:1]
 
     def _ranked(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]]:
         """The best checkpoints, if the candidate is among them."""

@@ -26,6 +26,8 @@ class Progress:
     """Training batches done in all epochs."""
     validation_is_due: bool = False
     """A validation belongs to the last batch and was not run to its end."""
+    epoch_end_is_due: bool = False
+    """All batches of the running epoch are done, and its end was not run to its end."""
     schedulers_are_due: bool = False
     """The schedules of interval "step" are still where they were before the last optimizer step."""
     seconds: float = 0.0
@@ -40,7 +42,7 @@ class Progress:
 
     def begin_epoch_again(self) -> None:
         """Go back to the start of the running epoch; what was learned in it stays."""
-        self.epoch_is_open = self.validation_is_due = False
+        self.epoch_is_open = self.validation_is_due = self.epoch_end_is_due = False
         self.batches_in_epoch = self.batches_in_window = 0
 
     def begin_step(self) -> None:
@@ -63,10 +65,13 @@ class Progress:
     def open_epoch(self) -> None:
         self.epoch_is_open = True
 
+    def owe_epoch_end(self) -> None:
+        self.epoch_end_is_due = True
+
     def close_epoch(self) -> None:
         self.current_epoch += 1
         self.batches_in_epoch = 0
-        self.epoch_is_open = False
+        self.epoch_is_open = self.epoch_end_is_due = False
 
     @contextlib.contextmanager
     def seen_at(self, epoch: int) -> Iterator[None]:

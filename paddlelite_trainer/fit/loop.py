@@ -138,6 +138,7 @@ def _open_epoch(fit: Fit) -> bool:
 def _close_epoch(fit: Fit) -> None:
     progress, saver = fit.progress, fit.saver
     assert saver is not None and fit.schedules is not None
+    progress.owe_epoch_end()
     saver.remember(EPOCH_END, for_drop=fit.schedules.may_drop_after_hooks)
     reseed_where_states_are_lost(fit, "epoch end", progress.current_epoch)
     fit.book.publish_epoch()

@@ -68,7 +68,8 @@ class StopRequests:
     def end_here(self) -> bool:
         """Asked at every save point: is this the last one? On the batch's way, so its conditions are written out."""
         progress, settings = self.progress, self.settings
-        if 0 <= settings.max_steps <= progress.global_step and not progress.validation_is_due:
+        is_owed_something = progress.validation_is_due or progress.epoch_end_is_due
+        if 0 <= settings.max_steps <= progress.global_step and not is_owed_something:
             return True
         if self.ranks.world_size > 1:  # clocks and signals differ between ranks: only what they agreed on counts
             if self._agreed_to_leave:
@@ -81,6 +82,7 @@ class StopRequests:
             self.request(self._time_is_over(), for_good=False)  # a larger one goes on
         return (
             self.reason is not None
+            and not is_owed_something
             and progress.current_epoch >= settings.min_epochs
             and progress.global_step >= settings.min_steps
         )
@@ -129,7 +131,7 @@ class StopRequests:
     @property
     def training_is_over(self) -> bool:
         """Whether training has ended, as against a process that is asked to go."""
-        if self.progress.validation_is_due:
+        if self.progress.validation_is_due or self.progress.epoch_end_is_due:
             return False
         if self.signals.received is None and not self._agreed_to_leave:
             return True
@@ -140,7 +142,7 @@ class StopRequests:
     def already_over(self) -> str | None:
         """What to say where a run that goes on has nothing left to do."""
         progress, settings = self.progress, self.settings
-        if progress.validation_is_due:
+        if progress.validation_is_due or progress.epoch_end_is_due:
             return None
         if self.reason is not None and self.is_allowed:
             where = f"epoch {progress.current_epoch}, step {progress.global_step}"
