@@ -313,10 +313,14 @@ class ModelCheckpoint(Callback):
         candidate, entries = save_point.candidate, save_point.entries
         sound = self._sound(save_point)
         pins = {}
-        if self.save_last and not self.save_weights_only:
+        # Where it is not wanted, but an interruption had to be saved, it must not stay behind.
+        wants_latest = self.save_last or any("latest" in entry.pins for entry in entries)
+        if wants_latest and not self.save_weights_only:
             pins["latest"] = [candidate.name, *sound]
         if self.keep_last_n:
-            earlier = [entry.name for entry in reversed(entries) if "recent" in entry.pins][: self.keep_last_n - 1]
+            # The same step saved again holds the same weights: the newer one takes the place.
+            others = [entry for entry in reversed(entries) if "recent" in entry.pins and entry.step != candidate.step]
+            earlier = [entry.name for entry in others[: self.keep_last_n - 1]]
             pins["recent"] = [candidate.name, *earlier, *(name for name in sound if name not in earlier)]
         return pins
 

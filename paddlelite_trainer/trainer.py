@@ -282,7 +282,7 @@ class Trainer(Readable):
         return fit_state.roll_back(self._fit)
 
     def train_batches(self) -> Iterator[Any]:
-        """One more pass over the training data of this epoch, on the device; the run's position stays where it is."""
+        """One more pass over the data of this epoch, or the last one; the run's position stays where it is."""
         assert self._fit.data is not None, "there is training data only while fit runs"
         return self._fit.data.one_more_pass()
 

@@ -67,7 +67,7 @@ class Order:
         self.first: int | None = None  # the epoch for which the sampler was drawn first
         self._pulls: list[list[Any]] = []  # of a sampler without length: [epoch, index batches drawn; None is all]
         self._pulled: list[Any] = []  # the present epoch's first, as many as a digest looks at
-        self._resume: dict[str, Any] | None = None
+        self.resume: dict[str, Any] | None = None
 
     @property
     def length(self) -> int | None:
@@ -87,8 +87,8 @@ class Order:
         Raises:
             DataError: the sampler yields nothing, or not the order that start_batch was a position in.
         """
-        if self._resume is not None:
-            resume, self._resume = self._resume, None
+        if self.resume is not None:
+            resume, self.resume = self.resume, None
             self._go_back(resume, is_inside=epoch == resume["epoch"] and start_batch > 0)
         if self.drawn is None or self.drawn[0] != epoch:
             self._draw(epoch)
@@ -101,7 +101,7 @@ class Order:
         Raises:
             DataError: the sampler ends before start_batch, or does not draw what it had drawn before the checkpoint.
         """
-        resume, self._resume = self._resume, None
+        resume, self.resume = self.resume, None
         is_inside = resume is not None and resume["epoch"] == epoch
         if resume is not None and "pulls" in resume:
             self._play_pulls(resume, but_the_last=is_inside)
@@ -121,12 +121,13 @@ class Order:
     def go_along_with(self, other: Order) -> None:
         """Take over the epoch that another order of the same loader has drawn, so that the sampler is not asked."""
         self.drawn, self.first = other.drawn, other.first
+        self.resume = other.resume if other.drawn is None else None  # a resumed run may have drawn none yet
 
     def state_dict(self, batches_done: int) -> dict[str, Any]:
         if self._pulls:
             return self._pull_state(batches_done)
         if self.drawn is None:
-            return self._resume or {}
+            return self.resume or {}
         epoch, batches = self.drawn
         if self._drawn_digest is None:
             self._drawn_digest = _digest(batches)
@@ -140,7 +141,7 @@ class Order:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.drawn, self._pulls = None, []
-        self._resume = state or None
+        self.resume = state or None
 
     def _takes_its_own_part(self) -> bool:
         sampler = self._sampler

@@ -96,12 +96,16 @@ class TrainingData:
         self._has_told = True
 
     def one_more_pass(self) -> Iterator[Any]:
-        """All batches of this epoch once more, on the device; the run's position stays where it is."""
+        """All batches of this epoch, between two of the last one, once more; the run's position stays where it is."""
         (source,) = self.loading.sources("train", self.train.loader)
         source.go_along_with(self.train)
         prepare = self.loading.preparation(source)
+        epoch = self._epoch_to_read
+        if epoch and not self.progress.epoch_is_open:
+            epoch -= 1
+        source.tell_epoch(epoch)
         try:
-            for batch in source.epoch(self.progress.current_epoch):
+            for batch in source.epoch(epoch):
                 yield batch if prepare is None else prepare(batch)
         finally:
             source.close()

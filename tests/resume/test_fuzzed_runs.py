@@ -1,0 +1,42 @@
+"""Random configurations, interrupted at random: a share in every run of the suite, thousands in the soak."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fuzz import CHOICES, differences, drawn, reduced, told
+
+from paddlelite_trainer.progress import Progress
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_run_interrupted_at_random_ends_as_the_undisturbed_one(seed: int) -> None:
+    choice, lives = drawn(seed)
+    assert not differences(choice, lives), told(*reduced(choice, lives))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("first", range(1000, 3000, 250))
+def test_two_thousand_runs_interrupted_at_random_end_as_the_undisturbed_ones(first: int) -> None:
+    for seed in range(first, first + 250):
+        choice, lives = drawn(seed)
+        assert not differences(choice, lives), f"seed {seed}: {told(*reduced(choice, lives))}"
+
+
+def test_the_fuzzer_finds_what_a_resume_forgets_and_names_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Progress.state_dict
+
+    def forgets(self: Progress) -> dict[str, Any]:
+        return {**whole(self), "global_step": 0}
+
+    choice = {name: options[0] for name, options in CHOICES.items()}
+    choice.update(clip="0.5", monitor="step", checkpoints="every step")
+    lives = [("on_train_batch_start", 4, "exception"), ("on_fit_end", 7, "kill")]
+    assert not differences(choice, lives)
+    monkeypatch.setattr(Progress, "state_dict", forgets)
+    assert "place" in differences(choice, lives)
+    choice, lives = reduced(choice, lives)
+    assert {name for name, value in choice.items() if value != CHOICES[name][0]} <= {"checkpoints"}
+    assert lives == [("on_train_batch_start", 4, "exception")]
