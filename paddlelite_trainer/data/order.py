@@ -18,6 +18,7 @@ from ..errors import ConfigurationError, DataError
 from ..machine.paddle_internals import is_plain_sampler
 from ..machine.rng import IsolatedSeed, derive_seed, isolated_random_states
 from .fetch import END
+from .index_batches import Dealt, drawn_at_once
 
 _BATCHES_IN_A_DIGEST = 64
 
@@ -38,8 +39,7 @@ class Share:
     def of(self, batches: Sequence[Any]) -> Sequence[Any]:
         if self.world_size == 1:
             return batches
-        total = len(batches)
-        return [batches[self.position(number) % total] for number in range(self.count(total))]
+        return Dealt(batches, self.count(len(batches)), self.position)
 
     def position(self, number: int) -> int:
         """Where this rank's batch `number` stands among all ranks' batches."""
@@ -192,8 +192,11 @@ class Order:
             raise DataError(self.why_empty())
         self.drawn, self._drawn_digest = (epoch, batches), None
 
-    def _all_of(self, epoch: int, at_most: int) -> list[Any]:
+    def _all_of(self, epoch: int, at_most: int) -> Sequence[Any]:
         sampler = self._sampler
+        at_once = drawn_at_once(sampler)
+        if at_once is not None:
+            return at_once
         batches = self._iterate(epoch)
         if type(sampler) is not BatchSampler or not is_plain_sampler(sampler):
             return list(islice(batches, at_most))
