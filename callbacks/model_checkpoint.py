@@ -313,9 +313,7 @@ class ModelCheckpoint(Callback):
         candidate, entries = save_point.candidate, save_point.entries
         sound = self._sound(save_point)
         pins = {}
-        # Where it is not wanted, but an interruption had to be saved, it must not stay behind.
-        wants_latest = self.save_last or any("latest" in entry.pins for entry in entries)
-        if wants_latest and not self.save_weights_only:
+        if self.save_last and not self.save_weights_only:
             pins["latest"] = [candidate.name, *sound]
         if self.keep_last_n:
             # The same step saved again holds the same weights: the newer one takes the place.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from paddle.io import BatchSampler, RandomSampler, SequenceSampler
 
 from ..machine.paddle_internals import is_plain_sampler
+
+
+_BLOCK = 256  # batches that are made at a time
 
 
 class IndexBatches(Sequence[Any]):
@@ -36,8 +40,14 @@ class IndexBatches(Sequence[Any]):
         return batch.tolist() if isinstance(batch, np.ndarray) else list(batch)
 
     def __iter__(self) -> Iterator[Any]:
-        for number in range(len(self)):
-            yield self[number]
+        return chain.from_iterable(self._blocks())  # no call of ours for a batch
+
+    def _blocks(self) -> Iterator[list[list[int]]]:
+        size, end = self.batch_size, len(self) * self.batch_size
+        for first in range(0, end, _BLOCK * size):
+            indices = self.indices[first : min(first + _BLOCK * size, end)]
+            plain = indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
+            yield [plain[start : start + size] for start in range(0, len(plain), size)]
 
 
 class Dealt(Sequence[Any]):

@@ -54,6 +54,10 @@ class Hooks:
                 self.savers.append((callback, functools.partial(method, *call_with)))
         self._callbacks = callbacks
         self.save_exceptions = any(getattr(callback, "save_on_exception", False) for callback in callbacks)
+        self.keep_latest = any(
+            getattr(callback, "save_last", False) and not getattr(callback, "save_weights_only", False)
+            for callback in callbacks
+        )
         self.watch_lr_drops = any(getattr(callback, "save_before_lr_drop", False) for callback in callbacks)
 
     @property

@@ -144,6 +144,8 @@ class Saver:
         all_pins = {**pins, **dict.fromkeys(self.requested, mine)}
         if "latest" in all_pins:
             all_pins["latest"] = all_pins["latest"] or mine
+        elif candidate is not None and candidate.healthy and not weights_only and self._keeps_latest():
+            all_pins["latest"] = mine  # the newest that a run can go on from, whoever asked for it
         self.stopping.note_seconds()
         try:
             entry = self.write(candidate, all_pins, weights_only, self._as_of)
@@ -155,6 +157,10 @@ class Saver:
         if not weights_only:
             self.saved_at = self.progress.position
         return entry
+
+    def _keeps_latest(self) -> bool:
+        """Whether a callback wants `latest`, or there is one, as what an interruption saved is."""
+        return self.hooks.keep_latest or any("latest" in entry.pins for entry in self.run.checkpoints.entries())
 
     def keep(self, tag: str, *, weights_only: bool, replace: bool, at_once: bool) -> Path | None:
         """Trainer.save_checkpoint: at the next save point, or at once where the fit is over; every rank calls it."""

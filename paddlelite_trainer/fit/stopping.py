@@ -52,6 +52,7 @@ class StopRequests:
         self.progress.note_seconds(self.seconds)
 
     def stop_clock(self) -> None:
+        self.note_seconds()
         self._clock = None
 
     @property
