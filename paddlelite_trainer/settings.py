@@ -107,7 +107,7 @@ _NOT_HERE = {
     "checkpoint_callback": "pass enable_checkpointing=",
     "progress_bar_refresh_rate": "pass callbacks=[ProgressBar(refresh_seconds=...)]",
     "auto_lr_find": "Tuner(trainer).lr_find(module, loader)",
-    "auto_scale_batch_size": "Tuner(trainer).scale_batch_size(module, loader)",
+    "auto_scale_batch_size": "Tuner(trainer).scale_batch_size(module, datamodule=data)",
     "weights_summary": "pass enable_model_summary=",
     "amp_level": "pass precision=",
 }
