@@ -385,7 +385,7 @@ class Trainer(Readable):
                 if not is_in_a_run:
                     self.precision.prepare(module, [] if is_nested else self.optimizers)
                 if evaluation.ckpt_path is not None:
-                    load_weights_at(module, evaluation.ckpt_path)
+                    load_weights_at(module, evaluation.ckpt_path, strict=module.strict_loading)
                 results = evaluation.run(subject, sources)
                 if verbose and any(results) and self.is_global_zero and stage != "predict":
                     from .reporting.summary import results_table
