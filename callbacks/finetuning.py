@@ -113,9 +113,9 @@ class BackboneFinetuning(BaseFinetuning):
     def __init__(
         self,
         unfreeze_backbone_at_epoch: int = 10,
+        *,
         backbone_initial_ratio_lr: float = 0.1,
         ratio_growth: float = 2.0,
-        *,
         backbone: str = "backbone",
         should_align: bool = True,
         train_bn: bool = True,

@@ -29,7 +29,7 @@ class ProgressBar(Callback):
 
     comes_last_at_epoch_end = True
 
-    def __init__(self, refresh_seconds: float = 0.25, leave: bool = False) -> None:
+    def __init__(self, refresh_seconds: float = 0.25, *, leave: bool = False) -> None:
         if refresh_seconds < 0:
             raise ConfigurationError(f"ProgressBar(refresh_seconds=...) must be >= 0, got {refresh_seconds!r}")
         self.refresh_seconds = refresh_seconds

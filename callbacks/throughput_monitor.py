@@ -22,7 +22,7 @@ class ThroughputMonitor(Callback):
         Trainer(callbacks=[ThroughputMonitor()])
     """
 
-    def __init__(self, every_n_steps: int | None = None, batch_size_fn: Callable[[Any], int] | None = None) -> None:
+    def __init__(self, batch_size_fn: Callable[[Any], int] | None = None, *, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and (not isinstance(every_n_steps, int) or every_n_steps < 1):
             raise ConfigurationError(f"ThroughputMonitor(every_n_steps=...) must be an int >= 1, got {every_n_steps!r}")
         self.every_n_steps = every_n_steps

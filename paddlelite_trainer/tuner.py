@@ -437,7 +437,7 @@ def _refuse_margin(margin: float, mode: str) -> None:
         raise ConfigurationError(f"scale_batch_size(margin=...) must be from 0.0 to below 1.0, got {margin!r}")
     if margin and mode != "binsearch":
         raise ConfigurationError(
-            f"scale_batch_size(margin={margin}) is for mode='binsearch': 'power' may leave up to half of the memory free"
+            f"scale_batch_size(margin={margin}) is for mode='binsearch': 'power' leaves up to half of the memory free"
         )
 
 

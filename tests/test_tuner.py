@@ -394,7 +394,7 @@ def test_the_tuner_takes_what_lightning_s_takes(tmp_path: Path) -> None:
         tuner.lr_find(net(), loader, method="validate")
     with pytest.raises(ConfigurationError, match=r"scale_batch_size\(method='test'\)"):
         tuner.scale_batch_size(net(), method="test")
-    with pytest.raises(ConfigurationError, match="a loader has its batch size already.*train_dataloader"):
+    with pytest.raises(ConfigurationError, match=r"a loader has its batch size already.*train_dataloader"):
         tuner.scale_batch_size(net(), loader)
 
 

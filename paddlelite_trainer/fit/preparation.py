@@ -102,7 +102,7 @@ def prepare(fit: Fit, request: Request) -> bool:
 
 
 def _hyper_parameters_to_log(fit: Fit) -> dict[str, Any]:
-    """The module's and the datamodule's; a name that both have with other values twice, the datamodule's with its class."""
+    """The module's and the datamodule's; a name of both with other values twice, once with its class."""
     assert fit.subject is not None
     logged, datamodule = dict(fit.module.hparams_to_log), fit.subject.datamodule
     for name, value in datamodule.hparams_to_log.items() if datamodule is not None else ():

@@ -41,7 +41,7 @@ class Notes(Callback):
 @pytest.mark.parametrize("optimizer", [only_trainable, everything])
 def test_the_backbone_rests_until_its_epoch_and_then_learns_at_a_growing_rate(tmp_path: Path, optimizer: Any) -> None:
     notes = Notes()
-    finetuning = BackboneFinetuning(2, 0.25, 2.0, train_bn=False)
+    finetuning = BackboneFinetuning(2, backbone_initial_ratio_lr=0.25, ratio_growth=2.0, train_bn=False)
     module = net(optimizer)
     before = weights(module)
     trainer(tmp_path, [finetuning, notes], max_epochs=6).fit(module, batches())
@@ -77,7 +77,7 @@ def test_batch_norm_of_a_frozen_backbone_learns_or_keeps_its_statistics(tmp_path
 
 def test_without_alignment_the_rate_grows_on(tmp_path: Path) -> None:
     notes = Notes()
-    finetuning = BackboneFinetuning(0, 0.5, 3.0, should_align=False)
+    finetuning = BackboneFinetuning(0, backbone_initial_ratio_lr=0.5, ratio_growth=3.0, should_align=False)
     trainer(tmp_path, [finetuning, notes], max_epochs=3).fit(net(), batches())
     assert notes.ratios == [0.5, 1.5, 4.5]
 
@@ -87,7 +87,9 @@ def test_without_alignment_the_rate_grows_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [3, 4, 5, 8, 10])
 def test_a_resumed_run_is_the_same_run(tmp_path: Path, optimizer: Any, train_bn: bool, cut: int) -> None:
     def run(root: Path, **settings: Any) -> Trainer:
-        return trainer(root, [BackboneFinetuning(1, 0.25, train_bn=train_bn)], max_epochs=3, **settings)
+        return trainer(
+            root, [BackboneFinetuning(1, backbone_initial_ratio_lr=0.25, train_bn=train_bn)], max_epochs=3, **settings
+        )
 
     whole = run(tmp_path / "whole")
     whole.fit(net(optimizer), batches())
