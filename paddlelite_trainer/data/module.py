@@ -147,6 +147,8 @@ class DataModule:
 def _loaders(dataset: Any, is_training: bool, batch_size: int, num_workers: int) -> Any:
     if isinstance(dataset, (list, tuple)):
         return [_loaders(one, is_training, batch_size, num_workers) for one in dataset]
+    if isinstance(dataset, dict):
+        return {name: _loaders(one, is_training, batch_size, num_workers) for name, one in dataset.items()}
     shuffles = is_training and not isinstance(dataset, paddle.io.IterableDataset)
     return paddle.io.DataLoader(dataset, batch_size=batch_size, shuffle=shuffles, num_workers=num_workers)
 

@@ -295,10 +295,7 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "kth_value": "`list(best_k_models.values())[-1]`",
         "to_yaml": "`paddlelite ckpt ls --json`",
     },
-    "EarlyStopping": {
-        "mode_dict monitor_op order_dict": "`mode`",
-        "stopping_reason_message": "`stopping_reason`",
-    },
+    "EarlyStopping": {"mode_dict monitor_op order_dict": "`mode`"},
     "LearningRateMonitor": {
         "log_key_prefix= log_key_prefix": "a scheduler's `name`",
         "last_momentum_values last_weight_decay_values": "`trainer.callback_metrics`",
@@ -383,7 +380,6 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "state": "a word: 'fit', 'validate', 'test', 'predict' or None",
         "profiler=": "'simple' or 'paddle'",
     },
-    "EarlyStopping": {"stopping_reason": "a sentence, None where it has not stopped"},
     "Tuner.lr_find": {"update_attr=": "False unless you ask: the suggestion is told, and everything stays as it was"},
     "Tuner.scale_batch_size": {
         "train_dataloaders=": "a datamodule; a loader has its batch size already",
