@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from paddlelite_trainer.checkpoint import Entry
 
 _PLACEHOLDER = re.compile(r"\{([^{}:]+)(:[^{}]*)?\}")
+_COUNTERS = ("epoch", "step")
+"""What a checkpoint has without anybody logging it."""
 _RESERVED = {"latest", "last", "best", "recent", "checkpoints"}
 
 
@@ -54,6 +56,7 @@ class ModelCheckpoint(Callback):
         filename: names for the checkpoints kept; `auto_insert_metric_name` writes `val_acc=0.912` instead of `0.912`.
         save_top_k: how many of the best are kept; 0 for none, -1 for every checkpoint. Without a monitor only -1, 0
             and 1 (the newest).
+        monitor: the name of a logged metric, or "epoch" or "step": `monitor="step", mode="max"` keeps the newest.
         save_weights_only: write no optimizer and no training state. `latest` is then left alone: it is there to go on
             from.
         every_n_train_steps, train_time_interval, every_n_epochs: when to save; at most one of them, default each epoch.
@@ -89,6 +92,7 @@ class ModelCheckpoint(Callback):
         check_monitor("ModelCheckpoint", monitor, mode)
         _refuse_url(dirpath)
         self.monitor = monitor
+        self._ranks_by_counter = monitor in _COUNTERS
         self.mode = mode
         self.verbose = verbose
         self.save_last = bool(save_last)
@@ -206,7 +210,7 @@ class ModelCheckpoint(Callback):
             reason == "exception" or (reason == "stop" and trainer.signals.received is not None)
         ):
             return self._added(trainer, save_point)
-        if self.monitor is not None and reason == "train_epoch":
+        if self.monitor is not None and reason == "train_epoch" and not self._ranks_by_counter:
             self._metric.look(trainer)
             if self.monitor not in trainer.callback_metrics and should_be_there(
                 trainer, self._validated_at is not None
@@ -275,7 +279,7 @@ class ModelCheckpoint(Callback):
         )
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        if self._best_pins:
+        if self._best_pins and not self._ranks_by_counter:
             has_validated = self._validated_at is not None
             self._metric.warn_if_it_never_came("ModelCheckpoint", trainer, has_validated=has_validated)
 
@@ -333,8 +337,8 @@ class ModelCheckpoint(Callback):
     def _ranked(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]]:
         """The best checkpoints, if the candidate is among them."""
         candidate = save_point.candidate
-        score = self._current_score = candidate.metrics.get(self._metric.name)
-        earned_here = self._metric.step == candidate.step and score is not None
+        score = self._current_score = self._score_of(candidate)
+        earned_here = self._ranks_by_counter or self._metric.step == candidate.step
         pins: dict[str, list[str]] = {}
         if earned_here and score is not None and math.isfinite(score) and candidate.healthy and self._best_pins:
             before = self._kept(save_point.entries)
@@ -363,12 +367,23 @@ class ModelCheckpoint(Callback):
         return [
             entry
             for entry in entries
-            if self._best_pins and self._best_pins[0] in entry.pins and self.monitor in entry.metrics
+            if self._best_pins and self._best_pins[0] in entry.pins and self._score_of(entry) is not None
         ]
 
     def _by_score(self, entries: list[Entry]) -> list[Entry]:
         sign = 1.0 if self.mode == "min" else -1.0
-        return sorted(entries, key=lambda entry: (sign * entry.metrics[self._metric.name], entry.order))
+        return sorted(entries, key=lambda entry: (sign * self._score_in(entry), entry.order))
+
+    def _score_of(self, entry: Entry) -> float | None:
+        if self._ranks_by_counter:
+            return float(entry.epoch if self.monitor == "epoch" else entry.step)
+        return entry.metrics.get(self._metric.name)
+
+    def _score_in(self, entry: Entry) -> float:
+        """Of an entry that is known to have one."""
+        score = self._score_of(entry)
+        assert score is not None
+        return score
 
     def _pins_before_lr_drop(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]]:
         candidate = save_point.candidate
@@ -447,7 +462,7 @@ class ModelCheckpoint(Callback):
         if self._trainer is None or self._trainer.is_global_zero or self._trainer.run_dir is None:
             return self._current_score
         entries = self._trainer.checkpoints.entries()
-        return entries[-1].metrics.get(self._metric.name) if entries else None
+        return self._score_of(entries[-1]) if entries else None
 
     @property
     def best_model_path(self) -> str:
@@ -458,12 +473,12 @@ class ModelCheckpoint(Callback):
     @property
     def best_model_score(self) -> float | None:
         best = self._best()
-        return best[0].metrics[self._metric.name] if best else None
+        return self._score_in(best[0]) if best else None
 
     @property
     def best_k_models(self) -> dict[str, float]:
         """{directory: score}, best first."""
-        return {str(entry.path): entry.metrics[self._metric.name] for entry in self._best()}
+        return {str(entry.path): self._score_in(entry) for entry in self._best()}
 
     @property
     def kth_best_model_path(self) -> str:

@@ -297,7 +297,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
     },
     "EarlyStopping": {"mode_dict monitor_op order_dict": "`mode`"},
     "LearningRateMonitor": {
-        "log_key_prefix= log_key_prefix": "a scheduler's `name`",
         "last_momentum_values last_weight_decay_values": "`trainer.callback_metrics`",
     },
     "StochasticWeightAveraging": {
