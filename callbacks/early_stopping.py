@@ -172,7 +172,11 @@ class EarlyStopping(Callback):
             self._forget_the_stop()
 
     def _forget_the_stop(self) -> None:
-        self.stopped_epoch, self.stopping_reason, self.stopping_reason_message = 0, EarlyStoppingReason.NOT_STOPPED, None
+        self.stopped_epoch, self.stopping_reason, self.stopping_reason_message = (
+            0,
+            EarlyStoppingReason.NOT_STOPPED,
+            None,
+        )
 
     def already_stopped(self) -> str | None:
         """Why this run had ended, if the present arguments would end it too."""

@@ -121,6 +121,7 @@ class ModelCheckpoint(Callback):
         self._metric = MonitoredMetric(monitor or "")
         self._validated_at: int | None = None  # the step of this fit's last validation
         self._ranks_scores = self._told_that_it_cannot = False
+        self._owes_loggers_word = False  # of a checkpoint that was not there yet when it was asked for
         self._saved_at: int | None = None  # the step of this fit's last save that was due
         self._best_pins: list[str] = []
         self._may_save_after_a_batch = bool(self.every_n_train_steps or self.train_time_interval)
@@ -153,7 +154,7 @@ class ModelCheckpoint(Callback):
         if stage != "fit":
             return
         self._trainer = trainer
-        self._step_due = None
+        self._step_due, self._owes_loggers_word = None, False
         if not trainer.enable_checkpointing and not trainer.fast_dev_run:
             raise ConfigurationError(
                 "a ModelCheckpoint was passed together with enable_checkpointing=False: drop one of the two"
@@ -228,6 +229,7 @@ class ModelCheckpoint(Callback):
         archives = reason == "train_epoch" and self.archive_every_n_epochs and epoch % self.archive_every_n_epochs == 0
         if not (is_due or archives or (reason == "train_epoch" and _is_last_epoch(trainer))):
             return None
+        self._tell_of_the_one_before(trainer, save_point)
         pins: dict[str, list[str]] = {}
         if is_due and self.monitor is None:
             pins.update(self._unranked(save_point))
@@ -240,6 +242,7 @@ class ModelCheckpoint(Callback):
             return None  # nothing would keep it
         self._last_save = time.monotonic()
         self._link_from_dirpath(trainer, pins)
+        self._owes_loggers_word = True
         return pins
 
     def _added(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]] | None:
@@ -251,9 +254,24 @@ class ModelCheckpoint(Callback):
         if save_point.reason == "exception" and not self.save_on_exception:
             return None
         self._last_save = time.monotonic()
+        self._tell_of_the_one_before(trainer, save_point)
         pins = {"latest": [save_point.candidate.name, *self._sound(save_point)]}
         self._link_from_dirpath(trainer, pins)
+        self._owes_loggers_word = True
         return pins
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if stage == "fit" and self._owes_loggers_word:
+            self._tell_loggers(trainer)
+
+    def _tell_of_the_one_before(self, trainer: Trainer, save_point: SavePoint) -> None:
+        if self._owes_loggers_word and save_point.entries:  # asked for, it is there
+            self._tell_loggers(trainer)
+
+    def _tell_loggers(self, trainer: Trainer) -> None:
+        self._owes_loggers_word = False
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)
 
     def _warn_where_no_save_meets_a_score(self, trainer: Trainer) -> None:
         """Once, at the first epoch's end that has both scores and saves of this fit, and none of them together."""

@@ -232,7 +232,8 @@ def check_settings(given: Mapping[str, Any]) -> None:
             raise ConfigurationTypeError(
                 f"Trainer(callbacks=...) takes Callback objects, got {callback!r} ({type(callback).__name__})"
             )
-        if not given["enable_checkpointing"] and not given["fast_dev_run"] and _is_a(callback, "ModelCheckpoint"):
+        needs = {"ModelCheckpoint", "RemoteCopy"} & {base.__name__ for base in type(callback).__mro__}  # no import of it
+        if needs and not given["enable_checkpointing"] and not given["fast_dev_run"]:
             raise ConfigurationError(
                 f"a {type(callback).__name__} was passed together with enable_checkpointing=False: drop one of the two"
             )
@@ -246,11 +247,6 @@ def check_settings(given: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             "check_val_every_n_epoch=None counts batches over epochs: pass val_check_interval as a number of batches"
         )
-
-
-def _is_a(callback: object, class_name: str) -> bool:
-    # By name, so that the engine does not import callbacks/.
-    return any(base.__name__ == class_name for base in type(callback).__mro__)
 
 
 def check_setting(name: str, value: Any, where: str) -> None:

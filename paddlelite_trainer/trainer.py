@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback, refuse_misspelt_hooks
+from .checkpoint.links import check_tag
 from .data.module import DataModule
 from .defaults import default_callbacks, default_loggers, without_replaced
 from .errors import CheckpointError, ConfigurationError
@@ -127,7 +128,7 @@ class Trainer(Readable):
         self.ranks = Ranks()
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
-        self.loggers = default_loggers(logger, is_dry=bool(fast_dev_run))
+        self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run))
         self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         self._module_callbacks: list[Callback] = []
         self._configured_for: Module | None = None
@@ -308,9 +309,9 @@ class Trainer(Readable):
         """Keep the present state under a name of your own, for good; resume from it with `ckpt_path=tag`.
 
         During fit it is taken at the next save point, and None is returned; after fit at once, and its directory is
-        returned. A save point that writes everything anyway has it in full, with `weights_only` too. With `replace` the
-        tag moves here from a checkpoint that has it, which is deleted where nothing else keeps it. All ranks must call
-        it, and all get the same path or error.
+        returned. Under fast_dev_run nothing is written. A save point that writes everything anyway has it in full, with
+        `weights_only` too. With `replace` the tag moves here from a checkpoint that has it, which is deleted where
+        nothing else keeps it. All ranks must call it, and all get the same path or error.
 
         Raises:
             ConfigurationError: the tag cannot be a file's name, is one that the run uses itself, or is another step's.
@@ -318,10 +319,12 @@ class Trainer(Readable):
             CheckpointSaveError: writing failed (with on_save_error="warn" that is told, and None is returned).
         """
         fit = self._fit
+        if self.fast_dev_run:
+            check_tag(tag)
+            self.print(f"fast_dev_run: the checkpoint {tag!r} is not written")
+            return None
         if fit.run.path is None or fit.saver is None:
-            raise CheckpointError(
-                "save_checkpoint needs a run directory: call it in or after fit, without fast_dev_run"
-            )
+            raise CheckpointError("save_checkpoint needs a run directory: call it in or after fit")
         return fit.saver.keep(tag, weights_only=weights_only, replace=replace, at_once=fit not in self._running)
 
     def load_weights_of(self, entry: Entry) -> None:
@@ -411,7 +414,7 @@ class Trainer(Readable):
     # -- before any of them ------------------------------------------------------------------------------------------
     def _new_fit(self) -> Fit:
         machine = Machine(self.ranks, self.device, self.precision)
-        return Fit(self, machine, self.loggers, self.print)
+        return Fit(self, machine, self._loggers, self.print)
 
     @contextlib.contextmanager
     def _entered(self, run: Fit | Evaluation) -> Iterator[contextlib.ExitStack]:

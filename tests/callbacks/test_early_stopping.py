@@ -10,11 +10,11 @@ import numpy as np
 import paddle
 import pytest
 from models import as_if_started_again
+from paddlelite_trainer.callbacks.early_stopping import EarlyStoppingReason
 from scripted import Scripted, by_epoch, fit
 
 from paddlelite_trainer import Callback, Trainer
 from paddlelite_trainer.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
-from paddlelite_trainer.callbacks.early_stopping import EarlyStoppingReason
 from paddlelite_trainer.errors import CheckpointSaveError, ConfigurationError, ConfigurationTypeError
 
 NAN = math.nan

@@ -228,7 +228,7 @@ NOT_HERE: dict[str, dict[str, str]] = {
     "seed_everything": {"verbose=": "nothing is printed"},
     "Trainer": {
         "strategy= strategy": "`devices=2` is data parallel; `trainer.world_size`",
-        "num_nodes= num_nodes": "`python -m paddle.distributed.launch --nnodes`",
+        "num_nodes=": "`python -m paddle.distributed.launch --nnodes`",
         "benchmark=": "`paddle.set_flags({'FLAGS_cudnn_exhaustive_search': 1})`",
         "use_distributed_sampler= distributed_sampler_kwargs": "a `DistributedBatchSampler` is used as it "
         "is, any other sampler's batches are dealt out",
@@ -239,8 +239,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "enable_autolog_hparams=": "`save_hyperparameters(logger=False)`",
         "model_registry=": "`RemoteCopy` copies checkpoints to an object storage",
         "accelerator": "`trainer.device`",
-        "node_rank": "`trainer.local_rank` and `trainer.global_rank`",
-        "device_ids": "`trainer.device`, one for each process",
         "precision_plugin scaler": "`trainer.precision`",
         "init_module": "make the module as any other",
         "enable_validation": "`any(trainer.num_val_batches)`",
@@ -344,20 +342,17 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "get_metrics": "`trainer.progress_bar_metrics`",
     },
     "Logger": {
-        "after_save_checkpoint": "a callback's `on_save_checkpoint`",
         "group_separator": "`/` in a name",
         "log_graph": "nothing draws the graph",
-        "root_dir save_dir": "`run_dir`",
     },
     "CSVLogger": {
-        "save_dir= save_dir root_dir": "`Trainer(default_root_dir=)`; `run_dir`",
+        "save_dir=": "`Trainer(default_root_dir=)`",
         "name= version=": "`Trainer(run_name=)`",
         "prefix=": "`directory`, or a prefix in the names that you log",
         "flush_logs_every_n_steps=": "`Trainer(log_every_n_steps=)`; what is logged is on the disk at each save",
-        "experiment": "the logger itself",
     },
     "TensorBoardLogger": {
-        "save_dir= save_dir root_dir": "`Trainer(default_root_dir=)`; `run_dir`",
+        "save_dir=": "`Trainer(default_root_dir=)`",
         "name= version=": "`Trainer(run_name=)`",
         "sub_dir= sub_dir": "`directory`",
         "prefix=": "`directory`, or a prefix in the names that you log",
@@ -378,7 +373,11 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "precision": "an object; `trainer.precision.requested` is the word",
         "state": "a word: 'fit', 'validate', 'test', 'predict' or None",
         "profiler=": "'simple' or 'paddle'",
+        "device_ids": "of this process alone",
+        "log_dir": "a `Path`; before `fit` known of a run with a `run_name`",
     },
+    "Logger": {"finalize": "its word is 'finished' or 'failed'", "save_dir root_dir log_dir": "None before `fit`"},
+    "CSVLogger": {"experiment": "the logger itself"},
     "Tuner.lr_find": {"update_attr=": "False unless you ask: the suggestion is told, and everything stays as it was"},
     "Tuner.scale_batch_size": {
         "train_dataloaders=": "a datamodule; a loader has its batch size already",
