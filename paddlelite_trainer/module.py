@@ -325,19 +325,21 @@ class Module(paddle.nn.Layer):
     def untoggle_optimizer(self, optimizer: Any) -> None:
         self._optimization.untoggle()
 
-    def freeze(self) -> None:
-        """Stop all parameters from learning and go to eval mode."""
+    def freeze(self: ModuleType) -> ModuleType:
+        """Stop all parameters from learning and go to eval mode; returns the module."""
         for parameter in self.parameters():
             parameter.stop_gradient = True
         self.eval()
+        return self
 
-    def unfreeze(self) -> None:
+    def unfreeze(self: ModuleType) -> ModuleType:
         """Let all parameters learn and go to train mode; the running statistics of BatchNorm stay statistics."""
         statistics = {id(value) for value in running_statistics(self).values()}
         for parameter in self.parameters():
             if id(parameter) not in statistics:
                 parameter.stop_gradient = False
         self.train()
+        return self
 
     def print(self, *values: Any, **options: Any) -> None:
         """print() on rank 0 that does not tear the progress bar."""
