@@ -18,7 +18,9 @@ from .lr_monitor import LRMonitor
 from .model_checkpoint import ModelCheckpoint
 from .model_summary import ModelSummary
 from .non_finite_guard import NonFiniteGuard
+from .on_exception_checkpoint import OnExceptionCheckpoint
 from .plot_curves import PlotCurves
+from .prediction_writer import BasePredictionWriter
 from .progress_bar import ProgressBar
 from .remote_copy import RemoteCopy
 from .throughput_monitor import ThroughputMonitor
@@ -29,6 +31,7 @@ __all__ = [
     "AveragedWeights",
     "BackboneFinetuning",
     "BaseFinetuning",
+    "BasePredictionWriter",
     "EarlyStopping",
     "ExponentialMovingAverage",
     "GradientAccumulationScheduler",
@@ -39,6 +42,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelSummary",
     "NonFiniteGuard",
+    "OnExceptionCheckpoint",
     "PlotCurves",
     "ProgressBar",
     "RemoteCopy",

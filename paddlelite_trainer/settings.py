@@ -232,7 +232,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
             raise ConfigurationTypeError(
                 f"Trainer(callbacks=...) takes Callback objects, got {callback!r} ({type(callback).__name__})"
             )
-        needs = {"ModelCheckpoint", "RemoteCopy"} & {
+        needs = {"ModelCheckpoint", "OnExceptionCheckpoint", "RemoteCopy"} & {
             base.__name__ for base in type(callback).__mro__
         }  # no import of it
         if needs and not given["enable_checkpointing"] and not given["fast_dev_run"]:

@@ -158,7 +158,7 @@ class Book:
         """Send numbers to every logger, at `global_step` unless told otherwise, with the epoch beside them."""
         values = {name: float(value) for name, value in metrics.items()}
         refuse_taken_names(*values)
-        self.sent.update(values)
+        self.sent.update({name: MetricValue(value) for name, value in values.items()})
         loggers = self.open_loggers()
         if loggers:
             self.before_log()

@@ -82,6 +82,15 @@ def test_without_alignment_the_rate_grows_on(tmp_path: Path) -> None:
     assert notes.ratios == [0.5, 1.5, 4.5]
 
 
+def test_a_function_says_how_the_rate_of_the_backbone_grows() -> None:
+    finetuning = BackboneFinetuning(1, lambda epoch: 1.0 + epoch, 0.05)  # as Lightning calls it, with the next epoch
+    assert [finetuning.learning_rate_ratio(epoch) for epoch in range(1, 5)] == pytest.approx([0.05, 0.2, 1.0, 1.0])
+    with pytest.raises(ConfigurationError, match=r"takes one of lambda_func and ratio_growth"):
+        BackboneFinetuning(1, lambda_func=float, ratio_growth=3.0)
+    with pytest.raises(ConfigurationError, match=r"lambda_func=\.\.\.\) must be a function of the epoch, got 2"):
+        BackboneFinetuning(1, lambda_func=2)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("optimizer", [only_trainable, everything])
 @pytest.mark.parametrize("train_bn", [True, False])
 @pytest.mark.parametrize("cut", [3, 4, 5, 8, 10])

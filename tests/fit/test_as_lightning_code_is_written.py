@@ -128,3 +128,12 @@ def test_it_is_not_told_where_nothing_waits_to_be_logged(tmp_path: Path) -> None
     assert told_of_interval(tmp_path, log_every_n_steps=3) == []
     assert told_of_interval(tmp_path, logger=False) == []
     assert told_of_interval(tmp_path, fast_dev_run=True) == []
+
+
+def test_metrics_answer_item_wherever_they_are_read() -> None:
+    module = Classifier()
+    trainer = quiet_trainer()
+    trainer.fit(module, make_batches(1), make_batches(1))
+    results = trainer.validate(module, make_batches(1), verbose=False)[0]
+    for metrics in (trainer.callback_metrics, trainer.logged_metrics, results):
+        assert {name: value.item() for name, value in metrics.items()} == metrics != {}

@@ -157,6 +157,12 @@ LIGHTNING: dict[str, Thing] = {
     ),
     "ThroughputMonitor": Thing(ours.ThroughputMonitor, "batch_size_fn length_fn window_size separator"),
     "ModelSummary": Thing(ours.ModelSummary, "max_depth", "summarize"),
+    "BasePredictionWriter": Thing(
+        ours.BasePredictionWriter, "write_interval", "interval write_on_batch_end write_on_epoch_end"
+    ),
+    "OnExceptionCheckpoint": Thing(
+        ours.OnExceptionCheckpoint, "dirpath filename", "FILE_EXTENSION ckpt_path dirpath filename"
+    ),
     "LambdaCallback": Thing(ours.LambdaCallback),  # its arguments are the hooks
     "TQDMProgressBar": Thing(
         ours.ProgressBar,
@@ -214,10 +220,8 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "RichModelSummary": "`ModelSummary`",
         "EMAWeightAveraging": "`ExponentialMovingAverage(decay=0.999, update_every_n_steps=1, start_step=0)`",
         "WeightAveraging": "`AveragedWeights`, whose subclass decides when, with `begin` and `move`",
-        "BasePredictionWriter": "a `Callback` with `on_predict_batch_end`, and `predict(return_predictions=False)`",
-        "OnExceptionCheckpoint": "`ModelCheckpoint(save_on_exception=True)`",
-        "LearningRateFinder": "`Tuner(trainer).lr_find(...)` before `fit`",
-        "BatchSizeFinder": "`Tuner(trainer).scale_batch_size(...)` before `fit`",
+        "LearningRateFinder": "`Tuner(trainer).lr_find(module, loader, update_attr=True)` before `fit`",
+        "BatchSizeFinder": "`Tuner(trainer).scale_batch_size(module, update_attr=True)` before `fit`",
         "DeviceStatsMonitor": "`paddle.device.cuda.memory_allocated()` and the like, logged in a hook",
         "SpikeDetection": "`LossSpikeWatch`",
         "ModelPruning": "PaddleSlim",
@@ -313,7 +317,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "make_trainable unfreeze_and_add_param_group": "`unfreeze_and_train`",
     },
     "BackboneFinetuning": {
-        "lambda_func= lambda_func": "`ratio_growth`, or override `learning_rate_ratio(epoch)`",
         "backbone_initial_lr= backbone_initial_lr": "`backbone_initial_ratio_lr`",
         "initial_denom_lr= initial_denom_lr": "`learning_rate_ratio` of `unfreeze_and_train`",
         "verbose= verbose rounding= rounding": "`LRMonitor`",
@@ -325,6 +328,7 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "separator=": "names are plain: `samples_per_second`",
     },
     "ModelSummary": {"summarize": "`paddlelite_trainer.callbacks.model_summary.summarize(module, max_depth)`"},
+    "OnExceptionCheckpoint": {"FILE_EXTENSION": "a checkpoint is a directory"},
     "TQDMProgressBar": {
         "refresh_rate= refresh_rate": "`refresh_seconds`",
         "process_position= process_position": "one bar",
@@ -376,6 +380,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "device_ids": "of this process alone",
         "log_dir": "a `Path`; before `fit` known of a run with a `run_name`",
     },
+    "BasePredictionWriter": {"write_on_batch_end write_on_epoch_end": "`batch_indices` is None"},
     "Logger": {"finalize": "its word is 'finished' or 'failed'", "save_dir root_dir log_dir": "None before `fit`"},
     "CSVLogger": {"experiment": "the logger itself"},
     "Tuner.lr_find": {"update_attr=": "False unless you ask: the suggestion is told, and everything stays as it was"},
