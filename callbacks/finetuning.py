@@ -8,7 +8,7 @@ from typing import Any
 import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.errors import ConfigurationError, did_you_mean
+from paddlelite_trainer.errors import ConfigurationError, did_you_mean, explains_unknown_arguments
 from paddlelite_trainer.layers import batch_norms, running_statistics
 from paddlelite_trainer.optimizers import parameters_of
 
@@ -111,6 +111,14 @@ class BackboneFinetuning(BaseFinetuning):
     `lr-<backbone>` as each epoch starts.
     """
 
+    @explains_unknown_arguments(
+        {
+            "backbone_initial_lr": "backbone_initial_ratio_lr is a share of the optimizer's rate",
+            "initial_denom_lr": "unfreeze_and_train takes a learning_rate_ratio",
+            "verbose": "LRMonitor logs the rates",
+            "rounding": "LRMonitor logs the rates",
+        }
+    )
     def __init__(
         self,
         unfreeze_backbone_at_epoch: int = 10,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from paddlelite_trainer import Callback, Module, SavePoint, Trainer
-from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, explains_unknown_arguments
 
 from .monitoring import Mode, MonitoredMetric, check_monitor, not_logged, should_be_there
 
@@ -68,6 +68,7 @@ class ModelCheckpoint(Callback):
             `latest` and no more: not ranked, not named and not one of `keep_last_n`, as an undisturbed run has it not.
     """
 
+    @explains_unknown_arguments({"enable_version_counter": "a name that is taken moves to the newer checkpoint"})
     def __init__(
         self,
         dirpath: str | os.PathLike[str] | None = None,

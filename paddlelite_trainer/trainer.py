@@ -13,7 +13,7 @@ from .callback import Callback, refuse_misspelt_hooks
 from .checkpoint.links import check_tag
 from .data.module import DataModule
 from .defaults import default_callbacks, default_loggers, without_replaced
-from .errors import CheckpointError, ConfigurationError
+from .errors import CheckpointError, ConfigurationError, explains_unknown_arguments
 from .fit import state as fit_state
 from .fit.apart import (
     checkpoint_of,
@@ -44,7 +44,7 @@ from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
 from .reporting.terminal import print_line
 from .run.weights import load_weights_at
-from .settings import explains_unknown_arguments
+from .settings import CALLED_HERE, NOT_HERE
 
 if TYPE_CHECKING:
     from .checkpoint import Entry
@@ -76,7 +76,7 @@ class Trainer(Readable):
 
     _last: Fit | Evaluation
 
-    @explains_unknown_arguments
+    @explains_unknown_arguments(NOT_HERE, called=CALLED_HERE, by_name_only=True)
     def __init__(
         self,
         *,

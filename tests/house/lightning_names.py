@@ -203,6 +203,8 @@ LIGHTNING: dict[str, Thing] = {
         f"model {_DATA} method mode steps_per_trial init_val max_trials batch_arg_name margin max_val",
     ),
     "the result of Tuner.lr_find": Thing(LRFinderResult, names="plot results suggestion"),
+    "its suggestion": Thing(lambda: LRFinderResult.suggestion, "skip_begin skip_end"),
+    "its plot": Thing(lambda: LRFinderResult.plot, "* suggest show ax"),
 }
 
 
@@ -229,19 +231,10 @@ NOT_HERE: dict[str, dict[str, str]] = {
     "lightning.pytorch.loggers": {
         "CometLogger MLFlowLogger NeptuneLogger WandbLogger": "a `Logger` of your own, which needs `log_metrics` alone"
     },
-    "seed_everything": {"verbose=": "nothing is printed"},
     "Trainer": {
-        "strategy= strategy": "`devices=2` is data parallel; `trainer.world_size`",
-        "num_nodes=": "`python -m paddle.distributed.launch --nnodes`",
-        "benchmark=": "`paddle.set_flags({'FLAGS_cudnn_exhaustive_search': 1})`",
-        "use_distributed_sampler= distributed_sampler_kwargs": "a `DistributedBatchSampler` is used as it "
-        "is, any other sampler's batches are dealt out",
-        "barebones=": "`logger=False, enable_checkpointing=False, enable_progress_bar=False, "
-        "enable_model_summary=False`",
-        "plugins=": "`precision=` and `callbacks=` are what can be exchanged",
-        "sync_batchnorm=": "`paddle.nn.SyncBatchNorm.convert_sync_batchnorm(module)` before `fit`",
-        "enable_autolog_hparams=": "`save_hyperparameters(logger=False)`",
-        "model_registry=": "`RemoteCopy` copies checkpoints to an object storage",
+        "strategy": "`devices=2` is data parallel; `trainer.world_size`",
+        "distributed_sampler_kwargs": "a `DistributedBatchSampler` is used as it is, any other sampler's batches "
+        "are dealt out",
         "accelerator": "`trainer.device`",
         "precision_plugin scaler": "`trainer.precision`",
         "init_module": "make the module as any other",
@@ -253,10 +246,7 @@ NOT_HERE: dict[str, dict[str, str]] = {
     "Trainer.validate": {"weights_only=": "a checkpoint never runs code"},
     "Trainer.test": {"weights_only=": "a checkpoint never runs code"},
     "Trainer.predict": {"weights_only=": "a checkpoint never runs code"},
-    "Trainer.save_checkpoint": {
-        "filepath=": "`tag`, a name in the run directory",
-        "storage_options=": "`RemoteCopy`",
-    },
+    "Trainer.save_checkpoint": {"filepath=": "`tag`, a name in the run directory", "storage_options=": "`RemoteCopy`"},
     "LightningModule": {
         "all_gather": "`paddle.distributed.all_gather`",
         "device_mesh fabric": "nothing takes their place",
@@ -288,7 +278,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
     },
     "LightningDataModule.save_hyperparameters": {"frame=": "call it in `__init__`"},
     "ModelCheckpoint": {
-        "enable_version_counter=": "a name that is taken moves to the newer checkpoint",
         "CHECKPOINT_EQUALS_CHAR CHECKPOINT_JOIN_CHAR": "`auto_insert_metric_name=False`, and `filename`",
         "CHECKPOINT_NAME_LAST": "`latest`",
         "FILE_EXTENSION": "a checkpoint is a directory",
@@ -298,12 +287,9 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "to_yaml": "`paddlelite ckpt ls --json`",
     },
     "EarlyStopping": {"mode_dict monitor_op order_dict": "`mode`"},
-    "LearningRateMonitor": {
-        "last_momentum_values last_weight_decay_values": "`trainer.callback_metrics`",
-    },
+    "LearningRateMonitor": {"last_momentum_values last_weight_decay_values": "`trainer.callback_metrics`"},
     "StochasticWeightAveraging": {
-        "avg_fn= avg_fn": "a subclass of `AveragedWeights`",
-        "device=": "the averages are where the weights are",
+        "avg_fn": "a subclass of `AveragedWeights`",
         "swa_start": "`first_epoch(trainer)`",
         "swa_end n_averaged": "`state_dict()['epochs_averaged']`",
         "pl_module_contains_batch_norm reset_batch_norm_and_save_state reset_momenta": "`fit` does it at its end",
@@ -317,59 +303,42 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "make_trainable unfreeze_and_add_param_group": "`unfreeze_and_train`",
     },
     "BackboneFinetuning": {
-        "backbone_initial_lr= backbone_initial_lr": "`backbone_initial_ratio_lr`",
-        "initial_denom_lr= initial_denom_lr": "`learning_rate_ratio` of `unfreeze_and_train`",
-        "verbose= verbose rounding= rounding": "`LRMonitor`",
+        "backbone_initial_lr": "`backbone_initial_ratio_lr`",
+        "initial_denom_lr": "`learning_rate_ratio` of `unfreeze_and_train`",
+        "verbose rounding": "`LRMonitor`",
         "previous_backbone_lr": "`learning_rate_ratio(epoch)`",
-    },
-    "ThroughputMonitor": {
-        "length_fn=": "`batch_size_fn`, which may count anything",
-        "window_size=": "`every_n_steps`",
-        "separator=": "names are plain: `samples_per_second`",
     },
     "ModelSummary": {"summarize": "`paddlelite_trainer.callbacks.model_summary.summarize(module, max_depth)`"},
     "OnExceptionCheckpoint": {"FILE_EXTENSION": "a checkpoint is a directory"},
     "TQDMProgressBar": {
-        "refresh_rate= refresh_rate": "`refresh_seconds`",
-        "process_position= process_position": "one bar",
+        "refresh_rate": "`refresh_seconds`",
+        "process_position": "one bar",
         "disable enable is_disabled is_enabled": "`Trainer(enable_progress_bar=False)`",
         "get_metrics": "`trainer.progress_bar_metrics`",
         "total_train_batches total_val_batches": "`trainer.num_training_batches`, `num_val_batches`",
-        "train_description validation_description test_description predict_description sanity_check_description "
-        "init_train_tqdm init_validation_tqdm init_test_tqdm init_predict_tqdm init_sanity_tqdm train_progress_bar "
-        "val_progress_bar test_progress_bar predict_progress_bar BAR_FORMAT": "a bar of your own: a `Callback`",
+        "train_description validation_description test_description predict_description "
+        "sanity_check_description init_train_tqdm init_validation_tqdm init_test_tqdm init_predict_tqdm "
+        "init_sanity_tqdm train_progress_bar val_progress_bar test_progress_bar predict_progress_bar "
+        "BAR_FORMAT": "a bar of your own: a `Callback`",
     },
     "RichProgressBar": {
-        "refresh_rate= refresh_rate": "`refresh_seconds`",
-        "theme= theme console_kwargs= configure_columns": "a bar of your own: a `Callback`",
+        "refresh_rate": "`refresh_seconds`",
+        "theme configure_columns": "a bar of your own: a `Callback`",
         "disable enable": "`Trainer(enable_progress_bar=False)`",
         "get_metrics": "`trainer.progress_bar_metrics`",
     },
-    "Logger": {
-        "group_separator": "`/` in a name",
-        "log_graph": "nothing draws the graph",
-    },
-    "CSVLogger": {
-        "save_dir=": "`Trainer(default_root_dir=)`",
-        "name= version=": "`Trainer(run_name=)`",
-        "prefix=": "`directory`, or a prefix in the names that you log",
-        "flush_logs_every_n_steps=": "`Trainer(log_every_n_steps=)`; what is logged is on the disk at each save",
-    },
+    "Logger": {"group_separator": "`/` in a name", "log_graph": "nothing draws the graph"},
     "TensorBoardLogger": {
-        "save_dir=": "`Trainer(default_root_dir=)`",
-        "name= version=": "`Trainer(run_name=)`",
-        "sub_dir= sub_dir": "`directory`",
-        "prefix=": "`directory`, or a prefix in the names that you log",
-        "log_graph= log_graph": "nothing draws the graph",
-        "default_hp_metric= hparams": "hyper-parameters are a text",
+        "sub_dir": "`directory`",
+        "log_graph": "nothing draws the graph",
+        "hparams": "hyper-parameters are a text",
     },
-    "Tuner.lr_find": {
-        "dataloaders=": "it tries by training",
-        "weights_only=": "a checkpoint never runs code",
-    },
+    "Tuner.lr_find": {"dataloaders=": "it tries by training", "weights_only=": "a checkpoint never runs code"},
+    "its plot": {"show= ax=": "`plot(path)` draws into a file"},
     "Tuner.scale_batch_size": {"val_dataloaders= dataloaders=": "it tries by training"},
 }
-"""{theirs: {names, arguments with a =, separated by blanks: what to use}}."""
+"""{theirs: {names, arguments of functions with a =, separated by blanks: what to use}}; of their arguments classes say it
+themselves, by `explains_unknown_arguments`."""
 
 DIFFERENT: dict[str, dict[str, str]] = {
     "LightningModule": {"strict_loading": "`fit(ckpt_path=)` is strict; some weights: `InitFrom(path, strict=False)`"},
@@ -380,6 +349,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "device_ids": "of this process alone",
         "log_dir": "a `Path`; before `fit` known of a run with a `run_name`",
     },
+    "ModelCheckpoint": {"every_n_epochs": "a schedule {first epoch: n}"},
+    "StochasticWeightAveraging": {"swa_lrs=": "a list has one for each optimizer, not for each parameter group"},
+    "TQDMProgressBar": {"leave=": "a line of each epoch stays"},
     "BasePredictionWriter": {"write_on_batch_end write_on_epoch_end": "`batch_indices` is None"},
     "Logger": {"finalize": "its word is 'finished' or 'failed'", "save_dir root_dir log_dir": "None before `fit`"},
     "CSVLogger": {"experiment": "the logger itself"},
@@ -408,6 +380,14 @@ def exists(here: Any, name: str) -> bool:
     return hasattr(here if inspect.isclass(here) else type(here), name) or name in getattr(here, "__dict__", {})
 
 
+def instead_of(theirs: str) -> dict[str, str]:
+    """{argument=: what to use} of a class's arguments that are not here, as ours says it."""
+    here, wanted = LIGHTNING[theirs].here(), LIGHTNING[theirs].arguments.split()
+    kind = here if inspect.isclass(here) else type(here)
+    told = {} if inspect.isroutine(here) else getattr(kind.__init__, "instead", {})
+    return {f"{name}=": told[name] for name in wanted if name in told}
+
+
 def listed(table: dict[str, dict[str, str]], theirs: str) -> set[str]:
     return {name for names in table.get(theirs, {}) for name in names.split()}
 
@@ -415,8 +395,18 @@ def listed(table: dict[str, dict[str, str]], theirs: str) -> set[str]:
 def table() -> str:
     rows = ["| Lightning's | name, or argument= | instead |", "|---|---|---|"]
     for theirs in LIGHTNING:
-        for kind, told in ((NOT_HERE, ""), (DIFFERENT, "here with another meaning: ")):
-            for names, remedy in kind.get(theirs, {}).items():
+        arguments: dict[str, str] = {}
+        for argument, remedy in instead_of(theirs).items():
+            same = next((names for names, known in arguments.items() if known == remedy), None)
+            arguments[argument if same is None else f"{same} {argument}"] = remedy
+            arguments.pop(same or "", None)
+        kinds = (
+            (arguments, ""),
+            (NOT_HERE.get(theirs, {}), ""),
+            (DIFFERENT.get(theirs, {}), "here with another meaning: "),
+        )
+        for kind, told in kinds:
+            for names, remedy in kind.items():
                 rows.append(f"| {theirs} | {', '.join(f'`{name}`' for name in names.split())} | {told}{remedy} |")
     return "\n".join(rows) + "\n"
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigurationError, ConfigurationTypeError
+from ...errors import ConfigurationError, ConfigurationTypeError, explains_unknown_arguments
 from .append_only import AppendOnlyFile
 
 
@@ -114,6 +114,18 @@ class FileLogger(Logger):
 
     _file: AppendOnlyFile | None
 
+    @explains_unknown_arguments(
+        {
+            "save_dir": "Trainer(default_root_dir=...) says where runs are",
+            "name": "Trainer(run_name=...) names the run",
+            "version": "Trainer(run_name=...) names the run",
+            "sub_dir": "pass directory=, a folder inside the run directory",
+            "prefix": "pass directory=, or have it in the names that you log",
+            "flush_logs_every_n_steps": "what is logged is on the disk at each save; Trainer(log_every_n_steps=...)",
+            "log_graph": "nothing draws the graph",
+            "default_hp_metric": "hyper-parameters are a text",
+        }
+    )
     def __init__(self, directory: str = "") -> None:
         self._directory = _inside_run(type(self).__name__, directory)
         self._forget()
