@@ -315,6 +315,11 @@ class Readable(Settings):
         return _lengths(self._sources("validate") or self._val_sources, self.limit_val_batches)
 
     @property
+    def enable_validation(self) -> bool:
+        """Whether the fit has validation data, and the module a step for it."""
+        return self._fit.validates
+
+    @property
     def num_test_batches(self) -> list[int | float]:
         return _lengths(self._sources("test"), self.limit_test_batches)
 

@@ -162,6 +162,15 @@ def test_what_is_no_logger_and_a_logger_within_a_run_are_refused() -> None:
         quiet_trainer(callbacks=[Sets()]).fit(Classifier(), make_batches(2))
 
 
+@pytest.mark.parametrize(("data", "limit", "validates"), [(True, None, True), (True, 0, False), (False, None, False)])
+def test_whether_a_fit_validates(data: bool, limit: int | None, validates: bool) -> None:
+    kept = says("on_train_start", "enable_validation")
+    trainer = quiet_trainer(callbacks=[kept], limit_val_batches=limit)
+    assert not trainer.enable_validation
+    trainer.fit(Classifier(), make_batches(2), make_batches(2) if data else None)
+    assert kept.said == {"enable_validation": validates}
+
+
 def test_a_sigterm_is_said() -> None:
     class Dies(Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -238,7 +238,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "accelerator": "`trainer.device`",
         "precision_plugin scaler": "`trainer.precision`",
         "init_module": "make the module as any other",
-        "enable_validation": "`any(trainer.num_val_batches)`",
         "fit_loop validate_loop test_loop predict_loop": "`trainer.progress`",
         "val_check_batch": "`trainer.val_check_interval`",
     },
@@ -337,7 +336,7 @@ NOT_HERE: dict[str, dict[str, str]] = {
     "its plot": {"show= ax=": "`plot(path)` draws into a file"},
     "Tuner.scale_batch_size": {"val_dataloaders= dataloaders=": "it tries by training"},
 }
-"""{theirs: {names, arguments of functions with a =, separated by blanks: what to use}}; of their arguments classes say it
+"""{theirs: {names, arguments of functions with a =, separated by blanks: what to use}}; classes say it of theirs
 themselves, by `explains_unknown_arguments`."""
 
 DIFFERENT: dict[str, dict[str, str]] = {
