@@ -255,7 +255,6 @@ class ModelCheckpoint(Callback):
         if save_point.reason == "exception" and not self.save_on_exception:
             return None
         self._last_save = time.monotonic()
-        self._tell_of_the_one_before(trainer, save_point)
         pins = {"latest": [save_point.candidate.name, *self._sound(save_point)]}
         self._link_from_dirpath(trainer, pins)
         self._owes_loggers_word = True

@@ -28,7 +28,8 @@ def trainer_in(root: Path, keeps: OnExceptionCheckpoint) -> Trainer:
     )
 
 
-def test_the_state_before_an_error_is_kept_until_a_fit_ends_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["last", "by its path"])
+def test_the_state_before_an_error_is_kept_until_a_fit_ends_well(tmp_path: Path, how: str) -> None:
     keeps = OnExceptionCheckpoint(tmp_path / "mine")
     trainer = trainer_in(tmp_path, keeps)
     with pytest.raises(RuntimeError, match="planned"):
@@ -40,8 +41,9 @@ def test_the_state_before_an_error_is_kept_until_a_fit_ends_well(tmp_path: Path)
     again = trainer_in(tmp_path, OnExceptionCheckpoint(tmp_path / "mine"))
     module = Fails()
     module.fails = False
-    again.fit(module, make_batches(3), ckpt_path=keeps.ckpt_path)
+    again.fit(module, make_batches(3), ckpt_path=how if how == "last" else keeps.ckpt_path)
     assert again.global_step == 9
+    assert again.ckpt_path is not None and again.ckpt_path.name == "step-000000004"
     assert "on_exception" not in again.checkpoints.pins()
     assert list((tmp_path / "mine").iterdir()) == []
     assert "latest" in again.checkpoints.pins()  # of the ModelCheckpoint that was added as ever
