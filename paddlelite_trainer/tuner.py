@@ -164,7 +164,7 @@ class Tuner:
     ) -> int:
         """The largest batch size that trains `steps_per_trial` steps within the memory; `update_attr` sets it, too.
 
-        It is tried by setting `batch_arg_name` where it is found (the datamodule, the module, or the module's hparams)
+        It is tried by setting `batch_arg_name` where it is found (the datamodule, the module, or the hparams of one)
         and asking `train_dataloader()` anew. "power" doubles until memory runs out; "binsearch" then narrows it down to
         the unit, and leaves the share `margin` of it free. It stops after `max_trials` sizes, at `max_val`, and at the
         last size that one batch of the training data fills.
@@ -356,7 +356,9 @@ def _left_as_found(model: Module, datamodule: DataModule | None) -> Iterator[Non
     settings = [(one, dict(one.optimize_attr), one.regularizer) for one in parameters]
     layers = [_Contents(layer.__dict__) for layer in model.sublayers(include_self=True)]
     layers += [_Contents(part) for layer in list(layers) for part in layer.dicts()]
-    others = [_Contents(model.hparams)] + ([_Contents(datamodule.__dict__)] if datamodule is not None else [])
+    others = [_Contents(model.hparams)]
+    if datamodule is not None:
+        others += [_Contents(datamodule.hparams), _Contents(datamodule.__dict__)]
     try:
         for one in parameters:
             one.clear_gradient(False)
@@ -470,11 +472,12 @@ def _rate_of(model: Module, attr_name: str, *, must: bool) -> tuple[Any, str, st
 
 
 def _owner_of(name: str, model: Module, datamodule: DataModule | None) -> Any:
-    for owner in (datamodule, model, model.hparams):
+    own = None if datamodule is None else datamodule.hparams
+    for owner in (datamodule, own, model, model.hparams):
         if owner is not None and (name in owner if isinstance(owner, dict) else hasattr(owner, name)):
             return owner
     raise ConfigurationError(
-        f"scale_batch_size found no {name!r}: neither the datamodule nor {type(model).__name__} nor its hparams has "
+        f"scale_batch_size found no {name!r}: neither the datamodule nor {type(model).__name__} nor their hparams have "
         "it. Keep it there, and read it in train_dataloader(); or pass batch_arg_name."
     )
 

@@ -294,6 +294,23 @@ def test_what_it_cannot_scale_is_an_error(tmp_path: Path) -> None:
         tuner.scale_batch_size(net(), init_val=0)
 
 
+def test_it_looks_in_the_hparams_of_the_datamodule_too(tmp_path: Path) -> None:
+    class Data(DataModule):
+        def __init__(self, batch_size: int = 2) -> None:
+            self.save_hyperparameters()
+
+        def train_dataloader(self) -> Any:
+            self.hparams.left_behind = True
+            return DataLoader(samples(), batch_size=self.hparams.batch_size, drop_last=True)
+
+    tuner, data, module = Tuner(trainer(tmp_path)), Data(), net()
+    assert tuner.scale_batch_size(module, data) == 32
+    assert data.hparams == {"batch_size": 2}
+    tuner.scale_batch_size(module, data, update_attr=True)
+    assert data.hparams == {"batch_size": 32}
+    assert module.batch_size == 4
+
+
 # -- what a module brings along ----------------------------------------------------------------------------------------
 class Watches(Classifier):
     """A plateau schedule on a validation metric, which never comes in a try."""
