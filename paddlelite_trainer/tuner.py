@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import paddle
@@ -182,10 +183,7 @@ class Tuner:
         if train_dataloaders is not None:
             datamodule = _datamodule_of(train_dataloaders)
         owner = _owner_of(batch_arg_name, model, datamodule)
-
-        def fits(size: int, is_first: bool) -> tuple[bool, bool]:
-            return self._fits(size, model, datamodule, owner, batch_arg_name, steps_per_trial, is_first=is_first)
-
+        fits = partial(self._fits, model, datamodule, owner, batch_arg_name, steps_per_trial)
         found = max(1, int(_largest_that_fits(fits, mode, init_val, max_val, max_trials) * (1.0 - margin)))
         if update_attr:
             _set(owner, batch_arg_name, found)
@@ -198,23 +196,15 @@ class Tuner:
         return found
 
     def _fits(
-        self,
-        size: int,
-        model: Module,
-        datamodule: DataModule | None,
-        owner: Any,
-        name: str,
-        steps: int,
-        *,
-        is_first: bool,
+        self, model: Module, data: DataModule | None, owner: Any, name: str, steps: int, size: int, is_first: bool
     ) -> tuple[bool, bool]:
         """(Whether a batch size trains, whether a larger one would make a difference.)"""
         before = _get(owner, name)
         batches = _FirstBatch()
         try:
-            with _left_as_found(model, datamodule):
+            with _left_as_found(model, data):
                 _set(owner, name, size)
-                self._short_trainer(steps, [batches]).fit(model, datamodule=datamodule)
+                self._short_trainer(steps, [batches]).fit(model, datamodule=data)
         except Exception as error:
             if not is_first and isinstance(error, DataError):  # drop_last, and a batch larger than the data
                 return True, False

@@ -209,25 +209,6 @@ LIGHTNING: dict[str, Thing] = {
 
 
 NOT_HERE: dict[str, dict[str, str]] = {
-    "lightning.pytorch": {
-        "LightningModule": "`Module`",
-        "LightningDataModule": "`DataModule`",
-        "Fabric": "a loop of your own in plain Paddle",
-    },
-    "lightning.pytorch.callbacks": {
-        "Callback": "`from paddlelite_trainer import Callback`",
-        "Checkpoint": "`Callback` with `on_save_point`",
-        "LearningRateMonitor": "`LRMonitor`",
-        "TQDMProgressBar RichProgressBar": "`ProgressBar`",
-        "RichModelSummary": "`ModelSummary`",
-        "EMAWeightAveraging": "`ExponentialMovingAverage(decay=0.999, update_every_n_steps=1, start_step=0)`",
-        "WeightAveraging": "`AveragedWeights`, whose subclass decides when, with `begin` and `move`",
-        "LearningRateFinder": "`Tuner(trainer).lr_find(module, loader, update_attr=True)` before `fit`",
-        "BatchSizeFinder": "`Tuner(trainer).scale_batch_size(module, update_attr=True)` before `fit`",
-        "DeviceStatsMonitor": "`paddle.device.cuda.memory_allocated()` and the like, logged in a hook",
-        "SpikeDetection": "`LossSpikeWatch`",
-        "ModelPruning": "PaddleSlim",
-    },
     "lightning.pytorch.loggers": {
         "CometLogger MLFlowLogger NeptuneLogger WandbLogger": "a `Logger` of your own, which needs `log_metrics` alone"
     },
@@ -380,8 +361,10 @@ def exists(here: Any, name: str) -> bool:
 
 
 def instead_of(theirs: str) -> dict[str, str]:
-    """{argument=: what to use} of a class's arguments that are not here, as ours says it."""
+    """{argument=, or a package's name: what to use} of what is not here, as our own errors say it."""
     here, wanted = LIGHTNING[theirs].here(), LIGHTNING[theirs].arguments.split()
+    if inspect.ismodule(here):
+        return {name: told for name, told in here.INSTEAD.items() if name in LIGHTNING[theirs].names.split()}
     kind = here if inspect.isclass(here) else type(here)
     told = {} if inspect.isroutine(here) else getattr(kind.__init__, "instead", {})
     return {f"{name}=": told[name] for name in wanted if name in told}

@@ -49,6 +49,18 @@ def test_an_argument_that_is_not_here_is_an_error_that_says_what_to_use(theirs: 
         )
 
 
+@pytest.mark.parametrize("theirs", ["lightning.pytorch", "lightning.pytorch.callbacks"])
+def test_a_name_that_is_not_here_is_an_import_error_that_says_what_to_use(theirs: str) -> None:
+    package = LIGHTNING[theirs].here().__name__
+    assert instead_of(theirs)
+    for name, remedy in instead_of(theirs).items():
+        with pytest.raises(ImportError) as caught:
+            exec(f"from {package} import {name}")
+        assert f"{name} is one of Lightning's" in str(caught.value) and str(caught.value).endswith(f"here {remedy}.")
+    with pytest.raises(ImportError, match="cannot import name"):
+        exec(f"from {package} import Whatever")
+
+
 def test_the_table_speaks_of_nothing_that_is_not_compared() -> None:
     assert (NOT_HERE.keys() | DIFFERENT.keys()) <= LIGHTNING.keys()
 
