@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,7 +41,16 @@ class BaseFinetuning(Callback):
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage == "fit":
             self._ratios.clear()
+            self._refuse_a_plan_for_other_arguments()
             self.freeze_before_training(module)
+
+    def _refuse_a_plan_for_other_arguments(self) -> None:
+        names = list(inspect.signature(self.finetune_function).parameters)
+        if "optimizer" in names or names[:1] == ["pl_module"]:
+            raise ConfigurationError(
+                f"{type(self).__name__}.finetune_function({', '.join(names)}) takes what Lightning gives it; here it "
+                "is given (trainer, module, epoch): call self.unfreeze_and_train(trainer, layer) in it"
+            )
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         for name, parameter in module.named_parameters():

@@ -505,6 +505,12 @@ class ModelCheckpoint(Callback):
         return str(best[-1].path) if best else ""
 
     @property
+    def kth_value(self) -> float | None:
+        """Its score."""
+        best = self._best()
+        return self._score_in(best[-1]) if best else None
+
+    @property
     def last_model_path(self) -> str:
         """The newest checkpoint's directory; "" where there is none."""
         if self._trainer is None or self._trainer.run_dir is None:

@@ -80,6 +80,11 @@ class StochasticWeightAveraging(AveragedWeights):
         self._has_seen_a_batch = False
         self._rates_before: list[float] = []  # of each optimizer, when averaging began
 
+    @property
+    def n_averaged(self) -> int:
+        """Epochs in the average."""
+        return self._epochs_averaged
+
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         super().setup(trainer, module, stage)
         if stage != "fit":

@@ -328,7 +328,12 @@ def without_loader_where_not_taken(method: Callable[..., Any], hook: str, base: 
     try:
         inspect.signature(method).bind(*names)
     except TypeError:
-        return lambda *arguments: method(*arguments[: len(names) - 1])
+
+        def without(*arguments: Any) -> Any:
+            return method(*arguments[: len(names) - 1])
+
+        vars(without).update(__self__=getattr(method, "__self__", method))  # whose it is
+        return without
     except ValueError:  # a callable without a signature is taken at its word
         pass
     return method

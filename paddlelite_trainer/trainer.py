@@ -8,8 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .callback import HOOKS as CALLBACK_HOOKS
-from .callback import Callback, refuse_misspelt_hooks
+from .callback import Callback
 from .checkpoint.links import check_tag
 from .data.module import DataModule
 from .defaults import default_callbacks, default_loggers, without_replaced
@@ -484,8 +483,6 @@ class Trainer(Readable):
         self._merged = list(self.callbacks)
 
     def _with_defaults(self, callbacks: list[Callback]) -> list[Callback]:
-        for callback in callbacks:
-            refuse_misspelt_hooks(callback, Callback, CALLBACK_HOOKS)
         return default_callbacks(
             callbacks,
             checkpointing=self.enable_checkpointing,

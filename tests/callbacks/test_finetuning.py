@@ -110,6 +110,17 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, optimizer: Any, train_bn:
     assert not resumed.model.backbone[0].weight.stop_gradient
 
 
+def test_a_plan_that_is_written_as_lightning_calls_it_is_refused(tmp_path: Path) -> None:
+    class Theirs(BaseFinetuning):
+        def finetune_function(self, pl_module: Any, current_epoch: int, optimizer: Any) -> None: ...
+
+    with pytest.raises(
+        ConfigurationError,
+        match=r"Theirs\.finetune_function\(pl_module, current_epoch, optimizer\) .*\(trainer, module, epoch\)",
+    ):
+        trainer(tmp_path, [Theirs()]).fit(net(), batches())
+
+
 class Thaw(BaseFinetuning):
     def freeze_before_training(self, module: Module) -> None:
         self.freeze(module.head)

@@ -57,6 +57,7 @@ def test_checkpoints_can_be_ranked_by_their_epoch_or_step(
     assert pins(trainer)["best"] == pins(trainer)[f"best_{monitor}"] == kept
     best = trainer.checkpoint_callback
     assert best.best_model_score == kept[0] // (4 if monitor == "epoch" else 1)
+    assert best.kth_value == kept[-1] // (4 if monitor == "epoch" else 1)
     assert list(best.best_k_models.values()) == [step // (4 if monitor == "epoch" else 1) for step in kept]
     assert best.current_score == (3.0 if monitor == "epoch" else 12.0)
     assert len([name for name in pins(trainer) if name.startswith("at-")]) == 2

@@ -137,3 +137,14 @@ def test_metrics_answer_item_wherever_they_are_read() -> None:
     results = trainer.validate(module, make_batches(1), verbose=False)[0]
     for metrics in (trainer.callback_metrics, trainer.logged_metrics, results):
         assert {name: value.item() for name, value in metrics.items()} == metrics != {}
+
+
+def test_the_profile_names_the_owner_of_a_hook_without_dataloader_idx(tmp_path: Path) -> None:
+    class Short(Callback):
+        def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            return None
+
+    trainer = quiet_trainer(callbacks=[Short()], profiler="simple", logger=CSVLogger(), default_root_dir=tmp_path)
+    trainer.fit(Classifier(), make_batches(2), make_batches(2))
+    assert trainer.run_dir is not None
+    assert "Short.on_validation_batch_end" in (trainer.run_dir / "profile.txt").read_text()

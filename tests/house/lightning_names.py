@@ -263,7 +263,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "FILE_EXTENSION": "a checkpoint is a directory",
         "STARTING_VERSION": "a name that is taken moves to the newer checkpoint",
         "check_monitor_top_k format_checkpoint_name file_exists": "`trainer.checkpoints.entries()`",
-        "kth_value": "`list(best_k_models.values())[-1]`",
         "to_yaml": "`paddlelite ckpt ls --json`",
     },
     "EarlyStopping": {"mode_dict monitor_op order_dict": "`mode`"},
@@ -271,11 +270,10 @@ NOT_HERE: dict[str, dict[str, str]] = {
     "StochasticWeightAveraging": {
         "avg_fn": "a subclass of `AveragedWeights`",
         "swa_start": "`first_epoch(trainer)`",
-        "swa_end n_averaged": "`state_dict()['epochs_averaged']`",
+        "swa_end": "`on_train_end`",
         "pl_module_contains_batch_norm reset_batch_norm_and_save_state reset_momenta": "`fit` does it at its end",
         "transfer_weights update_parameters": "`begin` and `move`",
     },
-    "GradientAccumulationScheduler": {"epochs": "`sorted(scheduling)`"},
     "BaseFinetuning": {
         "filter_on_optimizer filter_params": "`freezable(layer)`",
         "flatten_modules": "`layer.sublayers()`",
@@ -328,6 +326,10 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "profiler=": "'simple' or 'paddle'",
         "device_ids": "of this process alone",
         "log_dir": "a `Path`; before `fit` known of a run with a `run_name`",
+    },
+    "BaseFinetuning": {
+        "finetune_function": "it is given `(trainer, module, epoch)`",
+        "freeze": "without `train_bn=True` BatchNorm is frozen too",
     },
     "ModelCheckpoint": {"every_n_epochs": "a schedule {first epoch: n}"},
     "StochasticWeightAveraging": {"swa_lrs=": "a list has one for each optimizer, not for each parameter group"},
