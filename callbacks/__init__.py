@@ -18,17 +18,37 @@ from .lr_monitor import LRMonitor
 from .model_checkpoint import ModelCheckpoint
 from .model_summary import ModelSummary
 from .non_finite_guard import NonFiniteGuard
+from .on_exception_checkpoint import OnExceptionCheckpoint
 from .plot_curves import PlotCurves
+from .prediction_writer import BasePredictionWriter
 from .progress_bar import ProgressBar
 from .remote_copy import RemoteCopy
 from .throughput_monitor import ThroughputMonitor
 from .timer import Timer
 from .weight_averaging import StochasticWeightAveraging
 
+# Of Lightning's callbacks, those that are not here, and what to use.
+INSTEAD = {
+    "Callback": "from paddlelite_trainer import Callback",
+    "Checkpoint": "Callback, with on_save_point",
+    "LearningRateMonitor": "LRMonitor",
+    "TQDMProgressBar": "ProgressBar",
+    "RichProgressBar": "ProgressBar",
+    "RichModelSummary": "ModelSummary",
+    "EMAWeightAveraging": "ExponentialMovingAverage(decay=0.999, update_every_n_steps=1, start_step=0)",
+    "WeightAveraging": "AveragedWeights, whose subclass decides when, with begin and move",
+    "LearningRateFinder": "Tuner(trainer).lr_find(module, loader, update_attr=True) before fit",
+    "BatchSizeFinder": "Tuner(trainer).scale_batch_size(module, update_attr=True) before fit",
+    "DeviceStatsMonitor": "paddle.device.cuda.memory_allocated() and the like, logged in a hook",
+    "SpikeDetection": "LossSpikeWatch",
+    "ModelPruning": "PaddleSlim",
+}
+
 __all__ = [
     "AveragedWeights",
     "BackboneFinetuning",
     "BaseFinetuning",
+    "BasePredictionWriter",
     "EarlyStopping",
     "ExponentialMovingAverage",
     "GradientAccumulationScheduler",
@@ -39,6 +59,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelSummary",
     "NonFiniteGuard",
+    "OnExceptionCheckpoint",
     "PlotCurves",
     "ProgressBar",
     "RemoteCopy",
@@ -46,3 +67,9 @@ __all__ = [
     "ThroughputMonitor",
     "Timer",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in INSTEAD:  # an AttributeError's words would not be seen by those who import it
+        raise ImportError(f"{name} is one of Lightning's callbacks; here {INSTEAD[name]}.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

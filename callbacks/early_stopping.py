@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,16 @@ from .monitoring import Mode, MonitoredMetric, check_monitor, is_better, not_log
 
 if TYPE_CHECKING:
     from paddlelite_trainer.checkpoint import Entry
+
+
+class EarlyStoppingReason(enum.Enum):
+    """Why EarlyStopping asked a fit to end."""
+
+    NOT_STOPPED = 0
+    STOPPING_THRESHOLD = 1
+    DIVERGENCE_THRESHOLD = 2
+    PATIENCE_EXHAUSTED = 3
+    NON_FINITE_METRIC = 4
 
 
 class EarlyStopping(Callback):
@@ -38,7 +49,8 @@ class EarlyStopping(Callback):
         start_from_epoch: completed epochs before the first evaluation.
 
     To read: `wait_count` (evaluations without improvement), `best_score`, `stopped_epoch` (index of the epoch whose
-    evaluation asked for the stop, 0 if none did), `stopping_reason` (None while the run goes on).
+    evaluation asked for the stop, 0 if none did), `stopping_reason` (an EarlyStoppingReason) and
+    `stopping_reason_message` (a sentence, None while the run goes on).
     """
 
     comes_last_at_epoch_end = True
@@ -92,7 +104,8 @@ class EarlyStopping(Callback):
         self.wait_count = 0
         self.best_score = math.inf if self.mode == "min" else -math.inf
         self.stopped_epoch = 0
-        self.stopping_reason: str | None = None
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.stopping_reason_message: str | None = None
         self._last_score: float | None = None
         self._waiting: float | None = None  # a validation's score, to be evaluated at the epoch's end
         self._metric = MonitoredMetric(self.monitor)
@@ -109,7 +122,8 @@ class EarlyStopping(Callback):
             "wait_count": self.wait_count,
             "best_score": self.best_score,
             "stopped_epoch": self.stopped_epoch,
-            "stopping_reason": self.stopping_reason,
+            "stopping_reason": self.stopping_reason_message,
+            "stopping_reason_kind": self.stopping_reason.name,
             "patience": self.patience,
             "last_score": self._last_score,
             "waiting": self._waiting,
@@ -120,7 +134,9 @@ class EarlyStopping(Callback):
         self.wait_count = state_dict["wait_count"]
         self.best_score = state_dict["best_score"]
         self.stopped_epoch = state_dict["stopped_epoch"]
-        self.stopping_reason = state_dict["stopping_reason"]
+        self.stopping_reason_message = state_dict["stopping_reason"]
+        earlier = "NOT_STOPPED" if self.stopping_reason_message is None else "PATIENCE_EXHAUSTED"
+        self.stopping_reason = EarlyStoppingReason[state_dict.get("stopping_reason_kind", earlier)]
         self._last_score = state_dict["last_score"]
         self._waiting = state_dict["waiting"]
         self._metric.load_state_dict(state_dict.get("metric"))
@@ -140,7 +156,7 @@ class EarlyStopping(Callback):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         if self._note is not None:
             trainer.print(self._note)
-        if self.stopping_reason is None:
+        if self.stopping_reason_message is None:
             return
         reason = self.already_stopped()
         if reason is not None and not _is_over(trainer):
@@ -150,16 +166,23 @@ class EarlyStopping(Callback):
             trainer.stop(f"already stopped after {self.stopped_epoch + 1} epochs: {reason}", for_good=False)
         else:
             trainer.print(
-                f"EarlyStopping({self.monitor!r}): had stopped ({self.stopping_reason}); "
+                f"EarlyStopping({self.monitor!r}): had stopped ({self.stopping_reason_message}); "
                 "with the present arguments the run goes on"
             )
-            self.stopped_epoch, self.stopping_reason = 0, None
+            self._forget_the_stop()
+
+    def _forget_the_stop(self) -> None:
+        self.stopped_epoch, self.stopping_reason, self.stopping_reason_message = (
+            0,
+            EarlyStoppingReason.NOT_STOPPED,
+            None,
+        )
 
     def already_stopped(self) -> str | None:
         """Why this run had ended, if the present arguments would end it too."""
-        if self.stopping_reason is None or self._last_score is None:
+        if self.stopping_reason_message is None or self._last_score is None:
             return None
-        return self._reason(self._last_score)
+        return self._verdict(self._last_score)[1]
 
     # -- when to evaluate ----------------------------------------------------------------------------------------------
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
@@ -218,30 +241,34 @@ class EarlyStopping(Callback):
             self.best_score, self.wait_count = score, 0
         else:
             self.wait_count += 1
-        reason = self._reason(score)
-        if reason is not None:
+        reason, message = self._verdict(score)
+        if message is not None:
             self.stopped_epoch, self.stopping_reason = trainer.current_epoch, reason
-            self._request = f"early stopping: {reason}"
+            self.stopping_reason_message = message
+            self._request = f"early stopping: {message}"
             trainer.stop(self._request, for_good=False)
-        elif self.stopping_reason is not None:  # it waited for min_epochs or min_steps, and the run has recovered
-            self.stopped_epoch, self.stopping_reason = 0, None
+        elif self.stopping_reason_message is not None:  # it waited for min_epochs or min_steps; the run has recovered
+            self._forget_the_stop()
             if trainer.stop_reason == self._request:
                 trainer.should_stop = False
 
-    def _reason(self, score: float) -> str | None:
+    def _verdict(self, score: float) -> tuple[EarlyStoppingReason, str | None]:
+        why = EarlyStoppingReason
         if self.check_finite and not math.isfinite(score):
-            return f"{self.monitor} is {score}"
+            return why.NON_FINITE_METRIC, f"{self.monitor} is {score}"
         if self.stopping_threshold is not None and is_better(score, self.stopping_threshold, self.mode):
-            return f"{self.monitor} {score:.6g} is better than the stopping_threshold {self.stopping_threshold:g}"
+            told = f"{self.monitor} {score:.6g} is better than the stopping_threshold {self.stopping_threshold:g}"
+            return why.STOPPING_THRESHOLD, told
         if self.divergence_threshold is not None and is_better(self.divergence_threshold, score, self.mode):
-            return f"{self.monitor} {score:.6g} is worse than the divergence_threshold {self.divergence_threshold:g}"
+            told = f"{self.monitor} {score:.6g} is worse than the divergence_threshold {self.divergence_threshold:g}"
+            return why.DIVERGENCE_THRESHOLD, told
         if self.wait_count >= self.patience and self.wait_count > 0:
             more = f" by more than {self.min_delta:g}" if self.min_delta else ""
-            return (
+            return why.PATIENCE_EXHAUSTED, (
                 f"{self.monitor} has not improved{more} in {self.wait_count} evaluations, "
                 f"the best was {self.best_score:.6g}"
             )
-        return None
+        return why.NOT_STOPPED, None
 
     # -- the best weights ----------------------------------------------------------------------------------------------
     def on_save_point(self, trainer: Trainer, module: Module, save_point: SavePoint) -> dict[str, list[str]] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.errors import ConfigurationError, did_you_mean
+from paddlelite_trainer.errors import ConfigurationError, did_you_mean, explains_unknown_arguments
 from paddlelite_trainer.layers import batch_norms, running_statistics
 from paddlelite_trainer.optimizers import parameters_of
 
@@ -40,7 +41,16 @@ class BaseFinetuning(Callback):
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage == "fit":
             self._ratios.clear()
+            self._refuse_a_plan_for_other_arguments()
             self.freeze_before_training(module)
+
+    def _refuse_a_plan_for_other_arguments(self) -> None:
+        names = list(inspect.signature(self.finetune_function).parameters)
+        if "optimizer" in names or names[:1] == ["pl_module"]:
+            raise ConfigurationError(
+                f"{type(self).__name__}.finetune_function({', '.join(names)}) takes what Lightning gives it; here it "
+                "is given (trainer, module, epoch): call self.unfreeze_and_train(trainer, layer) in it"
+            )
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         for name, parameter in module.named_parameters():
@@ -104,18 +114,28 @@ class BackboneFinetuning(BaseFinetuning):
         Trainer(callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=5)])
 
     `module.<backbone>` is frozen before training. At `unfreeze_backbone_at_epoch` it learns at
-    `backbone_initial_ratio_lr` times the optimizer's rate, and each epoch the ratio is multiplied by `ratio_growth`, up
-    to 1 (with `should_align=False`, without end). `configure_optimizers` may leave frozen parameters out: they join the
-    first optimizer. With `train_bn`, BatchNorm layers of the backbone are never frozen; without it they keep their
-    statistics, too, until the backbone is unfrozen. Its rate is logged as `lr-<backbone>` as each epoch starts.
+    `backbone_initial_ratio_lr` times the optimizer's rate, and each epoch the ratio is multiplied by `ratio_growth`, 2,
+    or by what `lambda_func` says of the epoch, up to 1 (with `should_align=False`, without end). Frozen parameters that
+    `configure_optimizers` leaves out join the first optimizer. With `train_bn`, BatchNorm layers of the backbone are
+    never frozen; without it they keep their statistics, too, until the backbone is unfrozen. Its rate is logged as
+    `lr-<backbone>` as each epoch starts.
     """
 
+    @explains_unknown_arguments(
+        {
+            "backbone_initial_lr": "backbone_initial_ratio_lr is a share of the optimizer's rate",
+            "initial_denom_lr": "unfreeze_and_train takes a learning_rate_ratio",
+            "verbose": "LRMonitor logs the rates",
+            "rounding": "LRMonitor logs the rates",
+        }
+    )
     def __init__(
         self,
         unfreeze_backbone_at_epoch: int = 10,
+        lambda_func: Callable[[int], float] | None = None,
         backbone_initial_ratio_lr: float = 0.1,
-        ratio_growth: float = 2.0,
         *,
+        ratio_growth: float | None = None,
         backbone: str = "backbone",
         should_align: bool = True,
         train_bn: bool = True,
@@ -124,20 +144,30 @@ class BackboneFinetuning(BaseFinetuning):
             raise ConfigurationError(
                 f"BackboneFinetuning(unfreeze_backbone_at_epoch=...) must be >= 0, got {unfreeze_backbone_at_epoch!r}"
             )
+        if lambda_func is not None and ratio_growth is not None:
+            raise ConfigurationError("BackboneFinetuning takes one of lambda_func and ratio_growth, got both")
+        if lambda_func is not None and not callable(lambda_func):
+            raise ConfigurationError(
+                f"BackboneFinetuning(lambda_func=...) must be a function of the epoch, got {lambda_func!r}"
+            )
         for name, value in (("backbone_initial_ratio_lr", backbone_initial_ratio_lr), ("ratio_growth", ratio_growth)):
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise ConfigurationError(f"BackboneFinetuning({name}=...) must be > 0, got {value!r}")
         super().__init__()
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.backbone_initial_ratio_lr = backbone_initial_ratio_lr
-        self.ratio_growth = ratio_growth
+        self.lambda_func = lambda_func
+        self.ratio_growth = 2.0 if ratio_growth is None else ratio_growth
         self.backbone = backbone
         self.should_align = should_align
         self.train_bn = train_bn
 
     def learning_rate_ratio(self, epoch: int) -> float:
         """The backbone's learning rate in this epoch, as a multiple of the optimizer's."""
-        ratio = self.backbone_initial_ratio_lr * self.ratio_growth ** (epoch - self.unfreeze_backbone_at_epoch)
+        ratio = self.backbone_initial_ratio_lr
+        for earlier in range(self.unfreeze_backbone_at_epoch + 1, epoch + 1):
+            # Lightning hands it the epoch after the one that begins.
+            ratio *= self.ratio_growth if self.lambda_func is None else self.lambda_func(earlier + 1)
         return min(1.0, ratio) if self.should_align else ratio
 
     def freeze_before_training(self, module: Module) -> None:

@@ -24,6 +24,7 @@ class GradientAccumulationScheduler(Callback):
                     f"got {{{epoch!r}: {batches!r}}}"
                 )
         self.scheduling = {0: 1, **scheduling}
+        self.epochs = sorted(self.scheduling)
 
     def going_to_accumulate_grad_batches(self) -> bool:
         return any(batches > 1 for batches in self.scheduling.values())

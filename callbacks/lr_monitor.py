@@ -17,13 +17,15 @@ class LRMonitor(Callback):
         Trainer(callbacks=[LRMonitor(logging_interval="step")], ...)
 
     Names: `lr` for a single optimizer; `lr-AdamW`, `lr-SGD` for several, `lr-AdamW-1` for the second of a class; a
-    scheduler's own `name`, if it was given one; `/group_<i>` behind it where an optimizer has several parameter groups.
+    scheduler's own `name`, if it was given one; behind it, where an optimizer has several parameter groups, `/` and the
+    group's own "name", or `group_<i>`.
 
     Args:
         logging_interval: "step" logs at the steps at which metrics are logged (`log_every_n_steps`), the rate with
             which that step was made; "epoch" the rate at each epoch's start; None follows each optimizer's scheduler.
         log_momentum: also `<name>-momentum` (of Adam: its beta1).
         log_weight_decay: also `<name>-weight_decay`.
+        log_key_prefix: stands before every name: "optim/" logs `optim/lr`.
     """
 
     comes_last_at_epoch_start = True
@@ -33,6 +35,7 @@ class LRMonitor(Callback):
         logging_interval: Literal["step", "epoch"] | None = None,
         log_momentum: bool = False,
         log_weight_decay: bool = False,
+        log_key_prefix: str | None = None,
     ) -> None:
         if logging_interval not in (None, "step", "epoch"):
             raise ConfigurationError(
@@ -41,13 +44,14 @@ class LRMonitor(Callback):
         self.logging_interval = logging_interval
         self.log_momentum = log_momentum
         self.log_weight_decay = log_weight_decay
+        self.log_key_prefix = log_key_prefix or ""
         self.lrs: dict[str, float] = {}
         """The newest rates."""
         self._names: list[str] = []
         self._by_step: list[bool] = []
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        self._names = _names(trainer)
+        self._names = [self.log_key_prefix + name for name in _names(trainer)]
         intervals = {config.optimizer_index: config.interval for config in trainer.lr_scheduler_configs}
         self._by_step = [
             (self.logging_interval or intervals.get(index, "epoch")) == "step"
@@ -69,9 +73,11 @@ class LRMonitor(Callback):
         step = trainer.global_step + 1  # that this call is about to make
         if step % trainer.log_every_n_steps:
             return
-        for index, known in enumerate(trainer.optimizers):
-            if known is getattr(optimizer, "optimizer", optimizer) and self._by_step[index]:
-                trainer.log_metrics(self._record(trainer, index), step)
+        values: dict[str, float] = {}  # of all of them: which one makes the step of a multiple is chance
+        for index, by_step in enumerate(self._by_step):
+            if by_step:
+                values.update(self._record(trainer, index))
+        trainer.log_metrics(values, step)
 
     def _record(self, trainer: Trainer, index: int) -> dict[str, float]:
         values = dict(self._values(trainer.optimizers[index], self._names[index]))
@@ -84,7 +90,7 @@ class LRMonitor(Callback):
         groups = [group for group in parameter_groups(optimizer) if isinstance(group, Mapping)]
         rate = float(optimizer.get_lr())
         for position, group in enumerate(groups or [{}]):
-            own = f"{name}/group_{position}" if len(groups) > 1 else name
+            own = f"{name}/{group.get('name', f'group_{position}')}" if len(groups) > 1 else name
             yield own, rate * float(group.get("learning_rate", 1.0))  # in Paddle a group's rate is a factor
             if self.log_momentum:
                 yield f"{own}-momentum", _first_number(group, optimizer, ("momentum", "beta1"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from paddlelite_trainer import Callback, Module, SavePoint, Trainer
-from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, explains_unknown_arguments
 
 from .monitoring import Mode, MonitoredMetric, check_monitor, not_logged, should_be_there
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from paddlelite_trainer.checkpoint import Entry
 
 _PLACEHOLDER = re.compile(r"\{([^{}:]+)(:[^{}]*)?\}")
+_COUNTERS = ("epoch", "step")
+"""What a checkpoint has without anybody logging it."""
 _RESERVED = {"latest", "last", "best", "recent", "checkpoints"}
 
 
@@ -54,6 +56,7 @@ class ModelCheckpoint(Callback):
         filename: names for the checkpoints kept; `auto_insert_metric_name` writes `val_acc=0.912` instead of `0.912`.
         save_top_k: how many of the best are kept; 0 for none, -1 for every checkpoint. Without a monitor only -1, 0
             and 1 (the newest).
+        monitor: the name of a logged metric, or "epoch" or "step": `monitor="step", mode="max"` keeps the newest.
         save_weights_only: write no optimizer and no training state. `latest` is then left alone: it is there to go on
             from.
         every_n_train_steps, train_time_interval, every_n_epochs: when to save; at most one of them, default each epoch.
@@ -65,6 +68,7 @@ class ModelCheckpoint(Callback):
             `latest` and no more: not ranked, not named and not one of `keep_last_n`, as an undisturbed run has it not.
     """
 
+    @explains_unknown_arguments({"enable_version_counter": "a name that is taken moves to the newer checkpoint"})
     def __init__(
         self,
         dirpath: str | os.PathLike[str] | None = None,
@@ -73,6 +77,7 @@ class ModelCheckpoint(Callback):
         verbose: bool = False,
         save_last: bool | Literal["link"] | None = True,
         save_top_k: int = 1,
+        save_on_exception: bool = False,
         save_weights_only: bool = False,
         mode: Mode = "min",
         auto_insert_metric_name: bool = True,
@@ -81,7 +86,6 @@ class ModelCheckpoint(Callback):
         every_n_epochs: int | Mapping[int | float, int] | None = None,
         save_on_train_epoch_end: bool | None = None,
         *,
-        save_on_exception: bool = False,
         keep_last_n: int | None = None,
         save_before_lr_drop: bool = False,
         archive_every_n_epochs: int | None = None,
@@ -89,6 +93,7 @@ class ModelCheckpoint(Callback):
         check_monitor("ModelCheckpoint", monitor, mode)
         _refuse_url(dirpath)
         self.monitor = monitor
+        self._ranks_by_counter = monitor in _COUNTERS
         self.mode = mode
         self.verbose = verbose
         self.save_last = bool(save_last)
@@ -117,6 +122,7 @@ class ModelCheckpoint(Callback):
         self._metric = MonitoredMetric(monitor or "")
         self._validated_at: int | None = None  # the step of this fit's last validation
         self._ranks_scores = self._told_that_it_cannot = False
+        self._owes_loggers_word = False  # of a checkpoint that was not there yet when it was asked for
         self._saved_at: int | None = None  # the step of this fit's last save that was due
         self._best_pins: list[str] = []
         self._may_save_after_a_batch = bool(self.every_n_train_steps or self.train_time_interval)
@@ -149,7 +155,7 @@ class ModelCheckpoint(Callback):
         if stage != "fit":
             return
         self._trainer = trainer
-        self._step_due = None
+        self._step_due, self._owes_loggers_word = None, False
         if not trainer.enable_checkpointing and not trainer.fast_dev_run:
             raise ConfigurationError(
                 "a ModelCheckpoint was passed together with enable_checkpointing=False: drop one of the two"
@@ -206,7 +212,7 @@ class ModelCheckpoint(Callback):
             reason == "exception" or (reason == "stop" and trainer.signals.received is not None)
         ):
             return self._added(trainer, save_point)
-        if self.monitor is not None and reason == "train_epoch":
+        if self.monitor is not None and reason == "train_epoch" and not self._ranks_by_counter:
             self._metric.look(trainer)
             if self.monitor not in trainer.callback_metrics and should_be_there(
                 trainer, self._validated_at is not None
@@ -224,6 +230,7 @@ class ModelCheckpoint(Callback):
         archives = reason == "train_epoch" and self.archive_every_n_epochs and epoch % self.archive_every_n_epochs == 0
         if not (is_due or archives or (reason == "train_epoch" and _is_last_epoch(trainer))):
             return None
+        self._tell_of_the_one_before(trainer, save_point)
         pins: dict[str, list[str]] = {}
         if is_due and self.monitor is None:
             pins.update(self._unranked(save_point))
@@ -236,6 +243,7 @@ class ModelCheckpoint(Callback):
             return None  # nothing would keep it
         self._last_save = time.monotonic()
         self._link_from_dirpath(trainer, pins)
+        self._owes_loggers_word = True
         return pins
 
     def _added(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]] | None:
@@ -249,7 +257,21 @@ class ModelCheckpoint(Callback):
         self._last_save = time.monotonic()
         pins = {"latest": [save_point.candidate.name, *self._sound(save_point)]}
         self._link_from_dirpath(trainer, pins)
+        self._owes_loggers_word = True
         return pins
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if stage == "fit" and self._owes_loggers_word:
+            self._tell_loggers(trainer)
+
+    def _tell_of_the_one_before(self, trainer: Trainer, save_point: SavePoint) -> None:
+        if self._owes_loggers_word and save_point.entries:  # asked for, it is there
+            self._tell_loggers(trainer)
+
+    def _tell_loggers(self, trainer: Trainer) -> None:
+        self._owes_loggers_word = False
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)
 
     def _warn_where_no_save_meets_a_score(self, trainer: Trainer) -> None:
         """Once, at the first epoch's end that has both scores and saves of this fit, and none of them together."""
@@ -275,7 +297,7 @@ class ModelCheckpoint(Callback):
         )
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        if self._best_pins:
+        if self._best_pins and not self._ranks_by_counter:
             has_validated = self._validated_at is not None
             self._metric.warn_if_it_never_came("ModelCheckpoint", trainer, has_validated=has_validated)
 
@@ -331,8 +353,8 @@ class ModelCheckpoint(Callback):
     def _ranked(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]]:
         """The best checkpoints, if the candidate is among them."""
         candidate = save_point.candidate
-        score = self._current_score = candidate.metrics.get(self._metric.name)
-        earned_here = self._metric.step == candidate.step and score is not None
+        score = self._current_score = self._score_of(candidate)
+        earned_here = self._ranks_by_counter or self._metric.step == candidate.step
         pins: dict[str, list[str]] = {}
         if earned_here and score is not None and math.isfinite(score) and candidate.healthy and self._best_pins:
             before = self._kept(save_point.entries)
@@ -361,12 +383,23 @@ class ModelCheckpoint(Callback):
         return [
             entry
             for entry in entries
-            if self._best_pins and self._best_pins[0] in entry.pins and self.monitor in entry.metrics
+            if self._best_pins and self._best_pins[0] in entry.pins and self._score_of(entry) is not None
         ]
 
     def _by_score(self, entries: list[Entry]) -> list[Entry]:
         sign = 1.0 if self.mode == "min" else -1.0
-        return sorted(entries, key=lambda entry: (sign * entry.metrics[self._metric.name], entry.order))
+        return sorted(entries, key=lambda entry: (sign * self._score_in(entry), entry.order))
+
+    def _score_of(self, entry: Entry) -> float | None:
+        if self._ranks_by_counter:
+            return float(entry.epoch if self.monitor == "epoch" else entry.step)
+        return entry.metrics.get(self._metric.name)
+
+    def _score_in(self, entry: Entry) -> float:
+        """Of an entry that is known to have one."""
+        score = self._score_of(entry)
+        assert score is not None
+        return score
 
     def _pins_before_lr_drop(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]]:
         candidate = save_point.candidate
@@ -445,7 +478,7 @@ class ModelCheckpoint(Callback):
         if self._trainer is None or self._trainer.is_global_zero or self._trainer.run_dir is None:
             return self._current_score
         entries = self._trainer.checkpoints.entries()
-        return entries[-1].metrics.get(self._metric.name) if entries else None
+        return self._score_of(entries[-1]) if entries else None
 
     @property
     def best_model_path(self) -> str:
@@ -456,18 +489,24 @@ class ModelCheckpoint(Callback):
     @property
     def best_model_score(self) -> float | None:
         best = self._best()
-        return best[0].metrics[self._metric.name] if best else None
+        return self._score_in(best[0]) if best else None
 
     @property
     def best_k_models(self) -> dict[str, float]:
         """{directory: score}, best first."""
-        return {str(entry.path): entry.metrics[self._metric.name] for entry in self._best()}
+        return {str(entry.path): self._score_in(entry) for entry in self._best()}
 
     @property
     def kth_best_model_path(self) -> str:
         """The directory of the one that the next better checkpoint pushes out; "" where nothing is best."""
         best = self._best()
         return str(best[-1].path) if best else ""
+
+    @property
+    def kth_value(self) -> float | None:
+        """Its score."""
+        best = self._best()
+        return self._score_in(best[-1]) if best else None
 
     @property
     def last_model_path(self) -> str:

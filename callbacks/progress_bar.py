@@ -9,7 +9,7 @@ from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callback import imports_without_a_draw, is_terminal, print_line
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
 _STAGE_WORDS = {"validate": "Validation", "test": "Test", "predict": "Prediction"}
 
@@ -29,7 +29,15 @@ class ProgressBar(Callback):
 
     comes_last_at_epoch_end = True
 
-    def __init__(self, refresh_seconds: float = 0.25, leave: bool = False) -> None:
+    @explains_unknown_arguments(
+        {
+            "refresh_rate": "pass refresh_seconds=",
+            "process_position": "there is one bar",
+            "theme": "derive a bar of your own from Callback",
+            "console_kwargs": "derive a bar of your own from Callback",
+        }
+    )
+    def __init__(self, refresh_seconds: float = 0.25, *, leave: bool = False) -> None:
         if refresh_seconds < 0:
             raise ConfigurationError(f"ProgressBar(refresh_seconds=...) must be >= 0, got {refresh_seconds!r}")
         self.refresh_seconds = refresh_seconds

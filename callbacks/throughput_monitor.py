@@ -8,7 +8,7 @@ from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callback import batch_size_of
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
 
 class ThroughputMonitor(Callback):
@@ -22,7 +22,14 @@ class ThroughputMonitor(Callback):
         Trainer(callbacks=[ThroughputMonitor()])
     """
 
-    def __init__(self, every_n_steps: int | None = None, batch_size_fn: Callable[[Any], int] | None = None) -> None:
+    @explains_unknown_arguments(
+        {
+            "length_fn": "batch_size_fn may count anything in a batch",
+            "window_size": "pass every_n_steps=: each value is over the batches since the one before",
+            "separator": "names are plain, as samples_per_second",
+        }
+    )
+    def __init__(self, batch_size_fn: Callable[[Any], int] | None = None, *, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and (not isinstance(every_n_steps, int) or every_n_steps < 1):
             raise ConfigurationError(f"ThroughputMonitor(every_n_steps=...) must be an int >= 1, got {every_n_steps!r}")
         self.every_n_steps = every_n_steps

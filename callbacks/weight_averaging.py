@@ -11,7 +11,7 @@ import paddle
 
 from paddlelite_trainer import Module, Trainer
 from paddlelite_trainer.callback import overridden
-from paddlelite_trainer.errors import ConfigurationError, did_you_mean
+from paddlelite_trainer.errors import ConfigurationError, did_you_mean, explains_unknown_arguments
 from paddlelite_trainer.layers import batch_norms, momentum, set_momentum
 from paddlelite_trainer.optimizers import set_learning_rate
 
@@ -39,6 +39,12 @@ class StochasticWeightAveraging(AveragedWeights):
             too.
     """
 
+    @explains_unknown_arguments(
+        {
+            "avg_fn": "the mean is taken; for another one derive from AveragedWeights",
+            "device": "the averages are where the weights are",
+        }
+    )
     def __init__(
         self,
         swa_lrs: float | Sequence[float],
@@ -73,6 +79,11 @@ class StochasticWeightAveraging(AveragedWeights):
         self._epochs_averaged = 0
         self._has_seen_a_batch = False
         self._rates_before: list[float] = []  # of each optimizer, when averaging began
+
+    @property
+    def n_averaged(self) -> int:
+        """Epochs in the average."""
+        return self._epochs_averaged
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         super().setup(trainer, module, stage)

@@ -55,10 +55,19 @@ _HOME = {
     "seed_everything": ".machine.rng",
 }
 
+# Of Lightning's names, those that are not here, and what to use.
+INSTEAD = {
+    "LightningModule": "Module",
+    "LightningDataModule": "DataModule",
+    "Fabric": "a loop of your own in plain Paddle",
+}
+
 
 def __getattr__(name: str) -> Any:
     if name == "callbacks":
         return importlib.import_module(".callbacks", __name__)
+    if name in INSTEAD:  # an AttributeError's words would not be seen by those who import it
+        raise ImportError(f"{name} is one of Lightning's names; here {INSTEAD[name]}.")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _require_paddle()

@@ -320,6 +320,25 @@ def refuse_wrong_signature(instance: object, hook: str, method: Callable[..., An
         ) from None
 
 
+def without_loader_where_not_taken(method: Callable[..., Any], hook: str, base: type) -> Callable[..., Any]:
+    """The method, for several loaders too: where it takes no dataloader_idx it is called without."""
+    names = [name for name in inspect.signature(getattr(base, hook)).parameters if name != "self"]
+    if "dataloader_idx" not in names:
+        return method
+    try:
+        inspect.signature(method).bind(*names)
+    except TypeError:
+
+        def without(*arguments: Any) -> Any:
+            return method(*arguments[: len(names) - 1])
+
+        vars(without).update(__self__=getattr(method, "__self__", method))  # whose it is
+        return without
+    except ValueError:  # a callable without a signature is taken at its word
+        pass
+    return method
+
+
 def _only_a_slip(name: str, hooks: list[str]) -> str:
     # Only a wrong or missing letter or a plural: `train_step` is a plausible helper's name and stays allowed.
     from difflib import get_close_matches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .callback import Callback
+from .callback import HOOKS, Callback, refuse_misspelt_hooks
 from .errors import ConfigurationTypeError
 from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
 from .reporting.loggers.dry import DryLogger
@@ -13,7 +13,13 @@ from .reporting.loggers.dry import DryLogger
 def default_callbacks(
     given: list[Callback], *, checkpointing: bool, progress_bar: bool, model_summary: bool
 ) -> list[Callback]:
-    """The user's callbacks, then ModelSummary, ProgressBar and ModelCheckpoint where wanted and none was given."""
+    """The user's callbacks, then ModelSummary, ProgressBar and ModelCheckpoint where wanted and none was given.
+
+    Raises:
+        ConfigurationError: one of the user's has a method that is almost a hook, or never called.
+    """
+    for callback in given:
+        refuse_misspelt_hooks(callback, Callback, HOOKS)
     from .callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 
     def lacks(kind: type[Callback]) -> bool:

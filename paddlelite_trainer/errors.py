@@ -22,8 +22,13 @@ TrainerError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any, TypeVar
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class TrainerError(Exception):
@@ -106,3 +111,37 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or nothing when no known word is close."""
     close = get_close_matches(word, [name for name in known if name != word], n=1, cutoff=0.75)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def explains_unknown_arguments(
+    instead: Mapping[str, str], *, called: Mapping[str, str] | None = None, by_name_only: bool = False
+) -> Callable[[Init], Init]:
+    """Make an `__init__` answer an unknown argument with the one that was meant, or with what to do instead.
+
+    `instead` holds arguments of Lightning's that are not here, with what to do; `called` words of others, with ours.
+    """
+
+    def explaining(init: Init) -> Init:
+        known = [name for name in inspect.signature(init).parameters if name != "self"]
+
+        @functools.wraps(init)
+        def checked(self: Any, *positional: Any, **arguments: Any) -> None:
+            for name in arguments:
+                if name not in known:
+                    if name in instead:
+                        remedy = f" It is one of Lightning's; here {instead[name]}."
+                    elif name in (called or {}):
+                        remedy = f" Here it is {called[name]}."  # type: ignore[index]
+                    else:
+                        remedy = did_you_mean(name, known)
+                    raise ConfigurationTypeError(f"{type(self).__name__} has no argument {name!r}.{remedy}")
+            if positional and by_name_only:
+                raise ConfigurationTypeError(
+                    f"{type(self).__name__} takes arguments by name only, got {positional[0]!r} without one"
+                )
+            init(self, *positional, **arguments)
+
+        vars(checked).update(instead=dict(instead))  # for those who tell people of all of them
+        return checked  # type: ignore[return-value]
+
+    return explaining

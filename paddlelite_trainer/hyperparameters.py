@@ -10,12 +10,14 @@ import os
 import types
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import paddle
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, ConfigurationTypeError
+
+T = TypeVar("T")
 
 
 class HyperParameters(dict[str, Any]):
@@ -31,23 +33,71 @@ class HyperParameters(dict[str, Any]):
         self[name] = value
 
 
-def arguments_of_init(
-    instance: object,
-    frame: types.FrameType | None,
-    given: Sequence[Any],
-    ignore: str | Collection[str],
-) -> dict[str, Any]:
-    """The arguments of the `__init__` that is calling, all or those named, without those in `ignore`.
+class Keeps(Protocol):
+    """What keeps hyper-parameters: a Module, a DataModule."""
+
+    @property
+    def hparams(self) -> HyperParameters: ...
+    @property
+    def hparams_initial(self) -> HyperParameters: ...
+    @property
+    def hparams_name(self) -> str | None: ...
+
+
+def keep(
+    instance: Keeps, frame: types.FrameType | None, given: Sequence[Any], ignore: str | Collection[str]
+) -> str | None:
+    """Keep arguments of the `__init__` that is calling as `save_hyperparameters` is asked to.
 
     `frame` is that of the method called in `__init__`. `given` are names, or one dict, Namespace or dataclass whose
-    entries are the hyper-parameters.
+    entries are the hyper-parameters; the name of the argument that this one is, if it is one, is returned.
 
     Raises:
         ConfigurationError: not called in `__init__`; no such argument; an argument that a checkpoint cannot hold.
     """
     caller = frame.f_back if frame is not None else None
-    kind = type(instance).__name__
     ignored = {ignore} if isinstance(ignore, str) else set(ignore)
+    kept = _arguments_of_init(instance, caller, given, ignored)
+    for hparams in (instance.hparams, instance.hparams_initial):
+        for name in ignored:
+            hparams.pop(name, None)  # which a class above has kept
+        hparams.update(kept)
+    if len(given) != 1 or isinstance(given[0], str) or caller is None:
+        return None
+    return next((name for name, value in _arguments_of(caller).items() if value is given[0]), None)
+
+
+def constructed(kind: type[T], kept: Mapping[str, Any], whole: str | None, arguments: Mapping[str, Any]) -> T:
+    """An object made of the hyper-parameters that a checkpoint holds, `arguments` winning over them.
+
+    `whole` names the argument that is all of them, where `save_hyperparameters` was given one configuration.
+
+    Raises:
+        ConfigurationTypeError: they do not fit `__init__`.
+    """
+    accepted = inspect.signature(kind.__init__).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    if whole is not None and whole in accepted:
+        entries = {name: value for name, value in arguments.items() if name not in accepted and not takes_any}
+        named = {name: value for name, value in arguments.items() if name not in entries}
+        hparams = {whole: with_attributes({**kept, **entries}), **named}
+    else:
+        hparams = {**with_attributes(dict(kept)), **arguments}
+        if not takes_any:
+            hparams = {name: value for name, value in hparams.items() if name in accepted or name in arguments}
+    try:
+        return kind(**hparams)
+    except TypeError as error:
+        raise ConfigurationTypeError(
+            f"{kind.__name__}(**{sorted(hparams)}) failed: {error}. "
+            "Arguments that the checkpoint does not hold are passed to load_from_checkpoint by name."
+        ) from error
+
+
+def _arguments_of_init(
+    instance: object, caller: types.FrameType | None, given: Sequence[Any], ignored: set[str]
+) -> dict[str, Any]:
+    kind = type(instance).__name__
     if len(given) == 1 and not isinstance(given[0], str):
         kept = {str(name): value for name, value in _entries(given[0]).items() if name not in ignored}
         for name, value in kept.items():
@@ -72,7 +122,7 @@ def arguments_of_init(
         warnings.warn(  # of a class below the one that calls, which cannot know it
             f"{kind}'s argument {name!r} is not among the hyper-parameters, as a checkpoint cannot hold it. "
             f"save_hyperparameters(ignore=[{name!r}]) in {kind}.__init__ says that this is meant.",
-            stacklevel=4,
+            stacklevel=5,
         )
         del kept[name]
     return kept
@@ -87,6 +137,11 @@ def stored(hparams: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in hparams.items():
         _refuse(name, value)
     return {name: _stored(value) for name, value in hparams.items()}
+
+
+def stored_of(owner: Keeps | None) -> dict[str, Any] | None:
+    """Those of an object as a checkpoint holds them, with the argument that they are, if they are one."""
+    return None if owner is None else {"values": stored(owner.hparams), "name": owner.hparams_name}
 
 
 def with_attributes(value: Any) -> Any:

@@ -12,8 +12,8 @@ import paddle
 
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback
-from .errors import ConfigurationError, ConfigurationTypeError, NoTrainerError
-from .hyperparameters import HyperParameters, arguments_of_init, with_attributes
+from .errors import ConfigurationError, NoTrainerError
+from .hyperparameters import HyperParameters, constructed, keep
 from .machine import paddle_internals
 from .machine.device import refuse_static_mode
 
@@ -56,6 +56,8 @@ class Module(paddle.nn.Layer):
 
     automatic_optimization: bool = True
     """False: training_step itself calls `manual_backward` and steps the optimizers."""
+    strict_loading: bool = True
+    """False: load_from_checkpoint, and evaluations with a `ckpt_path`, take the weights that fit."""
 
     def __init__(self) -> None:
         refuse_static_mode(f"{type(self).__name__}()")  # its parameters would be a program's variables
@@ -65,6 +67,8 @@ class Module(paddle.nn.Layer):
         self.hparams = HyperParameters()
         self.hparams_initial = HyperParameters()
         """As `save_hyperparameters` was given them, whatever `hparams` becomes."""
+        self.hparams_name: str | None = None
+        """The argument that was given to `save_hyperparameters` whole: a dict, Namespace or dataclass."""
         self._logs_hparams = True
 
     # -- what you write ------------------------------------------------------------------------------------------------
@@ -253,11 +257,7 @@ class Module(paddle.nn.Layer):
             raise ConfigurationError(
                 f"call super().__init__() in {type(self).__name__}.__init__ before save_hyperparameters()"
             )
-        kept = arguments_of_init(self, inspect.currentframe(), names, ignore)
-        for name in (ignore,) if isinstance(ignore, str) else ignore:
-            self.hparams.pop(name, None)  # which a class above has kept
-        self.hparams.update(kept)
-        self.hparams_initial.update(kept)
+        self.hparams_name = keep(self, inspect.currentframe(), names, ignore)
         self._logs_hparams = self._logs_hparams and logger
 
     @property
@@ -271,7 +271,7 @@ class Module(paddle.nn.Layer):
         checkpoint_path: str | Path,
         *,
         map_location: Any = None,
-        strict: bool = True,
+        strict: bool | None = None,
         **arguments: Any,
     ) -> ModuleType:
         """A module built from a checkpoint's hyper-parameters, `arguments` winning over them, with its weights.
@@ -279,7 +279,8 @@ class Module(paddle.nn.Layer):
         `checkpoint_path`: a checkpoint directory, a link such as `runs/version_0/best`, or a `.pdparams` file of any
         Paddle tool.
 
-        `map_location` is accepted for Lightning's sake: weights go to the device that the new module is on.
+        `strict=False` takes the weights that fit, by default as the module's `strict_loading` says. `map_location` is
+        accepted for Lightning's sake: weights go to the device that the new module is on.
 
         Raises:
             CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError, UnsafePickleError
@@ -287,20 +288,11 @@ class Module(paddle.nn.Layer):
         from .run.weights import load_weights_at, state_at
 
         saved = state_at(checkpoint_path)
-        hparams = {**(with_attributes(saved["hyper_parameters"]) if saved is not None else {}), **arguments}
-        accepted = inspect.signature(cls.__init__).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
-            hparams = {name: value for name, value in hparams.items() if name in accepted or name in arguments}
-        try:
-            module = cls(**hparams)
-        except TypeError as error:
-            raise ConfigurationTypeError(
-                f"{cls.__name__}(**{sorted(hparams)}) failed: {error}. "
-                "Arguments that the checkpoint does not hold are passed to load_from_checkpoint by name."
-            ) from error
+        kept, whole = (saved["hyper_parameters"], saved.get("hyper_parameters_name")) if saved else ({}, None)
+        module = constructed(cls, kept, whole, arguments)
         if saved is not None:
             module.on_load_checkpoint(saved)
-        load_weights_at(module, checkpoint_path, strict=strict)
+        load_weights_at(module, checkpoint_path, strict=module.strict_loading if strict is None else strict)
         return module
 
     def optimizers(self) -> Any:
@@ -333,19 +325,21 @@ class Module(paddle.nn.Layer):
     def untoggle_optimizer(self, optimizer: Any) -> None:
         self._optimization.untoggle()
 
-    def freeze(self) -> None:
-        """Stop all parameters from learning and go to eval mode."""
+    def freeze(self: ModuleType) -> ModuleType:
+        """Stop all parameters from learning and go to eval mode; returns the module."""
         for parameter in self.parameters():
             parameter.stop_gradient = True
         self.eval()
+        return self
 
-    def unfreeze(self) -> None:
+    def unfreeze(self: ModuleType) -> ModuleType:
         """Let all parameters learn and go to train mode; the running statistics of BatchNorm stay statistics."""
         statistics = {id(value) for value in running_statistics(self).values()}
         for parameter in self.parameters():
             if id(parameter) not in statistics:
                 parameter.stop_gradient = False
         self.train()
+        return self
 
     def print(self, *values: Any, **options: Any) -> None:
         """print() on rank 0 that does not tear the progress bar."""

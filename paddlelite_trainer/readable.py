@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .defaults import default_loggers
 from .errors import ConfigurationError
 from .fit.evaluation import Evaluation
 from .fit.fit import Fit
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from .checkpoint import CheckpointReader, CheckpointStore, Entry
     from .data.module import DataModule
     from .data.source import BatchSource
+    from .machine.device import Device
     from .machine.ranks import Ranks
     from .machine.signals import SignalWatch
     from .optimizers import LRSchedulerConfig
@@ -31,14 +34,15 @@ class Readable(Settings):
     """
 
     callbacks: list[Callback]
-    loggers: list[Logger]
     ranks: Ranks
+    device: Device
     model: Any = None
     datamodule: DataModule | None = None
     _fit: Fit
     _running: list[Fit | Evaluation]
     _last: Fit | Evaluation
     _evaluated: dict[str, float]
+    _loggers: list[Logger]
 
     # -- what is running -----------------------------------------------------------------------------------------------
     @property
@@ -219,6 +223,10 @@ class Readable(Settings):
 
     @property
     def log_dir(self) -> Path | None:
+        """`run_dir`; of a run with a `run_name` that is to write something before fit too."""
+        writes = not self.fast_dev_run and (self.enable_checkpointing or self.loggers)
+        if self.run_dir is None and self.run_name is not None and writes:
+            return self.default_root_dir / self.run_name
         return self.run_dir
 
     @property
@@ -250,8 +258,30 @@ class Readable(Settings):
         return self._fit.run.imported_best
 
     @property
+    def loggers(self) -> list[Logger]:
+        return self._loggers
+
+    @loggers.setter
+    def loggers(self, value: Sequence[Logger]) -> None:
+        self._set_loggers("loggers", value)
+
+    @property
     def logger(self) -> Logger | None:
+        """The first of `loggers`. Either may be set between two runs, to what Trainer(logger=...) takes, or to None."""
         return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, value: bool | Logger | None) -> None:
+        self._set_loggers("logger", value)
+
+    def _set_loggers(self, name: str, value: bool | Logger | Sequence[Logger] | None) -> None:
+        if self._running:
+            raise ConfigurationError(
+                f"trainer.{name} was set while {self.state} runs, which has opened its loggers: set it before, or pass "
+                "Trainer(logger=...)"
+            )
+        # The list stays the one that the last fit knows.
+        self._loggers[:] = default_loggers(False if value is None else value, is_dry=bool(self.fast_dev_run))
 
     # -- callbacks -----------------------------------------------------------------------------------------------------
     @property
@@ -277,25 +307,31 @@ class Readable(Settings):
     # -- data ----------------------------------------------------------------------------------------------------------
     @property
     def num_training_batches(self) -> int | float:
-        length = self._fit.data.length if self._fit.data is not None else None
-        return float("inf") if length is None else length
+        """Of an epoch; of data that cannot tell `limit_train_batches`, or infinite."""
+        return _lengths([self._fit.data.train], self.limit_train_batches)[0] if self._fit.data is not None else math.inf
 
     @property
     def num_val_batches(self) -> list[int | float]:
-        return _lengths(self._sources("validate") or self._val_sources)
+        return _lengths(self._sources("validate") or self._val_sources, self.limit_val_batches)
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether the fit has validation data, and the module a step for it."""
+        return self._fit.validates
 
     @property
     def num_test_batches(self) -> list[int | float]:
-        return _lengths(self._sources("test"))
+        return _lengths(self._sources("test"), self.limit_test_batches)
 
     @property
     def num_predict_batches(self) -> list[int | float]:
-        return _lengths(self._sources("predict"))
+        return _lengths(self._sources("predict"), self.limit_predict_batches)
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
         wanted = self.num_sanity_val_steps
-        return [length if wanted < 0 else min(length, wanted) for length in _lengths(self._val_sources)]
+        lengths = _lengths(self._val_sources, self.limit_val_batches)
+        return [length if wanted < 0 else min(length, wanted) for length in lengths]
 
     @property
     def train_dataloader(self) -> Any:
@@ -370,6 +406,20 @@ class Readable(Settings):
         return self.ranks.local_size
 
     @property
+    def device_ids(self) -> list[int]:
+        """The index of this process's device."""
+        return [self.device.index]
+
+    @property
+    def num_nodes(self) -> int:
+        return -(-self.ranks.world_size // self.ranks.local_size)
+
+    @property
+    def node_rank(self) -> int:
+        """Which of the machines this is."""
+        return self.ranks.rank // self.ranks.local_size
+
+    @property
     def received_sigterm(self) -> bool:
         return self.signals.received is not None and self.signals.received.name == "SIGTERM"
 
@@ -419,5 +469,7 @@ class Readable(Settings):
                 yield callback
 
 
-def _lengths(sources: Sequence[BatchSource]) -> list[int | float]:
-    return [float("inf") if source.length is None else source.length for source in sources]
+def _lengths(sources: Sequence[BatchSource], limit: int | float | None) -> list[int | float]:
+    """Batches of each; of one that cannot tell as many as a limit in batches lets through, or infinitely many."""
+    unknown = limit if isinstance(limit, int) else math.inf
+    return [unknown if source.length is None else source.length for source in sources]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from .duration import seconds
 from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
@@ -92,8 +90,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 # Arguments of Lightning's Trainer, of today and of before, that are not here, and what to do instead.
-_NOT_HERE = {
+NOT_HERE = {
     "strategy": "devices=2 is data parallel already",
+    "model_registry": "RemoteCopy copies checkpoints to an object storage",
     "num_nodes": "start the job with python -m paddle.distributed.launch --nnodes",
     "sync_batchnorm": "call paddle.nn.SyncBatchNorm.convert_sync_batchnorm(module) before fit",
     "use_distributed_sampler": "a DistributedBatchSampler is used as it is, "
@@ -101,18 +100,18 @@ _NOT_HERE = {
     "benchmark": "set FLAGS_cudnn_exhaustive_search with paddle.set_flags",
     "plugins": "precision= and callbacks= are what can be exchanged",
     "barebones": "pass logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False",
-    "enable_autolog_hparams": "what save_hyperparameters keeps is logged",
+    "enable_autolog_hparams": "save_hyperparameters(logger=False) leaves them out of the logs",
     "gpus": "pass accelerator='gpu', devices=",
     "resume_from_checkpoint": "pass ckpt_path= to fit",
     "checkpoint_callback": "pass enable_checkpointing=",
     "progress_bar_refresh_rate": "pass callbacks=[ProgressBar(refresh_seconds=...)]",
     "auto_lr_find": "Tuner(trainer).lr_find(module, loader)",
-    "auto_scale_batch_size": "Tuner(trainer).scale_batch_size(module, loader)",
+    "auto_scale_batch_size": "Tuner(trainer).scale_batch_size(module, datamodule=data)",
     "weights_summary": "pass enable_model_summary=",
     "amp_level": "pass precision=",
 }
 # Of paddle.Model and Keras, and what it is called here.
-_CALLED_HERE = {
+CALLED_HERE = {
     "epochs": "max_epochs",
     "num_iters": "max_steps",
     "eval_freq": "check_val_every_n_epoch",
@@ -180,33 +179,6 @@ def as_schedule(windows: int | Mapping[int, int]) -> dict[int, int]:
     return dict(windows) if isinstance(windows, Mapping) else {0: windows}
 
 
-_Init = TypeVar("_Init", bound=Callable[..., None])
-
-
-def explains_unknown_arguments(init: _Init) -> _Init:
-    """Make `__init__` answer an unknown argument with the one that was meant, or with what to do instead."""
-    known = [name for name in inspect.signature(init).parameters if name != "self"]
-
-    @functools.wraps(init)
-    def checked(self: Any, *positional: Any, **arguments: Any) -> None:
-        for name in arguments:
-            if name not in known:
-                if name in _NOT_HERE:
-                    remedy = f" It is one of Lightning's; here {_NOT_HERE[name]}."
-                elif name in _CALLED_HERE:
-                    remedy = f" Here it is {_CALLED_HERE[name]}."
-                else:
-                    remedy = did_you_mean(name, known)
-                raise ConfigurationTypeError(f"{type(self).__name__} has no argument {name!r}.{remedy}")
-        if positional:
-            raise ConfigurationTypeError(
-                f"{type(self).__name__} takes arguments by name only, got {positional[0]!r} without one"
-            )
-        init(self, **arguments)
-
-    return checked  # type: ignore[return-value]
-
-
 def check_settings(given: Mapping[str, Any]) -> None:
     """Check Trainer's arguments.
 
@@ -231,6 +203,13 @@ def check_settings(given: Mapping[str, Any]) -> None:
         if not isinstance(callback, Callback):
             raise ConfigurationTypeError(
                 f"Trainer(callbacks=...) takes Callback objects, got {callback!r} ({type(callback).__name__})"
+            )
+        needs = {"ModelCheckpoint", "OnExceptionCheckpoint", "RemoteCopy"} & {
+            base.__name__ for base in type(callback).__mro__
+        }  # no import of it
+        if needs and not given["enable_checkpointing"] and not given["fast_dev_run"]:
+            raise ConfigurationError(
+                f"a {type(callback).__name__} was passed together with enable_checkpointing=False: drop one of the two"
             )
     if given["gradient_clip_algorithm"] is not None and given["gradient_clip_val"] is None:
         raise ConfigurationError("Trainer(gradient_clip_algorithm=...) has no effect without gradient_clip_val")

@@ -8,11 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .callback import HOOKS as CALLBACK_HOOKS
-from .callback import Callback, refuse_misspelt_hooks
+from .callback import Callback
+from .checkpoint.links import check_tag
 from .data.module import DataModule
 from .defaults import default_callbacks, default_loggers, without_replaced
-from .errors import CheckpointError, ConfigurationError
+from .errors import CheckpointError, ConfigurationError, explains_unknown_arguments
 from .fit import state as fit_state
 from .fit.apart import (
     checkpoint_of,
@@ -43,7 +43,7 @@ from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
 from .reporting.terminal import print_line
 from .run.weights import load_weights_at
-from .settings import explains_unknown_arguments
+from .settings import CALLED_HERE, NOT_HERE
 
 if TYPE_CHECKING:
     from .checkpoint import Entry
@@ -75,7 +75,7 @@ class Trainer(Readable):
 
     _last: Fit | Evaluation
 
-    @explains_unknown_arguments
+    @explains_unknown_arguments(NOT_HERE, called=CALLED_HERE, by_name_only=True)
     def __init__(
         self,
         *,
@@ -127,7 +127,7 @@ class Trainer(Readable):
         self.ranks = Ranks()
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
-        self.loggers = default_loggers(logger, is_dry=bool(fast_dev_run))
+        self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run))
         self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         self._module_callbacks: list[Callback] = []
         self._configured_for: Module | None = None
@@ -308,9 +308,9 @@ class Trainer(Readable):
         """Keep the present state under a name of your own, for good; resume from it with `ckpt_path=tag`.
 
         During fit it is taken at the next save point, and None is returned; after fit at once, and its directory is
-        returned. A save point that writes everything anyway has it in full, with `weights_only` too. With `replace` the
-        tag moves here from a checkpoint that has it, which is deleted where nothing else keeps it. All ranks must call
-        it, and all get the same path or error.
+        returned. Under fast_dev_run nothing is written. A save point that writes everything anyway has it in full, with
+        `weights_only` too. With `replace` the tag moves here from a checkpoint that has it, which is deleted where
+        nothing else keeps it. All ranks must call it, and all get the same path or error.
 
         Raises:
             ConfigurationError: the tag cannot be a file's name, is one that the run uses itself, or is another step's.
@@ -318,10 +318,12 @@ class Trainer(Readable):
             CheckpointSaveError: writing failed (with on_save_error="warn" that is told, and None is returned).
         """
         fit = self._fit
+        if self.fast_dev_run:
+            check_tag(tag)
+            self.print(f"fast_dev_run: the checkpoint {tag!r} is not written")
+            return None
         if fit.run.path is None or fit.saver is None:
-            raise CheckpointError(
-                "save_checkpoint needs a run directory: call it in or after fit, without fast_dev_run"
-            )
+            raise CheckpointError("save_checkpoint needs a run directory: call it in or after fit")
         return fit.saver.keep(tag, weights_only=weights_only, replace=replace, at_once=fit not in self._running)
 
     def load_weights_of(self, entry: Entry) -> None:
@@ -385,7 +387,7 @@ class Trainer(Readable):
                 if not is_in_a_run:
                     self.precision.prepare(module, [] if is_nested else self.optimizers)
                 if evaluation.ckpt_path is not None:
-                    load_weights_at(module, evaluation.ckpt_path)
+                    load_weights_at(module, evaluation.ckpt_path, strict=module.strict_loading)
                 results = evaluation.run(subject, sources)
                 if verbose and any(results) and self.is_global_zero and stage != "predict":
                     from .reporting.summary import results_table
@@ -411,7 +413,7 @@ class Trainer(Readable):
     # -- before any of them ------------------------------------------------------------------------------------------
     def _new_fit(self) -> Fit:
         machine = Machine(self.ranks, self.device, self.precision)
-        return Fit(self, machine, self.loggers, self.print)
+        return Fit(self, machine, self._loggers, self.print)
 
     @contextlib.contextmanager
     def _entered(self, run: Fit | Evaluation) -> Iterator[contextlib.ExitStack]:
@@ -481,8 +483,6 @@ class Trainer(Readable):
         self._merged = list(self.callbacks)
 
     def _with_defaults(self, callbacks: list[Callback]) -> list[Callback]:
-        for callback in callbacks:
-            refuse_misspelt_hooks(callback, Callback, CALLBACK_HOOKS)
         return default_callbacks(
             callbacks,
             checkpointing=self.enable_checkpointing,

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import paddle
@@ -72,7 +73,7 @@ class LRFinderResult:
 
 
 class Tuner:
-    """Tries settings on a model with a Trainer's settings; everything stays as it is found.
+    """Tries settings on a model with a Trainer's settings; everything stays as it is found but for what it is to set.
 
         tuner = Tuner(trainer)
         found = tuner.lr_find(module, train_loader)
@@ -92,20 +93,33 @@ class Tuner:
         self,
         model: Module,
         train_dataloaders: Any = None,
-        datamodule: DataModule | None = None,
+        val_dataloaders: Any = None,
         *,
+        datamodule: DataModule | None = None,
+        method: Literal["fit"] = "fit",
         min_lr: float = 1e-8,
         max_lr: float = 1.0,
         num_training: int = 100,
         mode: Mode = "exponential",
         early_stop_threshold: float | None = 4.0,
+        update_attr: bool = False,
+        attr_name: str = "",
     ) -> LRFinderResult:
         """Train `num_training` steps while the learning rate rises from `min_lr` to `max_lr`, and return the losses.
 
         All optimizers get the same rate. It stops early where the smoothed loss exceeds `early_stop_threshold` times
         the best so far, or is not finite. (Smith 2015, arXiv:1506.01186, section 3.3; smoothing as in Lightning,
         0.98.)
+
+        `update_attr` puts the suggestion into `attr_name` of the module or its hparams, by default `lr` or
+        `learning_rate`. `val_dataloaders` is accepted for Lightning's sake: a try does not validate.
+
+        Raises:
+            ConfigurationError: a setting out of range; `update_attr`, and there is nothing to put it into.
         """
+        _refuse_other_than_fit("lr_find", method)
+        if isinstance(train_dataloaders, DataModule):
+            train_dataloaders, datamodule = None, train_dataloaders
         if not 0 < min_lr < max_lr:
             raise ConfigurationError(f"lr_find needs 0 < min_lr < max_lr, got min_lr={min_lr!r}, max_lr={max_lr!r}")
         if num_training < 2:
@@ -117,79 +131,94 @@ class Tuner:
             rates = [min_lr + share * (max_lr - min_lr) for share in shares]
         else:
             rates = [min_lr * (max_lr / min_lr) ** share for share in shares]
+        target = _rate_of(model, attr_name, must=update_attr)
         sweep = _RateSweep(rates, early_stop_threshold)
         with _left_as_found(model, datamodule):
             self._short_trainer(num_training, [sweep]).fit(model, train_dataloaders, datamodule=datamodule)
+        rate = sweep.result.suggestion()
+        if target is not None and rate is not None:
+            owner, name, shown = target
+            if update_attr:
+                _set(owner, name, rate)
+                self.trainer.print(f"Tuner: {shown} is now {rate:.6g}")
+            else:
+                self.trainer.print(
+                    f"Tuner: lr_find suggests {rate:.6g}: nothing is set; lr_find(update_attr=True) sets {shown}"
+                )
         return sweep.result
 
     def scale_batch_size(
         self,
         model: Module,
-        datamodule: DataModule | None = None,
+        train_dataloaders: DataModule | None = None,
         *,
+        datamodule: DataModule | None = None,
+        method: Literal["fit"] = "fit",
         mode: Literal["power", "binsearch"] = "power",
         steps_per_trial: int = 3,
         init_val: int = 2,
-        max_val: int | None = None,
+        max_trials: int = 25,
         batch_arg_name: str = "batch_size",
+        margin: float = 0.0,
+        max_val: int | None = None,
+        update_attr: bool = False,
     ) -> int:
-        """The largest batch size that trains `steps_per_trial` steps within the memory; it is returned, not set.
+        """The largest batch size that trains `steps_per_trial` steps within the memory; `update_attr` sets it, too.
 
-        It is tried by setting `batch_arg_name` where it is found (the datamodule, the module, or the module's hparams)
+        It is tried by setting `batch_arg_name` where it is found (the datamodule, the module, or the hparams of one)
         and asking `train_dataloader()` anew. "power" doubles until memory runs out; "binsearch" then narrows it down to
-        the unit. It stops at `max_val`, and at the last size that one batch of the training data fills.
+        the unit, and leaves the share `margin` of it free. It stops after `max_trials` sizes, at `max_val`, and at the
+        last size that one batch of the training data fills.
 
         Raises:
             ConfigurationError: the argument is nowhere, train_dataloader does not read it, or `init_val` is too large.
         """
         if mode not in ("power", "binsearch"):
             raise ConfigurationError(f"scale_batch_size(mode=...) must be 'power' or 'binsearch', got {mode!r}")
-        for name, value in (("steps_per_trial", steps_per_trial), ("init_val", init_val)):
+        for name, value in (("steps_per_trial", steps_per_trial), ("init_val", init_val), ("max_trials", max_trials)):
             if value < 1:
                 raise ConfigurationError(f"scale_batch_size({name}=...) must be >= 1, got {value!r}")
+        _refuse_other_than_fit("scale_batch_size", method)
+        _refuse_margin(margin, mode)
+        if train_dataloaders is not None:
+            datamodule = _datamodule_of(train_dataloaders)
         owner = _owner_of(batch_arg_name, model, datamodule)
-        before = _get(owner, batch_arg_name)
-
-        def fits(size: int) -> tuple[bool, bool]:
-            """(Whether it trains, whether a larger one would make a difference.)"""
-            batches = _FirstBatch()
-            try:
-                with _left_as_found(model, datamodule):
-                    _set(owner, batch_arg_name, size)
-                    self._short_trainer(steps_per_trial, [batches]).fit(model, datamodule=datamodule)
-            except Exception as error:
-                if good and isinstance(error, DataError):  # drop_last, and a batch larger than the data
-                    return True, False
-                if not (isinstance(error, DeviceOutOfMemoryError) or is_out_of_memory(error)):
-                    raise
-                _free_memory()
-                return False, False
-            finally:
-                _set(owner, batch_arg_name, before)
-            if batches.size > size:
-                raise ConfigurationError(
-                    f"train_dataloader() gave a batch of {batches.size} although {batch_arg_name} was {size}: "
-                    "it does not read it"
-                )
-            return True, batches.size == size
-
-        size, good = init_val, 0
-        while True:
-            trains, could_grow = fits(size)
-            if not trains:
-                break
-            if not could_grow:
-                return good or size
-            good = size
-            if max_val is not None and size >= max_val:
-                return good
-            size = size * 2 if max_val is None else min(size * 2, max_val)
-        if not good:
-            raise ConfigurationError(
-                f"a batch of init_val={init_val} already runs out of memory: "
-                "try a smaller one, precision='16-mixed' or a smaller model"
+        fits = partial(self._fits, model, datamodule, owner, batch_arg_name, steps_per_trial)
+        found = max(1, int(_largest_that_fits(fits, mode, init_val, max_val, max_trials) * (1.0 - margin)))
+        if update_attr:
+            _set(owner, batch_arg_name, found)
+            self.trainer.print(f"Tuner: {batch_arg_name} is now {found}")
+        else:
+            self.trainer.print(
+                f"Tuner: scale_batch_size found {found}: nothing is set; scale_batch_size(update_attr=True) sets "
+                f"{batch_arg_name}"
             )
-        return good if mode == "power" else _bisected(good, size, lambda size: fits(size)[0])
+        return found
+
+    def _fits(
+        self, model: Module, data: DataModule | None, owner: Any, name: str, steps: int, size: int, is_first: bool
+    ) -> tuple[bool, bool]:
+        """(Whether a batch size trains, whether a larger one would make a difference.)"""
+        before = _get(owner, name)
+        batches = _FirstBatch()
+        try:
+            with _left_as_found(model, data):
+                _set(owner, name, size)
+                self._short_trainer(steps, [batches]).fit(model, datamodule=data)
+        except Exception as error:
+            if not is_first and isinstance(error, DataError):  # drop_last, and a batch larger than the data
+                return True, False
+            if not (isinstance(error, DeviceOutOfMemoryError) or is_out_of_memory(error)):
+                raise
+            _free_memory()
+            return False, False
+        finally:
+            _set(owner, name, before)
+        if batches.size > size:
+            raise ConfigurationError(
+                f"train_dataloader() gave a batch of {batches.size} although {name} was {size}: it does not read it"
+            )
+        return True, batches.size == size
 
     def _short_trainer(self, steps: int, callbacks: Sequence[Callback]) -> Trainer:
         model_trainer = self.trainer
@@ -317,7 +346,9 @@ def _left_as_found(model: Module, datamodule: DataModule | None) -> Iterator[Non
     settings = [(one, dict(one.optimize_attr), one.regularizer) for one in parameters]
     layers = [_Contents(layer.__dict__) for layer in model.sublayers(include_self=True)]
     layers += [_Contents(part) for layer in list(layers) for part in layer.dicts()]
-    others = [_Contents(model.hparams)] + ([_Contents(datamodule.__dict__)] if datamodule is not None else [])
+    others = [_Contents(model.hparams)]
+    if datamodule is not None:
+        others += [_Contents(datamodule.hparams), _Contents(datamodule.__dict__)]
     try:
         for one in parameters:
             one.clear_gradient(False)
@@ -353,20 +384,90 @@ class _Contents:
         self.owner.update(self.held)
 
 
-def _bisected(good: int, too_large: int, fits: Callable[[int], bool]) -> int:
-    """The largest size that fits, between one that does and one that does not."""
-    while too_large - good > 1:
+def _largest_that_fits(
+    fits: Callable[[int, bool], tuple[bool, bool]],
+    mode: Literal["power", "binsearch"],
+    init_val: int,
+    max_val: int | None,
+    max_trials: int,
+) -> int:
+    """Doubled from `init_val` on while it fits and grows; "binsearch" narrows the last doubling down to the unit."""
+    size, good, trials = init_val, 0, 0
+    while trials < max_trials:
+        trials += 1
+        trains, could_grow = fits(size, not good)
+        if not trains:
+            break
+        if not could_grow:
+            return good or size
+        good = size
+        if max_val is not None and size >= max_val:
+            return good
+        size = size * 2 if max_val is None else min(size * 2, max_val)
+    else:
+        return good
+    if not good:
+        raise ConfigurationError(
+            f"a batch of init_val={init_val} already runs out of memory: "
+            "try a smaller one, precision='16-mixed' or a smaller model"
+        )
+    too_large = size
+    while mode == "binsearch" and too_large - good > 1 and trials < max_trials:
+        trials += 1
         middle = (good + too_large) // 2
-        good, too_large = (middle, too_large) if fits(middle) else (good, middle)
+        good, too_large = (middle, too_large) if fits(middle, False)[0] else (good, middle)
     return good
 
 
+def _refuse_other_than_fit(search: str, method: str) -> None:
+    if method != "fit":
+        raise ConfigurationError(f"{search}(method={method!r}): it tries by training, so method is 'fit' or left out")
+
+
+def _refuse_margin(margin: float, mode: str) -> None:
+    if not 0.0 <= margin < 1.0:
+        raise ConfigurationError(f"scale_batch_size(margin=...) must be from 0.0 to below 1.0, got {margin!r}")
+    if margin and mode != "binsearch":
+        raise ConfigurationError(
+            f"scale_batch_size(margin={margin}) is for mode='binsearch': 'power' leaves up to half of the memory free"
+        )
+
+
+def _datamodule_of(given: Any) -> DataModule:
+    if isinstance(given, DataModule):
+        return given
+    raise ConfigurationError(
+        f"scale_batch_size got a {type(given).__name__}: a loader has its batch size already. Leave it out, and let "
+        "train_dataloader() of the module or a datamodule make one with the size that it reads."
+    )
+
+
+def _rate_of(model: Module, attr_name: str, *, must: bool) -> tuple[Any, str, str] | None:
+    """(Who has the learning rate, its name there, how people write it); None where nobody has it and nobody must."""
+    names = (attr_name,) if attr_name else ("lr", "learning_rate")
+    for name in names:
+        if hasattr(model, name):
+            return model, name, name
+        if name in model.hparams:
+            return model.hparams, name, f"hparams.{name}"
+    who = f"{type(model).__name__} nor its hparams has"
+    if attr_name:
+        raise ConfigurationError(f"lr_find(attr_name={attr_name!r}): neither {who} it")
+    if must:
+        raise ConfigurationError(
+            f"lr_find(update_attr=True) found no 'lr' or 'learning_rate': neither {who} one; pass attr_name, or put "
+            "found.suggestion() where it belongs"
+        )
+    return None
+
+
 def _owner_of(name: str, model: Module, datamodule: DataModule | None) -> Any:
-    for owner in (datamodule, model, model.hparams):
+    own = None if datamodule is None else datamodule.hparams
+    for owner in (datamodule, own, model, model.hparams):
         if owner is not None and (name in owner if isinstance(owner, dict) else hasattr(owner, name)):
             return owner
     raise ConfigurationError(
-        f"scale_batch_size found no {name!r}: neither the datamodule nor {type(model).__name__} nor its hparams has "
+        f"scale_batch_size found no {name!r}: neither the datamodule nor {type(model).__name__} nor their hparams have "
         "it. Keep it there, and read it in train_dataloader(); or pass batch_arg_name."
     )
 

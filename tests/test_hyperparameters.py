@@ -13,7 +13,7 @@ import pytest
 from models import Classifier, make_batches, quiet_trainer
 
 from paddlelite_trainer import Logger
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError
 
 
 class AttrDict(dict):
@@ -171,3 +171,62 @@ def test_before_super_init_it_says_so() -> None:
 
     with pytest.raises(ConfigurationError, match=r"call super\(\).__init__\(\) in Early.__init__ before"):
         Early()
+
+
+def test_ignore_in_a_class_below_takes_it_from_the_initial_ones_too() -> None:
+    class Below(Base):
+        def __init__(self, depth: int = 2) -> None:
+            super().__init__()
+            self.save_hyperparameters(ignore="width")
+
+    assert Below().hparams == Below().hparams_initial == {"depth": 2}
+
+
+@dataclasses.dataclass
+class Config:
+    lr: float = 0.1
+    depth: int = 2
+
+
+@pytest.mark.parametrize(
+    "config", [{"lr": 0.5, "depth": 3}, argparse.Namespace(lr=0.5, depth=3), Config(0.5, 3)], ids=["dict", "ns", "dc"]
+)
+def test_a_configuration_that_was_kept_whole_comes_back_as_the_argument_that_it_was(
+    tmp_path: Path, config: Any
+) -> None:
+    class Whole(Plain):
+        def __init__(self, config: Any, name: str = "a") -> None:
+            super().__init__()
+            self.save_hyperparameters(config)
+            self.given, self.name = config, name
+
+    trainer = quiet_trainer(default_root_dir=tmp_path, enable_checkpointing=True)
+    trainer.fit(Whole(config, "b"), make_batches(2))
+    path = trainer.run_dir / "latest"
+    loaded = Whole.load_from_checkpoint(path)
+    assert (loaded.given, loaded.given.lr, loaded.name, loaded.hparams) == (
+        {"lr": 0.5, "depth": 3},
+        0.5,
+        "a",
+        {"lr": 0.5, "depth": 3},
+    )
+    assert Whole.load_from_checkpoint(path, name="c", lr=0.25).given == {"lr": 0.25, "depth": 3}
+    assert Whole.load_from_checkpoint(path, config={"lr": 1}).given == {"lr": 1}
+
+
+def test_strict_loading_of_a_module_is_what_load_from_checkpoint_goes_by(tmp_path: Path) -> None:
+    class Half(Plain):
+        strict_loading = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = paddle.nn.Linear(2, 2)
+
+    trainer = quiet_trainer(default_root_dir=tmp_path, enable_checkpointing=True)
+    trainer.fit(Plain(), make_batches(2))
+    path = trainer.run_dir / "latest"
+    assert Half.load_from_checkpoint(path).strict_loading is False
+    with pytest.raises(CheckpointMismatchError, match=r"more\.weight"):
+        Half.load_from_checkpoint(path, strict=True)
+    with pytest.raises(CheckpointMismatchError, match=r"more\.weight"):
+        trainer.fit(Half(), make_batches(2), ckpt_path=path)

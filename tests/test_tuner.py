@@ -294,6 +294,23 @@ def test_what_it_cannot_scale_is_an_error(tmp_path: Path) -> None:
         tuner.scale_batch_size(net(), init_val=0)
 
 
+def test_it_looks_in_the_hparams_of_the_datamodule_too(tmp_path: Path) -> None:
+    class Data(DataModule):
+        def __init__(self, batch_size: int = 2) -> None:
+            self.save_hyperparameters()
+
+        def train_dataloader(self) -> Any:
+            self.hparams.left_behind = True
+            return DataLoader(samples(), batch_size=self.hparams.batch_size, drop_last=True)
+
+    tuner, data, module = Tuner(trainer(tmp_path)), Data(), net()
+    assert tuner.scale_batch_size(module, data) == 32
+    assert data.hparams == {"batch_size": 2}
+    tuner.scale_batch_size(module, data, update_attr=True)
+    assert data.hparams == {"batch_size": 32}
+    assert module.batch_size == 4
+
+
 # -- what a module brings along ----------------------------------------------------------------------------------------
 class Watches(Classifier):
     """A plateau schedule on a validation metric, which never comes in a try."""
@@ -343,3 +360,96 @@ def test_a_module_that_never_steps_is_told_instead_of_hanging() -> None:
 
     with pytest.raises(ConfigurationError, match=r"Idle\.training_step takes no optimizer step"):
         Tuner(quiet_trainer(max_epochs=3)).lr_find(Idle(), make_batches(3), num_training=5)
+
+
+# -- as Lightning's users call it --------------------------------------------------------------------------------------
+def test_lr_find_sets_what_it_suggests_where_it_is_asked_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = net()
+    tuner = Tuner(trainer(tmp_path))
+    found = tuner.lr_find(module, num_training=20, update_attr=True)
+    assert found.suggestion() == module.hparams.lr != 0.1
+    assert f"hparams.lr is now {module.hparams.lr:.6g}" in capsys.readouterr().out
+    module.rate = 0.5
+    found = tuner.lr_find(module, num_training=20, update_attr=True, attr_name="rate")
+    assert found.suggestion() == module.rate
+    assert "lr_find suggests" not in capsys.readouterr().out
+
+
+def test_lr_find_says_that_it_sets_nothing_where_there_is_something_to_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Tuner(trainer(tmp_path)).lr_find(net(), num_training=20)
+    told = capsys.readouterr().out
+    assert f"lr_find suggests {found.suggestion():.6g}" in told
+    assert "nothing is set; lr_find(update_attr=True) sets hparams.lr" in told
+
+
+def test_lr_find_refuses_to_set_what_is_not_there_before_it_tries(tmp_path: Path) -> None:
+    module = net()
+    tuner = Tuner(trainer(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"lr_find\(attr_name='learning'\): neither Net nor its hparams"):
+        tuner.lr_find(module, attr_name="learning", update_attr=True)
+    del module.hparams["lr"]
+    with pytest.raises(ConfigurationError, match=r"found no 'lr' or 'learning_rate'.*pass attr_name"):
+        tuner.lr_find(module, update_attr=True)
+    assert module.steps == 0
+
+
+def test_the_tuner_takes_what_lightning_s_takes(tmp_path: Path) -> None:
+    class Data(DataModule):
+        batch_size = 2
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(samples(), batch_size=self.batch_size, drop_last=True)
+
+    tuner = Tuner(trainer(tmp_path))
+    loader = DataLoader(samples(), batch_size=8)
+    assert len(tuner.lr_find(net(), loader, loader, method="fit", num_training=3).losses) == 3
+    assert len(tuner.lr_find(net(), Data(), num_training=3).losses) == 3
+    assert tuner.scale_batch_size(net(), datamodule=Data(), method="fit") == 32
+    with pytest.raises(ConfigurationError, match=r"lr_find\(method='validate'\): it tries by training, .* 'fit'"):
+        tuner.lr_find(net(), loader, method="validate")
+    with pytest.raises(ConfigurationError, match=r"scale_batch_size\(method='test'\)"):
+        tuner.scale_batch_size(net(), method="test")
+    with pytest.raises(ConfigurationError, match=r"a loader has its batch size already.*train_dataloader"):
+        tuner.scale_batch_size(net(), loader)
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "expected"),
+    [
+        ("power", {"max_trials": 2}, 4),
+        ("binsearch", {"max_trials": 5}, 16),  # 2, 4, 8, 16, and 32 is too large
+        ("binsearch", {"margin": 0.25}, 15),
+        ("binsearch", {"margin": 0.99}, 1),
+    ],
+)
+def test_the_search_for_a_batch_size_ends_after_max_trials_and_leaves_a_margin(
+    tmp_path: Path, mode: Any, settings: dict[str, Any], expected: int
+) -> None:
+    module = net()
+    module.memory = 20
+    assert Tuner(trainer(tmp_path)).scale_batch_size(module, mode=mode, **settings) == expected
+
+
+def test_scale_batch_size_sets_what_it_finds_where_it_is_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = net()
+    module.memory = 20
+    tuner = Tuner(trainer(tmp_path))
+    tuner.scale_batch_size(module)
+    assert "scale_batch_size found 16: nothing is set" in capsys.readouterr().out
+    assert module.batch_size == 4
+    tuner.scale_batch_size(module, update_attr=True)
+    assert module.batch_size == 16
+
+
+def test_wrong_settings_of_scale_batch_size_are_errors(tmp_path: Path) -> None:
+    tuner = Tuner(trainer(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"max_trials=\.\.\.\) must be >= 1, got 0"):
+        tuner.scale_batch_size(net(), max_trials=0)
+    with pytest.raises(ConfigurationError, match=r"margin=\.\.\.\) must be from 0.0 to below 1.0, got 1.0"):
+        tuner.scale_batch_size(net(), margin=1.0, mode="binsearch")
+    with pytest.raises(ConfigurationError, match=r"margin=0.1\) is for mode='binsearch'"):
+        tuner.scale_batch_size(net(), margin=0.1)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Collection
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from ..hyperparameters import HyperParameters, arguments_of_init
+import paddle
+
+from ..errors import CheckpointError
+from ..hyperparameters import HyperParameters, constructed, keep
 from .batch import move_to_device
+
+DataModuleType = TypeVar("DataModuleType", bound="DataModule")
 
 
 class DataModule:
@@ -22,9 +29,76 @@ class DataModule:
 
     trainer: Any = None  # while a Trainer uses it; only the Trainer writes it
 
-    def save_hyperparameters(self, *names: Any, ignore: str | Collection[str] = ()) -> None:
-        """Keep the arguments of `__init__`, all or those named, in `self.hparams`."""
-        self.hparams = HyperParameters(arguments_of_init(self, inspect.currentframe(), names, ignore))
+    hparams_name: str | None = None
+    """The argument that was given to `save_hyperparameters` whole: a dict, Namespace or dataclass."""
+    _logs_hparams: bool = True
+
+    @functools.cached_property
+    def hparams(self) -> HyperParameters:
+        """What `save_hyperparameters` has kept, and what was set since; it is in every checkpoint."""
+        return HyperParameters()
+
+    @functools.cached_property
+    def hparams_initial(self) -> HyperParameters:
+        """As `save_hyperparameters` was given them, whatever `hparams` becomes."""
+        return HyperParameters()
+
+    @property
+    def hparams_to_log(self) -> dict[str, Any]:
+        """What loggers are given, beside the module's; nothing after `save_hyperparameters(logger=False)`."""
+        return dict(self.hparams) if self._logs_hparams else {}
+
+    def save_hyperparameters(self, *names: Any, ignore: str | Collection[str] = (), logger: bool = True) -> None:
+        """As `Module.save_hyperparameters`: keep the arguments of `__init__` in `self.hparams` and in checkpoints."""
+        self.hparams_name = keep(self, inspect.currentframe(), names, ignore)
+        self._logs_hparams = self._logs_hparams and logger
+
+    @classmethod
+    def from_datasets(
+        cls: type[DataModuleType],
+        train_dataset: Any = None,
+        val_dataset: Any = None,
+        test_dataset: Any = None,
+        predict_dataset: Any = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **arguments: Any,
+    ) -> DataModuleType:
+        """A datamodule of these datasets; `arguments` go to `__init__`.
+
+        Training data are shuffled where they have a length. In place of a dataset there may be a list of several.
+        """
+        made = cls(**arguments)
+        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        for stage, dataset in given.items():
+            if dataset is not None:
+                loader = functools.partial(_loaders, dataset, stage == "train", batch_size, num_workers)
+                vars(made)[f"{stage}_dataloader"] = loader
+        return made
+
+    @classmethod
+    def load_from_checkpoint(
+        cls: type[DataModuleType], checkpoint_path: str | Path, *, map_location: Any = None, **arguments: Any
+    ) -> DataModuleType:
+        """A datamodule built from a checkpoint's hyper-parameters, `arguments` winning over them, with its state.
+
+        `map_location` is accepted for Lightning's sake: nothing of a datamodule is on a device.
+
+        Raises:
+            CheckpointNotFoundError, CheckpointCorruptError; CheckpointError: it holds weights alone.
+        """
+        from ..run.weights import state_at
+
+        saved = state_at(checkpoint_path)
+        if saved is None:
+            raise CheckpointError(
+                f"{checkpoint_path} holds weights alone, no datamodule: pass a checkpoint's directory"
+            )
+        kept = saved.get("datamodule_hyper_parameters") or {"values": {}, "name": None}
+        made = constructed(cls, kept["values"], kept["name"], arguments)
+        if saved.get("datamodule"):
+            made.load_state_dict(saved["datamodule"])
+        return made
 
     def prepare_data(self) -> None:
         """Download or write to disk; called on one process only, so assign nothing to self here."""
@@ -68,6 +142,15 @@ class DataModule:
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch when it is on the device."""
         return batch
+
+
+def _loaders(dataset: Any, is_training: bool, batch_size: int, num_workers: int) -> Any:
+    if isinstance(dataset, (list, tuple)):
+        return [_loaders(one, is_training, batch_size, num_workers) for one in dataset]
+    if isinstance(dataset, dict):
+        return {name: _loaders(one, is_training, batch_size, num_workers) for name, one in dataset.items()}
+    shuffles = is_training and not isinstance(dataset, paddle.io.IterableDataset)
+    return paddle.io.DataLoader(dataset, batch_size=batch_size, shuffle=shuffles, num_workers=num_workers)
 
 
 HOOKS = frozenset(name for name, value in vars(DataModule).items() if callable(value) and not name.startswith("_"))

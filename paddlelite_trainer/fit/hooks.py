@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..callback import HOOKS as CALLBACK_HOOKS
-from ..callback import Callback, overridden, refuse_wrong_signature
+from ..callback import Callback, overridden, refuse_wrong_signature, without_loader_where_not_taken
 from ..module import Module
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Hooks:
                 method = overridden(callback, name, Callback)
                 if method is not None:
                     refuse_wrong_signature(callback, name, method, Callback)
-                    call = functools.partial(method, *call_with)
+                    call = functools.partial(without_loader_where_not_taken(method, name, Callback), *call_with)
                     if name == "on_train_epoch_end" and callback.comes_last_at_epoch_end:
                         self.last_at_epoch_end.append(call)
                     else:
@@ -42,7 +42,7 @@ class Hooks:
             own = overridden(module, name, Module) if module is not None else None
             if own is not None:
                 refuse_wrong_signature(module, name, own, Module)
-                calls.append(own)
+                calls.append(without_loader_where_not_taken(own, name, Module))
             calls += late
             if calls:
                 self.calls[name] = calls

@@ -77,7 +77,7 @@ def prepare(fit: Fit, request: Request) -> bool:
     # 8. The saved state, all at once.
     notes += _restore(fit, request, resolution, saved, override, start)
     for logger in fit.book.loggers if fit.ranks.is_zero else ():
-        logger.log_hyperparams(fit.module.hparams_to_log)
+        logger.log_hyperparams(_hyper_parameters_to_log(fit))
     if saved is None and request.fitted_before:
         notes.append("a fresh fit: counters, optimizers and schedules begin anew, on the weights that the module has")
     announce_fit(fit, notes)
@@ -99,6 +99,16 @@ def prepare(fit: Fit, request: Request) -> bool:
         # What was brought along can be gone on from by itself, as of now.
         fit.saver.take({"latest": []}, weights_only=False)
     return True
+
+
+def _hyper_parameters_to_log(fit: Fit) -> dict[str, Any]:
+    """The module's and the datamodule's; a name of both with other values twice, once with its class."""
+    assert fit.subject is not None
+    logged, datamodule = dict(fit.module.hparams_to_log), fit.subject.datamodule
+    for name, value in datamodule.hparams_to_log.items() if datamodule is not None else ():
+        clashes = name in logged and repr(logged[name]) != repr(value)
+        logged[f"{type(datamodule).__name__}.{name}" if clashes else name] = value
+    return logged
 
 
 def refuse_endless(fit: Fit) -> None:

@@ -273,6 +273,7 @@ class _Best:
                 TRAINER: {
                     "weights_only": True,
                     "hyper_parameters": stored(fit.module.hparams),
+                    "hyper_parameters_name": fit.module.hparams_name,
                     "progress": {**progress.state_dict(), "current_epoch": epoch, "global_step": step},
                 }
             },

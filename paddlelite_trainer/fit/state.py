@@ -18,7 +18,7 @@ from ..errors import (
     did_you_mean,
 )
 from ..gradients import put_gradient_back, saved_gradient
-from ..hyperparameters import stored
+from ..hyperparameters import stored, stored_of
 from ..layers import in_eval_mode, put_into_modes
 from ..machine import paddle_internals
 from ..machine.rng import derive_seed, random_states, set_random_states
@@ -100,7 +100,7 @@ def _contents(
     optimizer_tensors = tree.pop("optimizer_tensors")
     if weights_only:
         users = {key: value for key, value in tree.items() if key not in own}
-        kept = ("hyper_parameters", "progress", "datamodule")
+        kept = ("hyper_parameters", "hyper_parameters_name", "progress", "datamodule", "datamodule_hyper_parameters")
         states[TRAINER] = {"weights_only": True, **{key: tree[key] for key in kept}, **users}
     else:
         files[OPTIMIZER] = optimizer_tensors
@@ -213,7 +213,9 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "loggers": _saved_logs(fit.book.loggers, as_of),
         **fit.stopping.state_dict(),
         "datamodule": subject.datamodule.state_dict() if subject.datamodule is not None else {},
+        "datamodule_hyper_parameters": stored_of(subject.datamodule),
         "hyper_parameters": stored(fit.module.hparams),
+        "hyper_parameters_name": fit.module.hparams_name,
         "added_param_groups": optimization.added_param_groups,
         "untrained": untrained(fit),
         "eval_layers": in_eval_mode(fit.module),

@@ -34,13 +34,14 @@ def derive_seed(seed: int, *keys: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
-def seed_everything(seed: int | None = None, workers: bool = False) -> int:
+def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = False) -> int:
     """Seed python, NumPy and Paddle on all devices, and return the seed.
 
     Without `seed`, PADDLELITE_GLOBAL_SEED decides, else 0. The variable is set, so child processes follow.
-    `workers` is accepted for Lightning's sake: a Trainer seeds every batch in loader workers anyway.
+    `workers` and `verbose` are accepted for Lightning's sake: a Trainer seeds every batch in loader workers anyway, and
+    nothing is printed.
     """
-    del workers
+    del workers, verbose
     if seed is None:
         seed = _seed_from_environment()
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LogWriteError
+from .loggers.dry import DryLogger
 from .metrics import MetricCollector, MetricValue, counts_of, refuse_taken_names, set_counts
 
 if TYPE_CHECKING:
@@ -111,9 +113,25 @@ class Book:
         to_log = self.train.epoch_values(logger=True)
         if to_log:
             self.log_metrics(to_log)
+        self._tell_of_an_interval_that_no_step_meets()
         place = {"epoch": self.progress.current_epoch, "step": self.progress.global_step}
         record = {**place, **values, **self.epoch_record}
         self.history.append({key: float(value) if isinstance(value, float) else value for key, value in record.items()})
+
+    def _tell_of_an_interval_that_no_step_meets(self) -> None:
+        steps, every = self.progress.global_step, self.log_every_n_steps
+        if self.progress.current_epoch or steps >= every:
+            return
+        if all(isinstance(logger, DryLogger) for logger in self.open_loggers()):
+            return
+        names = ", ".join(map(repr, self.train.step_values(logger=True)))
+        if names:
+            warnings.warn(
+                f"log_every_n_steps={every} is more than the {steps} step{'s' if steps != 1 else ''} of an epoch: "
+                f"{names}, logged on steps, will be sent to the loggers at every {every}th step alone. Pass "
+                f"Trainer(log_every_n_steps={max(1, steps // 5)}), or log with on_epoch=True.",
+                stacklevel=2,
+            )
 
     def take(self, collector: MetricCollector, is_final: bool = True) -> dict[str, float]:
         """Publish what an evaluation or the last hooks have collected; if it is final the loggers get it too."""
@@ -140,7 +158,7 @@ class Book:
         """Send numbers to every logger, at `global_step` unless told otherwise, with the epoch beside them."""
         values = {name: float(value) for name, value in metrics.items()}
         refuse_taken_names(*values)
-        self.sent.update(values)
+        self.sent.update({name: MetricValue(value) for name, value in values.items()})
         loggers = self.open_loggers()
         if loggers:
             self.before_log()

@@ -122,6 +122,10 @@ class MetricCollector:
         if not isinstance(name, str) or not name:
             raise ConfigurationTypeError(f"self.log takes a name first, got {name!r}")
         refuse_taken_names(name)
+        if not (options[0] or options[1]):
+            raise ConfigurationError(
+                f"self.log({name!r}, on_step=False, on_epoch=False) keeps nothing: have one of them on, or no call"
+            )
         reduction = options[4]
         if not callable(reduction) and reduction not in REDUCTIONS:
             raise ConfigurationError(

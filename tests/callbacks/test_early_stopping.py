@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 import pytest
 from models import as_if_started_again
+from paddlelite_trainer.callbacks.early_stopping import EarlyStoppingReason
 from scripted import Scripted, by_epoch, fit
 
 from paddlelite_trainer import Callback, Trainer
@@ -30,13 +31,14 @@ def test_the_run_ends_when_patience_is_over(tmp_path: Path) -> None:
     stopping = EarlyStopping("val_loss", patience=2)
     assert stopped_after(tmp_path, [3.0, 2.0, 2.5, 2.0, 1.0, 1.0], stopping) == 4
     assert (stopping.wait_count, stopping.best_score, stopping.stopped_epoch) == (2, 2.0, 3)
-    assert stopping.stopping_reason == "val_loss has not improved in 2 evaluations, the best was 2"
+    assert stopping.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
+    assert stopping.stopping_reason_message == "val_loss has not improved in 2 evaluations, the best was 2"
 
 
 def test_an_improvement_starts_the_count_again(tmp_path: Path) -> None:
     stopping = EarlyStopping("val_loss", patience=2)
     assert stopped_after(tmp_path, [3.0, 4.0, 2.0, 4.0, 1.0, 4.0], stopping) == 6
-    assert (stopping.wait_count, stopping.stopping_reason) == (1, None)
+    assert (stopping.wait_count, stopping.stopping_reason) == (1, EarlyStoppingReason.NOT_STOPPED)
 
 
 def test_improvements_of_min_delta_or_less_do_not_count(tmp_path: Path) -> None:
@@ -52,7 +54,8 @@ def test_mode_max_waits_for_larger_values(tmp_path: Path) -> None:
 def test_a_number_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     stopping = EarlyStopping("val_loss", patience=9)
     assert stopped_after(tmp_path, [1.0, NAN, 1.0], stopping) == 2
-    assert stopping.stopping_reason == "val_loss is nan"
+    assert stopping.stopping_reason is EarlyStoppingReason.NON_FINITE_METRIC
+    assert stopping.stopping_reason_message == "val_loss is nan"
 
 
 def test_without_check_finite_nan_is_no_improvement(tmp_path: Path) -> None:
@@ -62,15 +65,20 @@ def test_without_check_finite_nan_is_no_improvement(tmp_path: Path) -> None:
 
 
 def test_thresholds_end_the_run_at_once(tmp_path: Path) -> None:
-    assert stopped_after(tmp_path, [3.0, 2.0, 1.0], EarlyStopping("val_loss", stopping_threshold=2.5)) == 2
-    assert stopped_after(tmp_path, [3.0, 8.0, 1.0], EarlyStopping("val_loss", divergence_threshold=5.0)) == 2
+    reached = EarlyStopping("val_loss", stopping_threshold=2.5)
+    assert stopped_after(tmp_path, [3.0, 2.0, 1.0], reached) == 2
+    assert reached.stopping_reason is EarlyStoppingReason.STOPPING_THRESHOLD
+    diverged = EarlyStopping("val_loss", divergence_threshold=5.0)
+    assert stopped_after(tmp_path, [3.0, 8.0, 1.0], diverged) == 2
+    assert diverged.stopping_reason is EarlyStoppingReason.DIVERGENCE_THRESHOLD
 
 
 def test_patience_over_before_min_epochs_does_not_doom_a_run_that_recovers(tmp_path: Path) -> None:
     values = [1.0, 2.0, 2.0, 2.0, 0.5, 0.4, 0.3]
     stopping = EarlyStopping("val_loss", patience=2)
     assert stopped_after(tmp_path, values, stopping, min_epochs=5) == 7
-    assert stopping.stopping_reason is None
+    assert stopping.stopping_reason is EarlyStoppingReason.NOT_STOPPED
+    assert stopping.stopping_reason_message is None
 
 
 def test_a_run_that_does_not_recover_ends_with_min_epochs(tmp_path: Path) -> None:
@@ -153,6 +161,8 @@ def test_a_stopped_run_says_so_and_trains_no_further(tmp_path: Path, capsys: pyt
     trainer = fit(tmp_path, Scripted({"val_loss": by_epoch(values)}), again, max_epochs=5, ckpt_path="last")
     assert (trainer.current_epoch, trainer.global_step) == (3, 12)
     assert "already stopped after 3 epochs: val_loss has not improved in 2 evaluations" in capsys.readouterr().out
+    assert again.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
+    assert str(again.stopping_reason_message).startswith("val_loss has not improved")
 
 
 def test_more_patience_than_the_saved_one_goes_on_and_the_difference_is_told_once(

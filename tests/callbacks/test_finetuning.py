@@ -41,7 +41,7 @@ class Notes(Callback):
 @pytest.mark.parametrize("optimizer", [only_trainable, everything])
 def test_the_backbone_rests_until_its_epoch_and_then_learns_at_a_growing_rate(tmp_path: Path, optimizer: Any) -> None:
     notes = Notes()
-    finetuning = BackboneFinetuning(2, 0.25, 2.0, train_bn=False)
+    finetuning = BackboneFinetuning(2, backbone_initial_ratio_lr=0.25, ratio_growth=2.0, train_bn=False)
     module = net(optimizer)
     before = weights(module)
     trainer(tmp_path, [finetuning, notes], max_epochs=6).fit(module, batches())
@@ -77,9 +77,18 @@ def test_batch_norm_of_a_frozen_backbone_learns_or_keeps_its_statistics(tmp_path
 
 def test_without_alignment_the_rate_grows_on(tmp_path: Path) -> None:
     notes = Notes()
-    finetuning = BackboneFinetuning(0, 0.5, 3.0, should_align=False)
+    finetuning = BackboneFinetuning(0, backbone_initial_ratio_lr=0.5, ratio_growth=3.0, should_align=False)
     trainer(tmp_path, [finetuning, notes], max_epochs=3).fit(net(), batches())
     assert notes.ratios == [0.5, 1.5, 4.5]
+
+
+def test_a_function_says_how_the_rate_of_the_backbone_grows() -> None:
+    finetuning = BackboneFinetuning(1, lambda epoch: 1.0 + epoch, 0.05)  # as Lightning calls it, with the next epoch
+    assert [finetuning.learning_rate_ratio(epoch) for epoch in range(1, 5)] == pytest.approx([0.05, 0.2, 1.0, 1.0])
+    with pytest.raises(ConfigurationError, match=r"takes one of lambda_func and ratio_growth"):
+        BackboneFinetuning(1, lambda_func=float, ratio_growth=3.0)
+    with pytest.raises(ConfigurationError, match=r"lambda_func=\.\.\.\) must be a function of the epoch, got 2"):
+        BackboneFinetuning(1, lambda_func=2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("optimizer", [only_trainable, everything])
@@ -87,7 +96,9 @@ def test_without_alignment_the_rate_grows_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [3, 4, 5, 8, 10])
 def test_a_resumed_run_is_the_same_run(tmp_path: Path, optimizer: Any, train_bn: bool, cut: int) -> None:
     def run(root: Path, **settings: Any) -> Trainer:
-        return trainer(root, [BackboneFinetuning(1, 0.25, train_bn=train_bn)], max_epochs=3, **settings)
+        return trainer(
+            root, [BackboneFinetuning(1, backbone_initial_ratio_lr=0.25, train_bn=train_bn)], max_epochs=3, **settings
+        )
 
     whole = run(tmp_path / "whole")
     whole.fit(net(optimizer), batches())
@@ -97,6 +108,17 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, optimizer: Any, train_bn:
     resumed.fit(net(optimizer), batches(), ckpt_path="last")
     assert differing(expected, whole_state(resumed)) == []
     assert not resumed.model.backbone[0].weight.stop_gradient
+
+
+def test_a_plan_that_is_written_as_lightning_calls_it_is_refused(tmp_path: Path) -> None:
+    class Theirs(BaseFinetuning):
+        def finetune_function(self, pl_module: Any, current_epoch: int, optimizer: Any) -> None: ...
+
+    with pytest.raises(
+        ConfigurationError,
+        match=r"Theirs\.finetune_function\(pl_module, current_epoch, optimizer\) .*\(trainer, module, epoch\)",
+    ):
+        trainer(tmp_path, [Theirs()]).fit(net(), batches())
 
 
 class Thaw(BaseFinetuning):

@@ -135,6 +135,56 @@ def test_several_optimizers_and_groups_have_one_name_each(tmp_path: Path) -> Non
     assert {name: trainer.history[0][name] for name in expected} == pytest.approx(expected)
 
 
+class Alternating(Scripted):
+    """Two optimizers that both step in each batch, with schedules of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.more = paddle.nn.Linear(1, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.more(self.net(batch)).mean()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.clear_grad()
+        for scheduler in self.lr_schedulers():
+            scheduler.step()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return [
+            SGD(paddle.optimizer.lr.ExponentialDecay(1.0, 0.5), parameters=self.net.parameters()),
+            AdamW(paddle.optimizer.lr.ExponentialDecay(4.0, 0.5), parameters=self.more.parameters()),
+        ]
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_of_several_optimizers_each_one_s_rate_is_logged(tmp_path: Path, every: int) -> None:
+    logger = Remember()
+    fit(tmp_path, Alternating(), LRMonitor("step"), max_epochs=1, logger=logger, log_every_n_steps=every)
+    by_batch = [{"lr-SGD": 0.5**batch, "lr-AdamW": 4 * 0.5**batch} for batch in range(4)]
+    assert logger.seen == [(step, by_batch[(step - 1) // 2]) for step in range(1, 9) if step % every == 0]
+
+
+def test_a_prefix_stands_before_every_name(tmp_path: Path) -> None:
+    monitor = LRMonitor(log_key_prefix="optim/", log_momentum=True)
+    trainer = fit(tmp_path, Scripted(optimizers=decaying), monitor, max_epochs=1)
+    assert monitor.lrs == {"optim/lr": 1.0, "optim/lr-momentum": 0.0}
+    assert trainer.callback_metrics["optim/lr"] == 1.0
+
+
+def test_a_group_s_own_name_names_its_rate(tmp_path: Path) -> None:
+    def grouped(module: Module) -> Any:
+        groups = [{"params": [module.net.weight], "name": "head"}, {"params": [module.net.bias]}]
+        return SGD(0.5, parameters=groups)
+
+    monitor = LRMonitor()
+    fit(tmp_path, Scripted(optimizers=grouped), monitor, max_epochs=1)
+    assert monitor.lrs == {"lr/head": 0.5, "lr/group_1": 0.5}
+
+
 def test_momentum_and_weight_decay_of_the_optimizer(tmp_path: Path) -> None:
     def momentum(module: Module) -> Any:
         return Momentum(0.1, momentum=0.8, parameters=module.parameters(), weight_decay=0.01)

@@ -44,6 +44,25 @@ def test_mode_max_keeps_the_largest(tmp_path: Path) -> None:
     assert pins(trainer)["best"] == [8]
 
 
+@pytest.mark.parametrize(("monitor", "mode", "kept"), [("step", "max", [12, 8]), ("epoch", "min", [4, 8])])
+def test_checkpoints_can_be_ranked_by_their_epoch_or_step(
+    tmp_path: Path, monitor: str, mode: Any, kept: list[int]
+) -> None:
+    def run(epochs: int) -> Trainer:
+        checkpoint = ModelCheckpoint(monitor=monitor, mode=mode, save_top_k=2, filename="at-{epoch}-{step}")
+        return fit(tmp_path, Scripted(), checkpoint, max_epochs=epochs, ckpt_path="last")
+
+    run(1)
+    trainer = run(3)
+    assert pins(trainer)["best"] == pins(trainer)[f"best_{monitor}"] == kept
+    best = trainer.checkpoint_callback
+    assert best.best_model_score == kept[0] // (4 if monitor == "epoch" else 1)
+    assert best.kth_value == kept[-1] // (4 if monitor == "epoch" else 1)
+    assert list(best.best_k_models.values()) == [step // (4 if monitor == "epoch" else 1) for step in kept]
+    assert best.current_score == (3.0 if monitor == "epoch" else 12.0)
+    assert len([name for name in pins(trainer) if name.startswith("at-")]) == 2
+
+
 def test_ties_keep_the_earlier_checkpoint(tmp_path: Path) -> None:
     trainer = fit(tmp_path, scores([2.0, 1.0, 1.0]), ModelCheckpoint(monitor="val_loss"))
     assert pins(trainer)["best"] == [8]
@@ -499,4 +518,4 @@ def test_arguments_of_the_wrong_type_are_refused_at_construction() -> None:
 
 def test_a_model_checkpoint_with_checkpointing_off_is_a_contradiction(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="together with enable_checkpointing=False"):
-        fit(tmp_path, Scripted(), ModelCheckpoint(), enable_checkpointing=False)
+        Trainer(max_epochs=1, callbacks=[ModelCheckpoint()], enable_checkpointing=False)

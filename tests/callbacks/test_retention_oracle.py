@@ -60,6 +60,7 @@ class FakeTrainer:
         self.global_step, self.current_epoch, self.callback_metrics = step, step, metrics
         self.run_dir: Path | None = None
         self.checkpoint_callbacks: list[ModelCheckpoint] = []
+        self.loggers: list[Any] = []
 
     def print(self, *values: Any) -> None: ...
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from models import Classifier, make_batches, quiet_trainer, same_weights, weights_of
 
+from paddlelite_trainer import Callback
 from paddlelite_trainer.callbacks import EarlyStopping
-from paddlelite_trainer.errors import CheckpointError, ConfigurationTypeError
+from paddlelite_trainer.errors import CheckpointError, ConfigurationError, ConfigurationTypeError
 
 USES: dict[str, Callable[[Any], Any]] = {
     "log_metrics": lambda logger: logger.log_metrics({"a": 1.0}, 1),
@@ -80,8 +81,26 @@ def test_last_of_a_run_that_is_there_is_rehearsed_on_its_weights(tmp_path: Path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_checkpoint_asked_for_afterwards_is_an_error_that_says_why(tmp_path: Path) -> None:
-    trainer = quiet_trainer(fast_dev_run=True, default_root_dir=tmp_path)
+def test_a_checkpoint_asked_for_is_not_written_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Asks(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            assert trainer.save_checkpoint("within") is None
+
+    trainer = quiet_trainer(fast_dev_run=True, default_root_dir=tmp_path, callbacks=[Asks()])
     trainer.fit(Classifier(), make_batches(3))
-    with pytest.raises(CheckpointError, match="without fast_dev_run"):
+    assert trainer.save_checkpoint("now", weights_only=True) is None
+    told = capsys.readouterr().out
+    assert "fast_dev_run: the checkpoint 'within' is not written" in told
+    assert "fast_dev_run: the checkpoint 'now' is not written" in told
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigurationError, match="name of a pin"):  # as in a real run
+        trainer.save_checkpoint("a/b")
+
+
+def test_a_checkpoint_asked_for_where_nothing_is_written_is_an_error(tmp_path: Path) -> None:
+    trainer = quiet_trainer(default_root_dir=tmp_path)
+    trainer.fit(Classifier(), make_batches(3))
+    with pytest.raises(CheckpointError, match="needs a run directory"):
         trainer.save_checkpoint("now")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigurationError, ConfigurationTypeError
+from ...errors import ConfigurationError, ConfigurationTypeError, explains_unknown_arguments
 from .append_only import AppendOnlyFile
 
 
@@ -61,6 +61,16 @@ class Logger:
         return self.run_dir.name
 
     @property
+    def root_dir(self) -> str | None:
+        """The directory that holds the runs; None before the first."""
+        return None if self._run_dir is None else str(self._run_dir.parent)
+
+    @property
+    def save_dir(self) -> str | None:
+        """The directory in which `name` lies."""
+        return None if self._run_dir is None else str(self._run_dir.parent.parent)
+
+    @property
     def log_dir(self) -> str | None:
         """Where this logger's files are."""
         return None if self._run_dir is None else str(self._run_dir)
@@ -72,11 +82,20 @@ class Logger:
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """Log what the run was configured with; called once per fit."""
 
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Called with the ModelCheckpoint that has asked for a checkpoint, once that is there: to upload it, say.
+
+        That is before the next one, and at fit's end for the last.
+        """
+
     def save(self) -> None:
         """Bring everything logged so far to the disk."""
 
     def finalize(self, status: str) -> None:
-        """Called when a fit ends, with "finished" or "failed" (an interrupted one has failed); more may follow."""
+        """Called once when a fit or an evaluation of its own ends, with "finished" or "failed"; more may follow.
+
+        An interrupted one has failed.
+        """
         self.save()
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,6 +114,18 @@ class FileLogger(Logger):
 
     _file: AppendOnlyFile | None
 
+    @explains_unknown_arguments(
+        {
+            "save_dir": "Trainer(default_root_dir=...) says where runs are",
+            "name": "Trainer(run_name=...) names the run",
+            "version": "Trainer(run_name=...) names the run",
+            "sub_dir": "pass directory=, a folder inside the run directory",
+            "prefix": "pass directory=, or have it in the names that you log",
+            "flush_logs_every_n_steps": "what is logged is on the disk at each save; Trainer(log_every_n_steps=...)",
+            "log_graph": "nothing draws the graph",
+            "default_hp_metric": "hyper-parameters are a text",
+        }
+    )
     def __init__(self, directory: str = "") -> None:
         self._directory = _inside_run(type(self).__name__, directory)
         self._forget()
@@ -104,7 +135,7 @@ class FileLogger(Logger):
         self._file = None
 
     def open(self, run_dir: str | os.PathLike[str], resume_state: Mapping[str, Any] | None = None) -> None:
-        self.finalize("finished")
+        self._close()
         self._forget()
         super().open(run_dir, resume_state)
 
@@ -126,6 +157,9 @@ class FileLogger(Logger):
             self._file.sync()
 
     def finalize(self, status: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self.save()
         if self._file is not None:
             self._file.close()

@@ -39,6 +39,11 @@ class CSVLogger(FileLogger):
     def path(self) -> Path:
         return self.folder / self.FILE_NAME
 
+    @property
+    def experiment(self) -> CSVLogger:
+        """What Lightning's code logs by: this logger itself."""
+        return self
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._begin()
         row = {name: _digits(number_of(name, value)) for name, value in metrics.items()}
