@@ -11,7 +11,6 @@ from paddle.io import BatchSampler, RandomSampler, SequenceSampler
 
 from ..machine.paddle_internals import is_plain_sampler
 
-
 _BLOCK = 256  # batches that are made at a time
 
 
