@@ -18,18 +18,18 @@ class ProgressBar(Callback):
     """Shows epoch, batches, speed and the metrics logged with `prog_bar=True`.
 
     In a terminal and a notebook it is a bar, redrawn at most every `refresh_seconds`: between two redraws a batch costs
-    one look at the clock, and metrics are brought from the device only for a redraw. Where the output is a file or a
-    pipe, it is one line per epoch, and one for each validation, test or prediction of its own. Prints appear above the
-    bar, whole.
+    one look at the clock, and metrics are brought from the device only for a redraw. Each epoch leaves a line above it.
+    Where the output is a file or a pipe, it is one line per epoch, and one for each validation, test or prediction of
+    its own. Prints appear above the bar, whole.
 
     Args:
         refresh_seconds: least time between redraws.
-        leave: also write the line per epoch above the bar.
+        leave: write the line per epoch above the bar too; False leaves nothing but the last bar.
     """
 
     comes_last_at_epoch_end = True
 
-    def __init__(self, refresh_seconds: float = 0.25, leave: bool = False) -> None:
+    def __init__(self, refresh_seconds: float = 0.25, leave: bool = True) -> None:
         if refresh_seconds < 0:
             raise ConfigurationError(f"ProgressBar(refresh_seconds=...) must be >= 0, got {refresh_seconds!r}")
         self.refresh_seconds = refresh_seconds
@@ -252,6 +252,9 @@ def _rich_bar() -> Any:
         Metrics(table_column=Column()),
         console=console,
         auto_refresh=False,  # a thread that redraws would take time from the training
+        # In a notebook the cell shows prints beside the bar by itself, and IPython's display prints in its turn.
+        redirect_stdout=not console.is_jupyter,
+        redirect_stderr=not console.is_jupyter,
     )
 
 
