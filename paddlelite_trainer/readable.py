@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .optimizers import LRSchedulerConfig
     from .progress import Progress
     from .reporting.loggers import Logger
+    from .reporting.train_log import TrainLog
     from .run.directory import RunDirectory
 
 
@@ -183,6 +184,17 @@ class Readable(Settings):
         return self._fit.book.show_steps() if self.training else self._fit.book.shown
 
     @property
+    def last_loss(self) -> float | None:
+        """The last training batch's loss, brought to the host; None where there is none, or its step was skipped."""
+        loss = self._fit.optimization.last_loss_tensor if self._fit.optimization is not None else None
+        return None if loss is None else float(loss.astype("float32").mean())
+
+    @property
+    def data_wait_seconds(self) -> float:
+        """How long the last fit has waited for training batches, since the loader it reads now was opened."""
+        return self._fit.data.train.waited_seconds if self._fit.data is not None else 0.0
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """A record of every epoch: epoch, step, and what was logged."""
         return self._fit.book.history
@@ -220,6 +232,11 @@ class Readable(Settings):
     @property
     def log_dir(self) -> Path | None:
         return self.run_dir
+
+    @property
+    def train_log(self) -> TrainLog:
+        """The run's train.log, which holds what `trainer.print` has shown; `write` adds a line that nobody sees."""
+        return self._fit.train_log
 
     @property
     def ckpt_path(self) -> Path | None:

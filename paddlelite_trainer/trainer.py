@@ -195,6 +195,7 @@ class Trainer(Readable):
         with fit.stopping.signals, self._entered(fit) as entered:
             outcome = "failed"
             try:
+                entered.enter_context(fit.train_log.hears_warnings())
                 self._begin(fit, "fit", model, datamodule, entered)
                 with numeric_checks(detect_anomaly=self.detect_anomaly, deterministic=self.deterministic):
                     if prepare(fit, asked):
@@ -341,6 +342,7 @@ class Trainer(Readable):
         """print() on rank 0 that does not tear the progress bar."""
         if not self.is_global_zero:
             return
+        self._fit.train_log.printed(values, options)
         bar = self.progress_bar_callback
         if bar is not None and hasattr(bar, "print"):
             bar.print(*values, **options)

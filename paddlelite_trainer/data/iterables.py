@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from paddle.io import DataLoader
@@ -67,7 +68,7 @@ class IterableStream(Stream):
         if is_over or (limit is not None and start_batch >= limit):
             return
         reader = self._read(epoch, start_batch, 0 if goes_on else start_batch, on_replay)
-        number = start_batch
+        number, began = start_batch, perf_counter()
         batch, samples = next(reader, END), self._just_read
         if batch is END and start_batch == 0:
             raise DataError(self._why_nothing(epoch))
@@ -92,7 +93,9 @@ class IterableStream(Stream):
                 self.batches_done, self.drawn = number, samples
                 self.is_last = upcoming is END
                 drop_cached_gaussian()  # here too, as looking ahead drops it before one batch or the next
+                self.waited_seconds += perf_counter() - began
                 yield batch if present is None else present.take()
+                began = perf_counter()
                 if upcoming is _LATER:
                     upcoming = next(reader, END)
                     self._refuse_early_end(upcoming, number, limit)

@@ -99,6 +99,11 @@ class BatchSource:
         """Samples of a full batch, where the loader makes batches of samples and says so."""
         return self.stream.batch_size
 
+    @property
+    def waited_seconds(self) -> float:
+        """How long the run has waited for batches of this loader."""
+        return self.stream.waited_seconds
+
     def epoch(self, epoch: int, start_batch: int = 0, on_replay: Replay | None = None) -> Iterator[Any]:
         """Yield this rank's batches of an epoch from `start_batch` on, as Paddle's DataLoader gives them, on the host.
 

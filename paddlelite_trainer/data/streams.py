@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from paddle.io import DataLoader
@@ -43,6 +44,8 @@ class Stream:
         self.drawn: Any = None
         """For the batch being handled: the indices of its samples, or how many there are, where it is known."""
         self.current_epoch = 0
+        self.waited_seconds = 0.0
+        """How long the run has waited for this stream's batches; a list's are there."""
 
     @property
     def length(self) -> int | None:
@@ -255,6 +258,7 @@ class MapStream(Stream):
         fetch = MapFetcher(self.loader)
         upcoming = next(items, END)
         while upcoming is not END:
+            began = perf_counter()
             indices, upcoming = upcoming, next(items, END)
             scope.enter(self._batch_seed(epoch, number))
             try:
@@ -267,6 +271,7 @@ class MapStream(Stream):
             number += 1
             self.batches_done, self.drawn = number, indices
             self.is_last = upcoming is END
+            self.waited_seconds += perf_counter() - began
             yield batch
 
     def _fetched_by_workers(self, epoch: int, number: int, items: Iterator[Any]) -> Iterator[Any]:
@@ -289,6 +294,7 @@ class MapStream(Stream):
                 if submitted == number:
                     return
                 present, upcoming = upcoming, None
+                began = perf_counter()
                 try:
                     if present is None:
                         batch = pool.receive(number % pool.num_workers)
@@ -307,6 +313,7 @@ class MapStream(Stream):
                 number += 1
                 self.batches_done, self.drawn = number, drawn.popleft()
                 self.is_last = submitted == number
+                self.waited_seconds += perf_counter() - began
                 yield batch if present is None else present.take()
                 pool.check(generation)
 

@@ -1,4 +1,4 @@
-"""ProgressBar in a real notebook: prints while it is up, the stop button, a class defined anew, an error, the record."""
+"""ProgressBar in a real notebook: prints while it is up, the stop button, an error and its repair, what is saved."""
 
 from __future__ import annotations
 
