@@ -10,8 +10,11 @@ from typing import Any
 import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.callback import batch_size_of, imports_without_a_draw, is_terminal, print_line
+from paddlelite_trainer.callback import batch_size_of, print_line
 from paddlelite_trainer.errors import ConfigurationError
+
+from .progress_display import clock, rate
+from .progress_display import rich_bar as _rich_bar
 
 _STAGE_WORDS = {"validate": "Validation", "test": "Test", "predict": "Prediction"}
 
@@ -71,6 +74,8 @@ class ProgressBar(Callback):
 
     def print(self, *values: Any, **options: Any) -> None:
         """print(), above the bar."""
+        if hasattr(self._bar, "clear"):  # on another's terminal
+            self._bar.clear()
         print_line(*values, **options)  # the bar's display takes standard output over while it is there
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -156,9 +161,9 @@ class ProgressBar(Callback):
             f"{word} {self._batches}{_of(trainer.num_training_batches)}",
             f"lr {rates}",
             metrics_text(with_loss(trainer.progress_bar_metrics, loss)),
-            f"ips {_rate(samples)}/s",
+            f"ips {rate(samples)}/s",
             f"wait {100 * waited:.0f} %",
-            "" if left is None else f"eta {_clock(left)}",
+            "" if left is None else f"eta {clock(left)}",
         ]
         return "  ".join(part for part in parts if part)
 
@@ -226,7 +231,7 @@ class ProgressBar(Callback):
             parts = [_epoch_words(trainer, "epoch")] if trainer.state == "fit" else []
             parts.append(f"{self._other_words.lower()} {done}{_of(total)}")
             if not math.isinf(total):
-                parts.append(f"eta {_clock(seconds / done * (total - done))}")
+                parts.append(f"eta {clock(seconds / done * (total - done))}")
             self._write_line(trainer, "  ".join(parts))
             self._plan_line()
         self._next_look = min(self._next_redraw, self._next_line)
@@ -338,10 +343,6 @@ def _loss_in(outputs: Any) -> float | None:
     return float(loss.astype("float32"))
 
 
-def _rate(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _of(total: float) -> str:
     return "" if math.isinf(total) or not total else f"/{int(total)}"
 
@@ -353,63 +354,3 @@ def _epoch_words(trainer: Trainer, word: str = "Epoch") -> str:
 
 def _finite(length: float) -> int | None:
     return None if math.isinf(length) else int(length)
-
-
-def _rich_bar() -> Any:
-    """A rich progress display with a `draw`, and drawn at no other time; or None where nobody would see it."""
-    with imports_without_a_draw():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-        from rich.table import Column
-        from rich.text import Text
-
-    console = Console()
-    if console.is_jupyter:
-        import importlib.util
-
-        if importlib.util.find_spec("ipywidgets") is None:
-            return None
-    elif not is_terminal() or not console.is_terminal or console.is_dumb_terminal:
-        return None
-
-    class Count(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            total = "?" if task.total is None else str(int(task.total))
-            return Text(f"{int(task.completed):>{len(total)}}/{total}")
-
-    class Times(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            left = "" if task.time_remaining is None else f"<{_clock(task.time_remaining)}"
-            speed = "" if task.speed is None else f"  {_rate(task.speed)}/s"
-            return Text(_clock(task.elapsed or 0.0) + left + speed, style="dim")
-
-    class Metrics(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(task.fields["metrics"], no_wrap=True, overflow="ellipsis")
-
-    class Bar(Progress):
-        def refresh(self) -> None:
-            """rich calls it with every task that comes, and it takes a millisecond."""
-
-        def draw(self) -> None:
-            super().refresh()
-
-    whole = Column(no_wrap=True)  # in a narrow terminal the metrics give way, and nothing else
-    return Bar(
-        TextColumn("{task.description}", table_column=whole),
-        BarColumn(bar_width=max(5, min(30, console.width // 8)), table_column=whole),
-        Count(table_column=whole),
-        Times(table_column=whole),
-        Metrics(table_column=Column()),
-        console=console,
-        auto_refresh=False,  # a thread that redraws would take time from the training
-        # In a notebook the cell shows prints beside the bar by itself, and IPython's display prints in its turn.
-        redirect_stdout=not console.is_jupyter,
-        redirect_stderr=not console.is_jupyter,
-    )
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
