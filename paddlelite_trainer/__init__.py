@@ -6,6 +6,7 @@ Names are imported when first used, so that `paddlelite ckpt` runs on a machine 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ _HOME = {
     "TensorBoardLogger": ".reporting.loggers",
     "seed_everything": ".machine.rng",
 }
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if not os.path.isdir(os.path.join(_HERE, "callbacks")):  # a checkout, in which callbacks/ stands beside the package
+    __path__.append(os.path.dirname(_HERE))
 
 
 def __getattr__(name: str) -> Any:
