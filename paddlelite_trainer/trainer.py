@@ -407,7 +407,7 @@ class Trainer(Readable):
         values = self._fit.book.values_of(collector)
         self._evaluated.update(values)
         if is_final and len(self._running) == 1:
-            self._fit.book.send(collector)
+            self._fit.book.send_apart(collector)
         return values
 
     # -- before any of them ------------------------------------------------------------------------------------------
