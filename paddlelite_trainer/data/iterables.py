@@ -14,6 +14,7 @@ from paddle.io import DataLoader
 
 from ..errors import ConfigurationError, DataError
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
+from .arrays import holds_arrays, with_tensors
 from .fetch import END, IterableFetcher, to_tensors
 from .knows_epoch import made_by, parts_of, set_epoch_of
 from .order import has_state
@@ -33,6 +34,7 @@ class IterableStream(Stream):
         super().__init__(**settings)
         self.loader = loader
         self._has_yielded = False
+        self._gives_arrays: bool | None = None
         self._just_read: int | None = None  # samples of the batch that was read last
         self._own_state: Any = None
         self._resume: dict[str, Any] | None = None
@@ -124,6 +126,10 @@ class IterableStream(Stream):
                 scope.leave()
             if batch is END:
                 break
+            if self._gives_arrays is None:  # the first batch tells for all
+                self._gives_arrays = holds_arrays(batch)
+            if self._gives_arrays:
+                batch = with_tensors(batch, keep_float64=self.keep_float64)
             number += 1
             if number > start_batch:
                 yield batch

@@ -13,6 +13,7 @@ from paddle.io import DataLoader
 from ..errors import ConfigurationError, DataError
 from ..machine.paddle_internals import keeps_workers
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
+from .arrays import TensorBatches, holds_arrays
 from .fetch import END, MapFetcher, add_note, to_tensors
 from .knows_epoch import made_by, set_epoch_of
 from .order import Order, Share
@@ -34,7 +35,11 @@ class Stream:
     prefetch: Prefetch | None = None
     batch_size: int | None = None
 
-    def __init__(self, *, share: Share, seed: int, limit: int | float | None, name: str) -> None:
+    def __init__(
+        self, *, share: Share, seed: int, limit: int | float | None, name: str, keep_float64: bool = False
+    ) -> None:
+        self.keep_float64 = keep_float64
+        """Whether arrays of float64, where no DataLoader has made Tensors of them, stay in float64."""
         self.share = share
         self.seed = seed
         self.limit = limit
@@ -175,6 +180,8 @@ class ListStream(Stream):
         self._check_start(start_batch, count)
         self._begin(epoch, start_batch)
         batches = self.share.of(self.batches)
+        if start_batch < count and (not self.can_look_ahead or holds_arrays(batches[start_batch])):
+            batches = TensorBatches(batches, keep_float64=self.keep_float64)
         upcoming: NextBatch | None = None
         ahead: Any = None
         with self._prefetching() as prefetch:

@@ -1,0 +1,105 @@
+"""What newcomers from Paddle, Lightning and NumPy write first: it works, or one sentence names what is meant here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from models import Classifier, make_batches, quiet_trainer, same_weights, weights_of
+
+from paddlelite_trainer.errors import ConfigurationTypeError, TrainingError
+
+
+def test_a_backward_left_in_training_step_is_named() -> None:
+    class ByHand(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.loss(batch)
+            loss.backward()
+            return loss
+
+    with pytest.raises(TrainingError, match=r"ByHand.training_step .* called backward .*automatic_optimization = F"):
+        quiet_trainer().fit(ByHand(), make_batches(2))
+
+
+# -- arrays ------------------------------------------------------------------------------------------------------------
+def arrays(kind: str = "float32") -> list[Any]:
+    return [(x.numpy().astype(kind), y.numpy()) for x, y in make_batches(6)]
+
+
+class Readable:
+    """An iterable that is no list."""
+
+    def __iter__(self) -> Any:
+        return iter(arrays())
+
+
+class Lazy(list[Any]):
+    """A sequence that makes its batches when it is asked."""
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("loader", [list, tuple, iter, Lazy, lambda batches: Readable()])
+def test_batches_of_arrays_train_as_those_of_tensors_do(loader: Any, kind: str) -> None:
+    expected, module = Classifier(), Classifier()
+    quiet_trainer(seed=1).fit(expected, make_batches(6))
+    quiet_trainer(seed=1).fit(module, loader(arrays(kind)), arrays())
+    assert same_weights(weights_of(expected), weights_of(module))
+
+
+def test_arrays_are_tensors_in_every_stage_and_keep_their_containers() -> None:
+    seen: list[Any] = []
+
+    class Looks(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            seen.append(batch)
+
+        test_step = predict_step = validation_step
+
+    batches = [{"x": np.ones([2, 4]), "names": np.array(["a", "b"]), "deep": (np.int32([1, 2]), "text")}]
+    module, trainer = Looks(), quiet_trainer()
+    trainer.validate(module, batches)
+    trainer.test(module, batches)
+    trainer.predict(module, batches)
+    assert len(seen) == 3
+    for batch in seen:
+        assert (str(batch["x"].dtype), str(batch["deep"][0].dtype)) == ("paddle.float32", "paddle.int32")
+        assert isinstance(batch["names"], np.ndarray)
+        assert isinstance(batch["deep"], tuple) and batch["deep"][1] == "text"
+    assert isinstance(batches[0]["x"], np.ndarray)
+
+
+def test_in_64_bits_arrays_stay_so() -> None:
+    class Looks(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            assert str(batch[0].dtype) == "paddle.float64"
+            assert float(batch[0][0, 0]) == 0.1
+            return self.loss(batch)
+
+    quiet_trainer(precision="64-true").fit(Looks(), [(np.full([8, 4], 0.1), np.zeros(8, "int64"))])
+
+
+X, Y = np.random.RandomState(0).randn(64, 4).astype("float32"), np.zeros(64, "int64")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(X, Y), [X, Y], (X, X[:, :1]), (paddle.to_tensor(X), paddle.to_tensor(Y)), X, paddle.to_tensor(X), (X, Y, Y)],
+    ids=["arrays", "a list", "numbers to predict", "tensors", "one array", "one tensor", "three"],
+)
+def test_data_as_a_whole_are_no_batches(data: Any) -> None:
+    with pytest.raises(ConfigurationTypeError, match=r"train_dataloader is .*DataLoader\(.*Dataset\(\[.*batch_size="):
+        quiet_trainer().fit(Classifier(), data)
+
+
+def test_a_list_of_plain_batches_stays_one() -> None:
+    class Plain(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self(batch).mean()
+
+    lengths = [paddle.ones([8, 3, 4]), paddle.ones([8, 5, 4])]
+    for batches in ([paddle.ones([8, 4])] * 2, (paddle.ones([8, 4]), paddle.ones([8, 4])), lengths):
+        trainer = quiet_trainer()
+        trainer.fit(Plain(), batches)
+        assert trainer.global_step == 2
