@@ -7,6 +7,8 @@ if __name__ == "callbacks":  # a second copy of every class would exist, and isi
         "import these as paddlelite_trainer.callbacks: `from paddlelite_trainer.callbacks import ModelCheckpoint`"
     )
 
+from typing import TYPE_CHECKING
+
 from .averaged_weights import AveragedWeights
 from .early_stopping import EarlyStopping
 from .ema import ExponentialMovingAverage
@@ -46,3 +48,12 @@ __all__ = [
     "ThroughputMonitor",
     "Timer",
 ]
+
+if not TYPE_CHECKING:  # or type checkers would take any name
+
+    def __getattr__(name):
+        from paddlelite_trainer.callback import refuse_class
+
+        if not name.startswith("_"):
+            refuse_class(name, __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

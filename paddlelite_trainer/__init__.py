@@ -61,15 +61,19 @@ if not os.path.isdir(os.path.join(_HERE, "callbacks")):  # a checkout, in which 
     __path__.append(os.path.dirname(_HERE))
 
 
-def __getattr__(name: str) -> Any:
-    if name == "callbacks":
-        return importlib.import_module(".callbacks", __name__)
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _require_paddle()
-    value = getattr(importlib.import_module(_HOME[name], __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or type checkers would take any name
+
+    def __getattr__(name: str) -> Any:
+        if name == "callbacks":
+            return importlib.import_module(".callbacks", __name__)
+        if name not in _HOME:
+            if not name.startswith("_"):
+                importlib.import_module(".names_elsewhere", __name__).refuse_class(name, __name__)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _require_paddle()
+        value = getattr(importlib.import_module(_HOME[name], __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigurationError
 from .fit.evaluation import Evaluation
 from .fit.fit import Fit
+from .names_elsewhere import no_attribute
 from .settings import Settings, as_schedule, check_setting
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ class Readable(Settings):
     _running: list[Fit | Evaluation]
     _last: Fit | Evaluation
     _evaluated: dict[str, float]
+
+    if not TYPE_CHECKING:  # or type checkers would take any name
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property has raised this AttributeError, and is to raise its own again
+                return object.__getattribute__(self, name)
+            raise no_attribute(self, name)
 
     # -- what is running -----------------------------------------------------------------------------------------------
     @property

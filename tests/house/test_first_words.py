@@ -103,3 +103,77 @@ def test_a_list_of_plain_batches_stays_one() -> None:
         trainer = quiet_trainer()
         trainer.fit(Plain(), batches)
         assert trainer.global_step == 2
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("package", "name", "words"),
+    [
+        ("paddlelite_trainer", "LightningModule", "called Module here: from paddlelite_trainer import Module"),
+        ("paddlelite_trainer", "LightningDataModule", "called DataModule here"),
+        ("paddlelite_trainer", "Model", "a Module and a Trainer here"),
+        ("paddlelite_trainer", "ModelCheckpoint", "from paddlelite_trainer.callbacks import ModelCheckpoint"),
+        ("paddlelite_trainer.callbacks", "LearningRateMonitor", "called LRMonitor here"),
+        ("paddlelite_trainer.callbacks", "RichProgressBar", "called ProgressBar here"),
+        ("paddlelite_trainer.callbacks", "ReduceLROnPlateau", r"ReduceOnPlateau\(0.1\), 'monitor': 'val_loss'"),
+        ("paddlelite_trainer.callbacks", "LRScheduler", "from configure_optimizers"),
+    ],
+)
+def test_an_import_of_another_framework_s_name(package: str, name: str, words: str) -> None:
+    with pytest.raises(ImportError, match=f"{package} has no {name}: .*{words}"):
+        exec(f"from {package} import {name}", {})
+
+
+@pytest.mark.parametrize("package", ["paddlelite_trainer", "paddlelite_trainer.callbacks"])
+def test_any_other_name_is_python_s_own_error(package: str) -> None:
+    with pytest.raises(ImportError, match="cannot import name 'Traner'"):
+        exec(f"from {package} import Traner", {})
+    assert not hasattr(__import__(package, fromlist=["Traner"]), "Traner")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("evaluate", "trainer.validate(module, loader) or trainer.test"),
+        ("prepare", "configure_optimizers"),
+        ("lr_find", "Tuner(trainer).lr_find"),
+        ("validat", "Did you mean 'validate'?"),
+    ],
+)
+def test_a_method_that_a_trainer_elsewhere_has(name: str, words: str) -> None:
+    with pytest.raises(AttributeError) as raised:
+        getattr(quiet_trainer(), name)
+    assert str(raised.value).startswith(f"Trainer has no {name!r}. ")
+    assert words in str(raised.value)
+    assert not hasattr(quiet_trainer(), name)
+
+
+def test_an_attribute_error_within_a_property_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paddlelite_trainer import Trainer
+
+    def fails(self: Any) -> None:
+        raise AttributeError("mine")
+
+    monkeypatch.setattr(Trainer, "history", property(fails))
+    with pytest.raises(AttributeError, match=r"^mine$"):
+        _ = quiet_trainer().history
+
+
+@pytest.mark.parametrize(
+    ("method", "argument", "words"),
+    [
+        ("fit", "epochs", "Here it is Trainer(max_epochs=...)."),
+        ("fit", "batch_size", "Here it is paddle.io.DataLoader(dataset, batch_size=...)."),
+        ("fit", "val_dataloader", "Did you mean 'val_dataloaders'?"),
+        ("fit", "eval_data", "Here it is val_dataloaders."),
+        ("fit", "wholly_unknown", "'wholly_unknown'."),
+        ("validate", "eval_data", "Here it is dataloaders."),
+        ("test", "dataloader", "Did you mean 'dataloaders'?"),
+        ("predict", "batch_size", "Here it is paddle.io.DataLoader"),
+    ],
+)
+def test_an_argument_that_belongs_elsewhere(method: str, argument: str, words: str) -> None:
+    with pytest.raises(ConfigurationTypeError) as raised:
+        getattr(quiet_trainer(), method)(Classifier(), **{argument: 3})
+    assert str(raised.value).startswith(f"Trainer.{method} has no argument {argument!r}.")
+    assert words in str(raised.value)
