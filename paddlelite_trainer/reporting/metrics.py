@@ -123,7 +123,7 @@ class MetricCollector:
             if several and series.is_unused:
                 del self._series[name]
             for own_name, result in several.items():
-                self.log(own_name, result, *options, batch_size)
+                self.log(own_name, result, *(*options, batch_size))
             if several:
                 return None
             value = Result(value, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import paddle
 import pytest
 from models import Classifier, make_batches, quiet_trainer, same_weights, weights_of
 
-from paddlelite_trainer.errors import ConfigurationTypeError, TrainingError
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, TrainingError
 
 
 def test_a_backward_left_in_training_step_is_named() -> None:
@@ -177,3 +178,57 @@ def test_an_argument_that_belongs_elsewhere(method: str, argument: str, words: s
         getattr(quiet_trainer(), method)(Classifier(), **{argument: 3})
     assert str(raised.value).startswith(f"Trainer.{method} has no argument {argument!r}.")
     assert words in str(raised.value)
+
+
+TAGS = ["path.ckpt", "out/path.ckpt", "/out/path", "path.pdparams", r"out\path.pt", Path("path.pth")]
+
+
+@pytest.mark.parametrize("tag", TAGS, ids=str)
+def test_a_file_s_name_for_save_checkpoint(tag: Any, tmp_path: Path) -> None:
+    trainer = quiet_trainer(enable_checkpointing=True, default_root_dir=tmp_path)
+    trainer.fit(Classifier(), make_batches(1))
+    with pytest.raises(ConfigurationError, match=r"takes a name and no path, got .*: .*\('path'\) keeps "):
+        trainer.save_checkpoint(tag)
+    assert trainer.save_checkpoint("v1.5") is not None
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [
+        ("O1", "Paddle's level O1 is '16-mixed' or 'bf16-mixed' here."),
+        ("O2", "Paddle's level O2 is '16-true' or 'bf16-true' here."),
+        ("O0", "Paddle's level O0 is '32-true' here."),
+    ],
+)
+def test_paddle_s_levels_of_precision(precision: str, words: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        quiet_trainer(precision=precision)
+    assert str(raised.value).endswith(f"got {precision!r}. {words}")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "words"),
+    [
+        ("gpu:0", "names one device: pass accelerator='gpu', devices=[0]."),
+        ("npu:3", "names one device: pass accelerator='npu', devices=[3]."),
+        ("cuda", "Paddle calls it 'gpu'."),
+        ("cuda:1", "names one device: pass accelerator='gpu', devices=[1]."),
+    ],
+)
+def test_a_device_s_name_for_accelerator(accelerator: str, words: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        quiet_trainer(accelerator=accelerator)
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("EarlyStopping", "from paddlelite_trainer.callbacks import EarlyStopping"),
+        ("ProgBarLogger", "called ProgressBar here"),
+        ("ReduceLROnPlateau", "a schedule and no callback"),
+    ],
+)
+def test_a_callback_of_paddle_model(name: str, words: str) -> None:
+    with pytest.raises(ConfigurationTypeError, match=f"takes Callback objects, got .*{words}"):
+        quiet_trainer(callbacks=[getattr(paddle.callbacks, name)()])
