@@ -340,7 +340,7 @@ def _loss_in(outputs: Any) -> float | None:
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     if not isinstance(loss, paddle.Tensor) or loss.size != 1 or not loss.is_floating_point():
         return None
-    return float(loss.astype("float32"))
+    return float(loss.astype("float32").item())
 
 
 def _of(total: float) -> str:

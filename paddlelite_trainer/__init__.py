@@ -82,7 +82,10 @@ def __dir__() -> list[str]:
 
 def _require_paddle() -> None:
     import importlib.util
+    import warnings
 
+    # Said at every import of Paddle 3, and of no use to those who build no operators of their own.
+    warnings.filterwarnings("ignore", message="No ccache found")
     if importlib.util.find_spec("paddle") is None:
         raise ImportError(
             "paddlelite_trainer needs PaddlePaddle, which is not installed. Install exactly one of the two: "

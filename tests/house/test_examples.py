@@ -147,6 +147,7 @@ def _command(script: str, *arguments: str) -> list[str]:
 def _run(script: str, *arguments: str) -> str:
     ran = subprocess.run(_command(script, *arguments), capture_output=True, text=True, env=_environment(), timeout=250)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "ccache" not in ran.stderr
     return ran.stdout
 
 
