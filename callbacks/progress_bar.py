@@ -1,4 +1,4 @@
-"""ProgressBar: where a run is; one line per epoch where there is no terminal."""
+"""ProgressBar: where a run is, as a bar in a terminal or notebook, and as lines in a pipe or a log file."""
 
 from __future__ import annotations
 
