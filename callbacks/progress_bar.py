@@ -294,11 +294,13 @@ class Pace:
     """How fast the steps of a fit go, and how many seconds are left; ProgressBar alone writes it."""
 
     def __init__(self) -> None:
-        self._started, self._first_step = 0.0, 0
+        self._started, self._seconds_before = 0.0, 0.0
+        self._first_step = self._first_batch = 0
         self._marked, self._batches, self._waited = 0.0, 0, 0.0
 
     def begin(self, trainer: Trainer) -> None:
-        self._started, self._first_step = time.monotonic(), trainer.global_step
+        self._started, self._seconds_before = time.monotonic(), trainer.progress.seconds
+        self._first_step, self._first_batch = trainer.global_step, trainer.progress.total_batches
 
     def mark(self, trainer: Trainer, batches: int) -> None:
         """From here on the next line counts."""
@@ -318,10 +320,18 @@ class Pace:
 
     def seconds_left(self, trainer: Trainer) -> float | None:
         """Of the whole fit, validations and saves at their present share; None where nobody can know."""
-        done, steps = trainer.global_step - self._first_step, trainer.estimated_stepping_batches
-        if done < 1 or math.isinf(steps):
-            return None
-        return (time.monotonic() - self._started) / done * max(steps - trainer.global_step, 0)
+        seconds = time.monotonic() - self._started
+        batches, steps = trainer.progress.total_batches + 1, trainer.global_step  # this batch is done but for its hooks
+        limits = []
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            all_batches = trainer.max_epochs * trainer.num_training_batches
+            limits.append(seconds / (batches - self._first_batch) * (all_batches - batches))
+        if trainer.max_steps >= 0 and steps > self._first_step:
+            limits.append(seconds / (steps - self._first_step) * (trainer.max_steps - steps))
+        if trainer.max_seconds is not None:
+            limits.append(trainer.max_seconds - self._seconds_before - seconds)
+        left = min(limits, default=math.inf)
+        return None if math.isinf(left) else max(left, 0.0)
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:

@@ -62,6 +62,45 @@ def test_a_line_comes_at_the_latest_after_the_time_given(
     assert found[0].endswith("eta 0:05")
 
 
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        ({"max_epochs": 3}, "0:09"),
+        ({"max_epochs": 3, "max_steps": 8}, "0:05"),
+        ({"max_epochs": -1, "max_steps": 8}, "0:05"),
+        ({"max_epochs": -1, "max_time": {"seconds": 6}}, "0:03"),
+        ({"max_epochs": -1, "max_time": {"seconds": 6}, "max_steps": 4}, "0:01"),
+    ],
+)
+def test_the_time_left_is_that_to_the_first_limit(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    limits: dict[str, Any],
+    left: str,
+) -> None:
+    trainer = Trainer(
+        **limits,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_model_summary=False,
+        callbacks=[Tick(monkeypatch), ProgressBar(every_seconds=3)],
+    )
+    trainer.fit(Silent(), batches(4))
+    assert step_lines(capsys.readouterr().out)[0].endswith(f"eta {left}")
+
+
+def test_where_no_limit_is_known_there_is_no_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Unknown:
+        def __iter__(self) -> Any:
+            return iter(batches(2))
+
+    trainer = Trainer(max_epochs=1, default_root_dir=tmp_path, logger=False, callbacks=ProgressBar(every_n_steps=2))
+    trainer.fit(Silent(), Unknown())
+    (line,) = step_lines(capsys.readouterr().out)
+    assert "eta" not in line and line.startswith("epoch 1/1  step 2  lr")
+
+
 def test_a_long_validation_says_where_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
