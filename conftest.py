@@ -1,4 +1,4 @@
-"""Lets a bare checkout import callbacks/ as paddlelite_trainer.callbacks, as the installed package does."""
+"""Lets a bare checkout import the package without an install."""
 
 import importlib.util
 import os
@@ -10,20 +10,5 @@ HERE = Path(__file__).parent
 os.environ.setdefault("PADDLELITE_CPU_THREADS", "1")
 
 
-def _map_callbacks() -> None:
-    if importlib.util.find_spec("paddlelite_trainer") is None:
-        sys.path.insert(0, str(HERE))
-    if importlib.util.find_spec("paddlelite_trainer.callbacks") is not None:
-        return
-    spec = importlib.util.spec_from_file_location(
-        "paddlelite_trainer.callbacks",
-        HERE / "callbacks/__init__.py",
-        submodule_search_locations=[str(HERE / "callbacks")],
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-
-
-_map_callbacks()
+if importlib.util.find_spec("paddlelite_trainer") is None:
+    sys.path.insert(0, str(HERE))

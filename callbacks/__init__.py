@@ -7,6 +7,8 @@ if __name__ == "callbacks":  # a second copy of every class would exist, and isi
         "import these as paddlelite_trainer.callbacks: `from paddlelite_trainer.callbacks import ModelCheckpoint`"
     )
 
+from typing import TYPE_CHECKING
+
 from .averaged_weights import AveragedWeights
 from .early_stopping import EarlyStopping
 from .ema import ExponentialMovingAverage
@@ -26,23 +28,6 @@ from .remote_copy import RemoteCopy
 from .throughput_monitor import ThroughputMonitor
 from .timer import Timer
 from .weight_averaging import StochasticWeightAveraging
-
-# Of Lightning's callbacks, those that are not here, and what to use.
-INSTEAD = {
-    "Callback": "from paddlelite_trainer import Callback",
-    "Checkpoint": "Callback, with on_save_point",
-    "LearningRateMonitor": "LRMonitor",
-    "TQDMProgressBar": "ProgressBar",
-    "RichProgressBar": "ProgressBar",
-    "RichModelSummary": "ModelSummary",
-    "EMAWeightAveraging": "ExponentialMovingAverage(decay=0.999, update_every_n_steps=1, start_step=0)",
-    "WeightAveraging": "AveragedWeights, whose subclass decides when, with begin and move",
-    "LearningRateFinder": "Tuner(trainer).lr_find(module, loader, update_attr=True) before fit",
-    "BatchSizeFinder": "Tuner(trainer).scale_batch_size(module, update_attr=True) before fit",
-    "DeviceStatsMonitor": "paddle.device.cuda.memory_allocated() and the like, logged in a hook",
-    "SpikeDetection": "LossSpikeWatch",
-    "ModelPruning": "PaddleSlim",
-}
 
 __all__ = [
     "AveragedWeights",
@@ -68,8 +53,11 @@ __all__ = [
     "Timer",
 ]
 
+if not TYPE_CHECKING:  # or type checkers would take any name
 
-def __getattr__(name: str) -> object:
-    if name in INSTEAD:  # an AttributeError's words would not be seen by those who import it
-        raise ImportError(f"{name} is one of Lightning's callbacks; here {INSTEAD[name]}.")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name):
+        from paddlelite_trainer.callback import refuse_class
+
+        if not name.startswith("_"):
+            refuse_class(name, __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -301,6 +301,20 @@ class ModelCheckpoint(Callback):
             has_validated = self._validated_at is not None
             self._metric.warn_if_it_never_came("ModelCheckpoint", trainer, has_validated=has_validated)
 
+    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
+        self._tell_the_best(trainer)
+
+    def on_already_over(self, trainer: Trainer, module: Module) -> None:
+        self._tell_the_best(trainer)
+
+    def _tell_the_best(self, trainer: Trainer) -> None:
+        """One line where a fit ends: whose weights are best, and where they are."""
+        best = self._best()[:1] if self._best_pins and trainer.is_global_zero else []
+        for entry in best:
+            score = f"{self._metric.name} {entry.metrics[self._metric.name]:.6g}"
+            where = f"{trainer.run_dir}/{self._best_pins[0]}.pdparams"
+            trainer.print(f"Best: {score}, of epoch {entry.epoch}, step {entry.step}: {where}")
+
     def _is_due(self, trainer: Trainer, reason: str) -> bool:
         if reason in ("exception", "stop"):
             return self.save_on_exception or reason == "stop"

@@ -7,14 +7,16 @@ import zlib  # noqa: F401  before paddle: 2.6 brings its own, with which reading
 from pathlib import Path
 from typing import Any
 
+from paddlelite_trainer import Module, Trainer, seed_everything
+from paddlelite_trainer.callbacks import EarlyStopping, LRMonitor, ModelCheckpoint, PlotCurves
+
+# isort: split
+# After the package, which leaves out paddle's notice of ccache.
 import paddle
 import paddle.nn.functional as F
 from paddle.io import DataLoader, TensorDataset
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-
-from paddlelite_trainer import Module, Trainer, seed_everything
-from paddlelite_trainer.callbacks import EarlyStopping, LRMonitor, ModelCheckpoint, PlotCurves
 
 
 class Digits(Module):

@@ -11,11 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import paddle
-from digits import Digits, digit_loaders
-
 from paddlelite_trainer import Callback, Module, Trainer, seed_everything
 from paddlelite_trainer.callbacks import ModelCheckpoint
+
+# isort: split
+# After the package, which leaves out paddle's notice of ccache.
+import paddle
+from digits import Digits, digit_loaders
 
 EPOCHS = 4
 KILL_IN_EPOCH, KILL_AFTER_BATCH = 2, 17  # both from 0; an epoch has 34 batches

@@ -6,6 +6,7 @@ Names are imported when first used, so that `paddlelite ckpt` runs on a machine 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,25 +56,24 @@ _HOME = {
     "seed_everything": ".machine.rng",
 }
 
-# Of Lightning's names, those that are not here, and what to use.
-INSTEAD = {
-    "LightningModule": "Module",
-    "LightningDataModule": "DataModule",
-    "Fabric": "a loop of your own in plain Paddle",
-}
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if not os.path.isdir(os.path.join(_HERE, "callbacks")):  # a checkout, in which callbacks/ stands beside the package
+    __path__.append(os.path.dirname(_HERE))
 
 
-def __getattr__(name: str) -> Any:
-    if name == "callbacks":
-        return importlib.import_module(".callbacks", __name__)
-    if name in INSTEAD:  # an AttributeError's words would not be seen by those who import it
-        raise ImportError(f"{name} is one of Lightning's names; here {INSTEAD[name]}.")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _require_paddle()
-    value = getattr(importlib.import_module(_HOME[name], __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or type checkers would take any name
+
+    def __getattr__(name: str) -> Any:
+        if name == "callbacks":
+            return importlib.import_module(".callbacks", __name__)
+        if name not in _HOME:
+            if not name.startswith("_"):
+                importlib.import_module(".names_elsewhere", __name__).refuse_class(name, __name__)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _require_paddle()
+        value = getattr(importlib.import_module(_HOME[name], __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
@@ -82,7 +82,10 @@ def __dir__() -> list[str]:
 
 def _require_paddle() -> None:
     import importlib.util
+    import warnings
 
+    # Said at every import of Paddle 3, and of no use to those who build no operators of their own.
+    warnings.filterwarnings("ignore", message="No ccache found")
     if importlib.util.find_spec("paddle") is None:
         raise ImportError(
             "paddlelite_trainer needs PaddlePaddle, which is not installed. Install exactly one of the two: "

@@ -50,6 +50,10 @@ class Module(paddle.nn.Layer):
             self.log("train_loss", loss)
             return loss
 
+        def validation_step(self, batch, batch_idx):
+            x, y = batch
+            self.log("val_acc", paddle.metric.accuracy(self(x), y.reshape([-1, 1])), prog_bar=True)
+
         def configure_optimizers(self):
             return paddle.optimizer.AdamW(self.hparams.lr, parameters=self.parameters())
     """
@@ -72,6 +76,17 @@ class Module(paddle.nn.Layer):
         self._logs_hparams = True
 
     # -- what you write ------------------------------------------------------------------------------------------------
+    if TYPE_CHECKING:
+        forward: Callable[..., Any]  # of any signature
+    else:
+
+        def forward(self, x=None, *more):
+            """The network itself: what `self(x)`, `predict` and `paddle.jit.save` call."""
+            raise ConfigurationError(
+                f"{type(self).__name__} has no forward: write forward(self, x), which self(x), trainer.predict and "
+                "paddle.jit.save call. For trainer.predict alone predict_step(self, batch, batch_idx) will do."
+            )
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Return the loss, a scalar tensor still attached to the graph, or a dict that has it under "loss".
 

@@ -11,6 +11,7 @@ from .defaults import default_loggers
 from .errors import ConfigurationError
 from .fit.evaluation import Evaluation
 from .fit.fit import Fit
+from .names_elsewhere import no_attribute
 from .settings import Settings, as_schedule, check_setting
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .optimizers import LRSchedulerConfig
     from .progress import Progress
     from .reporting.loggers import Logger
+    from .reporting.train_log import TrainLog
     from .run.directory import RunDirectory
 
 
@@ -43,6 +45,13 @@ class Readable(Settings):
     _last: Fit | Evaluation
     _evaluated: dict[str, float]
     _loggers: list[Logger]
+
+    if not TYPE_CHECKING:  # or type checkers would take any name
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property has raised this AttributeError, and is to raise its own again
+                return object.__getattribute__(self, name)
+            raise no_attribute(self, name)
 
     # -- what is running -----------------------------------------------------------------------------------------------
     @property
@@ -187,6 +196,17 @@ class Readable(Settings):
         return self._fit.book.show_steps() if self.training else self._fit.book.shown
 
     @property
+    def last_loss(self) -> float | None:
+        """The last training batch's loss, brought to the host; None where there is none, or its step was skipped."""
+        loss = self._fit.optimization.last_loss_tensor if self._fit.optimization is not None else None
+        return None if loss is None else float(loss.astype("float32").mean())
+
+    @property
+    def data_wait_seconds(self) -> float:
+        """How long the last fit has waited for training batches, since the loader it reads now was opened."""
+        return self._fit.data.train.waited_seconds if self._fit.data is not None else 0.0
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """A record of every epoch: epoch, step, and what was logged."""
         return self._fit.book.history
@@ -228,6 +248,11 @@ class Readable(Settings):
         if self.run_dir is None and self.run_name is not None and writes:
             return self.default_root_dir / self.run_name
         return self.run_dir
+
+    @property
+    def train_log(self) -> TrainLog:
+        """The run's train.log, which holds what `trainer.print` has shown; `write` adds a line that nobody sees."""
+        return self._fit.train_log
 
     @property
     def ckpt_path(self) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from .duration import seconds
 from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
+from .names_elsewhere import callback_here
 from .reporting.profiler import make_profiler
 
 
@@ -203,6 +204,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
         if not isinstance(callback, Callback):
             raise ConfigurationTypeError(
                 f"Trainer(callbacks=...) takes Callback objects, got {callback!r} ({type(callback).__name__})"
+                + _meant(callback)
             )
         needs = {"ModelCheckpoint", "OnExceptionCheckpoint", "RemoteCopy"} & {
             base.__name__ for base in type(callback).__mro__
@@ -221,6 +223,12 @@ def check_settings(given: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             "check_val_every_n_epoch=None counts batches over epochs: pass val_check_interval as a number of batches"
         )
+
+
+def _meant(callback: object) -> str:
+    """What is meant by a callback of another framework's, where that is known."""
+    here = callback_here(type(callback).__name__)
+    return f": {here}" if here else ""
 
 
 def check_setting(name: str, value: Any, where: str) -> None:

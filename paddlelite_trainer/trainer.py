@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from .callback import Callback
 from .checkpoint.links import check_tag
@@ -38,6 +38,7 @@ from .machine.ranks import Ranks, launch_if_several
 from .machine.rng import isolated_random_states, seed_everything
 from .machine.signals import WaitingEnded
 from .module import Module
+from .names_elsewhere import refuse_unknown
 from .readable import Readable
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
@@ -148,6 +149,7 @@ class Trainer(Readable):
         *,
         override: Sequence[str] = (),
         init_from: str | Path | InitFrom | None = None,
+        **unknown: NoReturn,
     ) -> None:
         """Train until `max_epochs`, `max_steps`, `max_time` or a stop; resume where `ckpt_path` says.
 
@@ -179,6 +181,7 @@ class Trainer(Readable):
             TrainerError: see errors.py. SystemExit(75) after SIGTERM, when saved: run the same command again.
             KeyboardInterrupt after Ctrl-C, when saved; in a notebook fit returns and `trainer.interrupted` is True.
         """
+        refuse_unknown(self.fit, unknown)
         if isinstance(train_dataloaders, DataModule):
             train_dataloaders, datamodule = None, train_dataloaders
         refuse_both(datamodule, train_dataloaders, val_dataloaders)
@@ -195,6 +198,7 @@ class Trainer(Readable):
         with fit.stopping.signals, self._entered(fit) as entered:
             outcome = "failed"
             try:
+                entered.enter_context(fit.train_log.hears_warnings())
                 self._begin(fit, "fit", model, datamodule, entered)
                 with numeric_checks(detect_anomaly=self.detect_anomaly, deterministic=self.deterministic):
                     if prepare(fit, asked):
@@ -221,13 +225,14 @@ class Trainer(Readable):
         ckpt_path: str | Path | None = None,
         verbose: bool = True,
         datamodule: DataModule | None = None,
+        **unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Metrics of `validation_step` over the data, one dict per loader.
 
         With `ckpt_path` its weights are loaded, nothing else of it. Within a fit, in a hook or a step, it changes
         nothing of the fit.
         """
-        return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule)
+        return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule, unknown)
 
     def test(
         self,
@@ -236,9 +241,10 @@ class Trainer(Readable):
         ckpt_path: str | Path | None = None,
         verbose: bool = True,
         datamodule: DataModule | None = None,
+        **unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Metrics of `test_step` over the data, one dict per loader; otherwise as `validate`."""
-        return self._evaluate("test", model, dataloaders, ckpt_path, verbose, datamodule)
+        return self._evaluate("test", model, dataloaders, ckpt_path, verbose, datamodule, unknown)
 
     def predict(
         self,
@@ -247,10 +253,11 @@ class Trainer(Readable):
         datamodule: DataModule | None = None,
         return_predictions: bool = True,
         ckpt_path: str | Path | None = None,
+        **unknown: NoReturn,
     ) -> list[Any]:
         """What `predict_step` returned for each batch; a list of such lists where there are several loaders."""
         outputs = self._evaluate(
-            "predict", model, dataloaders, ckpt_path, False, datamodule, keep_outputs=return_predictions
+            "predict", model, dataloaders, ckpt_path, False, datamodule, unknown, keep_outputs=return_predictions
         )
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -343,11 +350,8 @@ class Trainer(Readable):
         """print() on rank 0 that does not tear the progress bar."""
         if not self.is_global_zero:
             return
-        bar = self.progress_bar_callback
-        if bar is not None and hasattr(bar, "print"):
-            bar.print(*values, **options)
-        else:
-            print_line(*values, **options)
+        self._fit.train_log.printed(values, options)
+        getattr(self.progress_bar_callback, "print", print_line)(*values, **options)
 
     # -- an evaluation of its own ------------------------------------------------------------------------------------
     def _evaluate(
@@ -358,8 +362,10 @@ class Trainer(Readable):
         ckpt_path: str | Path | None,
         verbose: bool,
         datamodule: DataModule | None,
+        unknown: Mapping[str, Any],
         keep_outputs: bool = False,
     ) -> list[Any]:
+        refuse_unknown(getattr(self, stage), unknown)
         if isinstance(dataloaders, DataModule):
             dataloaders, datamodule = None, dataloaders
         refuse_both(datamodule, dataloaders)
@@ -407,7 +413,7 @@ class Trainer(Readable):
         values = self._fit.book.values_of(collector)
         self._evaluated.update(values)
         if is_final and len(self._running) == 1:
-            self._fit.book.send(collector)
+            self._fit.book.send_apart(collector)
         return values
 
     # -- before any of them ------------------------------------------------------------------------------------------

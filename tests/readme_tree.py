@@ -34,7 +34,8 @@ OTHERS = {
     "tests/": "mirror the tree; test_architecture.py holds the walls",
     "docs/": "architecture, design, reliability, Paddle's own behaviour, coming from Lightning",
     ".ci/run": "what a change must pass; .ci/matrix runs the tests on every supported Paddle",
-    "conftest.py": "lets a bare checkout import callbacks/ as the installed package does",
+    "conftest.py": "lets a bare checkout import the package",
+    "setup.py": "makes an editable install a path, which type checkers follow",
     "setup.cfg": "metadata, extras, the mapping of callbacks/, settings of pytest and mypy",
     "pyproject.toml": "the build system, and ruff",
 }

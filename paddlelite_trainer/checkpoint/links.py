@@ -25,7 +25,7 @@ _MANAGED = re.compile(
 _TEMPORARY = re.compile(r"\.tmp-link-[0-9a-f]{8}")
 _NO_LINKS_HERE = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 # What else lies in a run directory.
-_RESERVED = {CHECKPOINTS, "run.json", "metrics.csv", "hparams.json", "profile.txt", "paddle_profile"}
+_RESERVED = {CHECKPOINTS, "run.json", "metrics.csv", "hparams.json", "profile.txt", "train.log", "paddle_profile"}
 _MAX_POINTER_BYTES = 4096
 
 

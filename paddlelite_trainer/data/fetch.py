@@ -140,7 +140,7 @@ def to_tensors(batch: Any) -> Any:
     Arrays that Paddle has no dtype for (text, objects, uint32, uint64) stay arrays.
     """
     if isinstance(batch, np.ndarray):
-        return _to_tensor(batch)
+        return to_tensor(batch)
     if isinstance(batch, paddle.Tensor):
         return batch if batch.stop_gradient else batch.detach()
     if isinstance(batch, (str, bytes, numbers.Number)):
@@ -195,10 +195,11 @@ class _Whole:
 
 
 def _reduce_tensor(tensor: Any) -> tuple[Any, ...]:
-    return _to_tensor, (tensor.numpy(),)
+    return to_tensor, (tensor.numpy(),)
 
 
-def _to_tensor(array: np.ndarray[Any, Any]) -> Any:
+def to_tensor(array: np.ndarray[Any, Any]) -> Any:
+    """A Tensor on the host with a copy of the array; the array's copy where Paddle has no such dtype."""
     dtype = array.dtype
     if dtype.kind not in _SUPPORTED_KINDS or (dtype.kind == "u" and dtype.itemsize > 2):
         return array.copy()

@@ -7,12 +7,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from paddle.io import DataLoader
 
 from ..errors import ConfigurationError, DataError
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
+from .arrays import holds_arrays, with_tensors
 from .fetch import END, IterableFetcher, to_tensors
 from .knows_epoch import made_by, parts_of, set_epoch_of
 from .order import has_state
@@ -32,6 +34,7 @@ class IterableStream(Stream):
         super().__init__(**settings)
         self.loader = loader
         self._has_yielded = False
+        self._gives_arrays: bool | None = None
         self._just_read: int | None = None  # samples of the batch that was read last
         self._own_state: Any = None
         self._resume: dict[str, Any] | None = None
@@ -67,7 +70,7 @@ class IterableStream(Stream):
         if is_over or (limit is not None and start_batch >= limit):
             return
         reader = self._read(epoch, start_batch, 0 if goes_on else start_batch, on_replay)
-        number = start_batch
+        number, began = start_batch, perf_counter()
         batch, samples = next(reader, END), self._just_read
         if batch is END and start_batch == 0:
             raise DataError(self._why_nothing(epoch))
@@ -92,7 +95,9 @@ class IterableStream(Stream):
                 self.batches_done, self.drawn = number, samples
                 self.is_last = upcoming is END
                 drop_cached_gaussian()  # here too, as looking ahead drops it before one batch or the next
+                self.waited_seconds += perf_counter() - began
                 yield batch if present is None else present.take()
+                began = perf_counter()
                 if upcoming is _LATER:
                     upcoming = next(reader, END)
                     self._refuse_early_end(upcoming, number, limit)
@@ -121,6 +126,10 @@ class IterableStream(Stream):
                 scope.leave()
             if batch is END:
                 break
+            if self._gives_arrays is None:  # the first batch tells for all
+                self._gives_arrays = holds_arrays(batch)
+            if self._gives_arrays:
+                batch = with_tensors(batch, keep_float64=self.keep_float64)
             number += 1
             if number > start_batch:
                 yield batch

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import paddle
 from paddle.io import DataLoader, Dataset, IterableDataset
 
 from ..errors import ConfigurationError, ConfigurationTypeError
 from ..machine.rng import derive_seed
+from .arrays import why_no_batches
 from .iterables import IterableLoaderStream, IterableStream, ReplayReport
 from .order import Share
 from .streams import ListStream, MapStream, Replay, Stream
@@ -53,12 +52,13 @@ class BatchSource:
         name: str = "train_dataloader",
         prefetch: Prefetch | None = None,
         look_ahead: bool = True,
+        keep_float64: bool = False,
     ) -> None:
         _check_limit(limit, name)
         share = Share(rank, world_size, wraps=stage == "train")
         if stage != "train":
             seed = derive_seed(seed, name)  # or validation would draw the numbers of the first training epoch
-        self.stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name)
+        self.stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name, keep_float64=keep_float64)
         if not look_ahead:
             self.stream.look_ahead_never()
         self.stream.read_ahead_with(prefetch)
@@ -98,6 +98,11 @@ class BatchSource:
     def batch_size(self) -> int | None:
         """Samples of a full batch, where the loader makes batches of samples and says so."""
         return self.stream.batch_size
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long the run has waited for batches of this loader."""
+        return self.stream.waited_seconds
 
     def epoch(self, epoch: int, start_batch: int = 0, on_replay: Replay | None = None) -> Iterator[Any]:
         """Yield this rank's batches of an epoch from `start_batch` on, as Paddle's DataLoader gives them, on the host.
@@ -164,11 +169,14 @@ def _stream_for(loader: Any, **settings: Any) -> Stream:
             f"{name} is a Dataset ({type(loader).__name__}), which yields samples, not batches; "
             "pass paddle.io.DataLoader(dataset, batch_size=...)"
         )
+    refusal = why_no_batches(loader)
+    if refusal is not None:
+        raise ConfigurationTypeError(f"{name} {refusal}")
     if isinstance(loader, Sequence) and not isinstance(loader, (str, bytes)):
         if any(isinstance(item, DataLoader) for item in loader):
             raise ConfigurationTypeError(f"{name} is a {type(loader).__name__} of DataLoaders; pass one loader")
         return ListStream(loader, **settings)
-    if isinstance(loader, (str, bytes, Mapping, paddle.Tensor, np.ndarray)) or not isinstance(loader, Iterable):
+    if isinstance(loader, (str, bytes, Mapping)) or not isinstance(loader, Iterable):
         hint = "; call it" if callable(loader) else ""
         raise ConfigurationTypeError(
             f"{name} must be a paddle.io.DataLoader, a list of batches or another iterable of batches "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from paddle.io import DataLoader
@@ -12,6 +13,7 @@ from paddle.io import DataLoader
 from ..errors import ConfigurationError, DataError
 from ..machine.paddle_internals import keeps_workers
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
+from .arrays import TensorBatches, holds_arrays
 from .fetch import END, MapFetcher, add_note, to_tensors
 from .knows_epoch import made_by, set_epoch_of
 from .order import Order, Share
@@ -33,7 +35,11 @@ class Stream:
     prefetch: Prefetch | None = None
     batch_size: int | None = None
 
-    def __init__(self, *, share: Share, seed: int, limit: int | float | None, name: str) -> None:
+    def __init__(
+        self, *, share: Share, seed: int, limit: int | float | None, name: str, keep_float64: bool = False
+    ) -> None:
+        self.keep_float64 = keep_float64
+        """Whether arrays of float64, where no DataLoader has made Tensors of them, stay in float64."""
         self.share = share
         self.seed = seed
         self.limit = limit
@@ -43,6 +49,8 @@ class Stream:
         self.drawn: Any = None
         """For the batch being handled: the indices of its samples, or how many there are, where it is known."""
         self.current_epoch = 0
+        self.waited_seconds = 0.0
+        """How long the run has waited for this stream's batches; a list's are there."""
 
     @property
     def length(self) -> int | None:
@@ -172,6 +180,8 @@ class ListStream(Stream):
         self._check_start(start_batch, count)
         self._begin(epoch, start_batch)
         batches = self.share.of(self.batches)
+        if start_batch < count and (not self.can_look_ahead or holds_arrays(batches[start_batch])):
+            batches = TensorBatches(batches, keep_float64=self.keep_float64)
         upcoming: NextBatch | None = None
         ahead: Any = None
         with self._prefetching() as prefetch:
@@ -255,6 +265,7 @@ class MapStream(Stream):
         fetch = MapFetcher(self.loader)
         upcoming = next(items, END)
         while upcoming is not END:
+            began = perf_counter()
             indices, upcoming = upcoming, next(items, END)
             scope.enter(self._batch_seed(epoch, number))
             try:
@@ -267,6 +278,7 @@ class MapStream(Stream):
             number += 1
             self.batches_done, self.drawn = number, indices
             self.is_last = upcoming is END
+            self.waited_seconds += perf_counter() - began
             yield batch
 
     def _fetched_by_workers(self, epoch: int, number: int, items: Iterator[Any]) -> Iterator[Any]:
@@ -289,6 +301,7 @@ class MapStream(Stream):
                 if submitted == number:
                     return
                 present, upcoming = upcoming, None
+                began = perf_counter()
                 try:
                     if present is None:
                         batch = pool.receive(number % pool.num_workers)
@@ -307,6 +320,7 @@ class MapStream(Stream):
                 number += 1
                 self.batches_done, self.drawn = number, drawn.popleft()
                 self.is_last = submitted == number
+                self.waited_seconds += perf_counter() - began
                 yield batch if present is None else present.take()
                 pool.check(generation)
 

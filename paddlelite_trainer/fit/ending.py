@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceOutOfMemoryError
@@ -39,14 +40,22 @@ def finish(fit: Fit) -> None:
     if fit.schedules is not None:
         fit.schedules.warn_of_missing()
     _last_hook(fit, "on_train_end")
+    fit.print(_how_far(fit))
     fit.enter("ending")
     fit.target.expect_steps(False)
     _last_hook(fit, "on_fit_end")
     saver.take_requested()
     saver.await_save()
-    if stopping.reason is not None:
-        where = f"epoch {progress.current_epoch}, step {progress.global_step}"
-        fit.print(f"Stopped at {where}: {stopping.reason}")
+
+
+def _how_far(fit: Fit) -> str:
+    """Why the fit has ended, and where."""
+    progress, limit = fit.progress, fit.settings.max_epochs
+    seconds = timedelta(seconds=round(fit.stopping.seconds))
+    if fit.stopping.reason is not None:
+        return f"Stopped at epoch {progress.current_epoch}, step {progress.global_step}: {fit.stopping.reason}"
+    of = f"/{limit}" if limit is not None and limit > 0 else ""
+    return f"Finished {progress.current_epoch}{of} epochs, {progress.global_step} steps, in {seconds}"
 
 
 def _last_hook(fit: Fit, name: str) -> None:
@@ -59,10 +68,12 @@ def _last_hook(fit: Fit, name: str) -> None:
 
 def told(fit: Fit, error: BaseException) -> BaseException:
     """Tell everybody of an exception, save if asked to, and return what leaves fit."""
+    fit.train_log.failed(error)
     if is_out_of_memory(error):
         where = f"epoch {fit.progress.current_epoch}, batch {fit.progress.batches_in_epoch}"
         prefetch = fit.data.train.prefetch if fit.data is not None else None
         error = out_of_memory(fit.device.name, where, fit.batch, prefetches=bool(prefetch and prefetch.is_on))
+        fit.train_log.write(str(error))
     if fit.subject is not None:
         fit.hooks.tell_of_exception(error)
     if fit.saver is not None:

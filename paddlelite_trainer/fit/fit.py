@@ -14,6 +14,7 @@ from ..progress import Progress
 from ..reporting.book import Book
 from ..reporting.log_target import LogTarget
 from ..reporting.metrics import paddle_metrics_of
+from ..reporting.train_log import TrainLog
 from ..run.identity import Run
 from .evaluation import Evaluation
 from .plain_tensors import PlainTensors
@@ -48,6 +49,7 @@ class Fit:
             machine.precision,
         )
         self.print = print_
+        self.train_log = TrainLog(print_)
         # What is there from the start.
         self.progress = Progress()
         self.target = LogTarget()

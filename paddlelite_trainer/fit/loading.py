@@ -84,6 +84,7 @@ class Loading:
                 name=method if len(loaders) == 1 else f"{method}[{index}]",
                 prefetch=self._new_prefetch(),
                 look_ahead=self.settings.look_ahead or stage != "train",
+                keep_float64=self.precision.effective == "64-true",
             )
             for index, loader in enumerate(loaders)
         ]

@@ -92,7 +92,17 @@ class Optimization:
             self.step()
 
     def _backward(self, loss: Any) -> None:
-        self.precision.scale(loss).backward()
+        try:
+            self.precision.scale(loss).backward()
+        except Exception as error:
+            if self.is_automatic and "TensorWrappers" in str(error):
+                raise TrainingError(
+                    f"{type(self.module).__name__}.training_step has called backward of the loss that it returns, in "
+                    f"batch {self.progress.batches_in_epoch}. Only return the loss: backward, optimizer.step() and "
+                    "clear_grad() are the trainer's. To do them yourself, set automatic_optimization = False in the "
+                    "module and call self.manual_backward(loss)."
+                ) from error
+            raise
 
     def _step(self) -> None:
         """The end of an accumulation window."""

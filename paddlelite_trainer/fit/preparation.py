@@ -73,6 +73,8 @@ def prepare(fit: Fit, request: Request) -> bool:
     start = _start(fit, request) if saved is None and request.init_from is not None else None
     # 7. The directory with its lock, store and logs.
     fit.run.open(resolution, fit.book.loggers)
+    if fit.run.directory is not None:  # on rank 0, where anything is written
+        fit.train_log.open(fit.run.directory.path)
     _make_saver(fit)
     # 8. The saved state, all at once.
     notes += _restore(fit, request, resolution, saved, override, start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -164,6 +165,7 @@ class Saver:
 
     def keep(self, tag: str, *, weights_only: bool, replace: bool, at_once: bool) -> Path | None:
         """Trainer.save_checkpoint: at the next save point, or at once where the fit is over; every rank calls it."""
+        _refuse_path(tag, self.run.path)
         check_tag(tag)
         if not at_once:
             self._refuse_taken(tag, replace)
@@ -308,3 +310,17 @@ def ranks_talk_after(settings: Settings, callbacks: Sequence[Any]) -> Callable[[
         return step % settings.log_every_n_steps == 0 or any(count and step % count == 0 for count in every)
 
     return answer
+
+
+_FILES = {".ckpt", ".pt", ".pth", ".pdparams", ".pdopt", ".pdckpt", ".pdz", ".safetensors"}
+
+
+def _refuse_path(tag: str | Path, run_dir: Path | None) -> None:
+    """Raise ConfigurationError where a file's name or a path stands for a tag."""
+    name = re.split(r"[/\\]", str(tag).rstrip("/\\"))[-1]
+    stem = Path(name).stem if Path(name).suffix in _FILES else name
+    if str(tag) != stem and stem:
+        raise ConfigurationError(
+            f"save_checkpoint takes a name and no path, got {str(tag)!r}: save_checkpoint({stem!r}) keeps "
+            f"{run_dir}/{stem}.pdparams, and fit(ckpt_path={stem!r}) goes on from it."
+        )

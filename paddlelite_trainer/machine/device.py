@@ -129,8 +129,12 @@ def _accelerator_type(accelerator: str, here: dict[str, int]) -> str:
         return accelerator
     kind, colon, index = accelerator.partition(":")
     message = f"accelerator={accelerator!r}: no such device is here. This Paddle sees: {_described(here)}."
-    if colon and kind in here and index.isdigit():
-        message = f"accelerator={accelerator!r} names one device: pass accelerator={kind!r}, devices=[{int(index)}]."
+    meant = {"cuda": "gpu"}.get(kind, kind)
+    if colon and index.isdigit():
+        message = f"accelerator={accelerator!r} names one device: pass accelerator={meant!r}, devices=[{int(index)}]."
+        message += "" if meant in here else f" This Paddle sees: {_described(here)}."
+    elif meant != kind:
+        message += f" Paddle calls it {meant!r}."
     elif accelerator == "gpu" and paddle.is_compiled_with_cuda():
         message += f" No GPU is visible to it (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')!r})."
     elif accelerator == "gpu":

@@ -7,8 +7,15 @@ here is the place to look.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import ctypes
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import methodcaller
+from pathlib import Path
 from typing import Any
 
 import paddle
@@ -189,3 +196,40 @@ def set_worker_info(*, number: int, workers: int, dataset: Any, seed: int) -> No
     _dataloader_worker._worker_info = _dataloader_worker.WorkerInfo(
         id=number, num_workers=workers, dataset=dataset, seed=seed
     )
+
+
+# -- what Paddle says at a start (C++'s glog; distributed/parallel.py) -------------------------------------------------
+
+
+def log_errors_only() -> bool:
+    """Let Paddle's C++ log errors alone, unless the environment asks for its log; whether that could be done.
+
+    glog reads GLOG_minloglevel where Paddle is imported, which may have been before us; its variable is exported.
+    """
+    if "GLOG_minloglevel" in os.environ or "GLOG_v" in os.environ:
+        return False
+    root, is_done = Path(paddle.__file__).parent, False
+    for library in (root / "base/libpaddle.so", root / "libs/libphi_core.so", root / "libs/libphi.so"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not loaded, or built otherwise
+            loaded = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            level = ctypes.c_int.in_dll(loaded, "_ZN3fLI17FLAGS_minloglevelE")
+            ctypes.memmove(ctypes.byref(level), ctypes.byref(_GLOG_ERROR), ctypes.sizeof(level))
+            is_done = True
+    return is_done
+
+
+_GLOG_ERROR = ctypes.c_int(2)
+_MODIFIED_FLAGS = re.compile(r"^=+ Modified FLAGS detected =+\n(?:.*\n)*?=+\n", re.MULTILINE)
+
+
+@contextlib.contextmanager
+def without_modified_flags() -> Iterator[None]:
+    """Within, the flags that init_parallel_env lists on sys.stderr are left out; distributed/parallel.py."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            yield
+    finally:
+        rest = _MODIFIED_FLAGS.sub("", told.getvalue())
+        if rest:
+            print(rest, end="", file=sys.stderr)

@@ -20,11 +20,12 @@ from .trees import mapped
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
 _ELSEWHERE = {
-    **dict.fromkeys(("fp16", "float16", "half", "amp", "O1"), "16-mixed"),
+    **dict.fromkeys(("fp16", "float16", "half", "amp"), "16-mixed"),
     **dict.fromkeys(("fp32", "float32"), "32-true"),
     **dict.fromkeys(("fp64", "float64", "double"), "64-true"),
     "bfloat16": "bf16-mixed",
 }
+_LEVELS = {"O0": "'32-true'", "O1": "'16-mixed' or 'bf16-mixed'", "O2": "'16-true' or 'bf16-true'"}
 _HALF = {"16-mixed": "float16", "16-true": "float16", "bf16-mixed": "bfloat16", "bf16-true": "bfloat16"}
 HOPELESS = 20  # skipped steps in a row; from Paddle's first scale, 65536, 16 lead to a scale of 1
 _SCALER_OPTIONS = (
@@ -43,6 +44,8 @@ def parse_precision(precision: str | int) -> str:
     if isinstance(precision, bool) or name not in PRECISIONS:
         known = [*PRECISIONS, *_SHORT]
         hint = f" Did you mean {_ELSEWHERE[name]!r}?" if name in _ELSEWHERE else did_you_mean(name, known)
+        if name in _LEVELS:
+            hint = f" Paddle's level {name} is {_LEVELS[name]} here."
         raise ConfigurationError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.{hint}")
     return name
 

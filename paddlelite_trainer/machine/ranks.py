@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import paddle
 
 from ..errors import ConfigurationError
+from .paddle_internals import log_errors_only, without_modified_flags
 from .signals import in_notebook
 
 T = TypeVar("T")
@@ -38,7 +39,9 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_
     chosen = ["--nproc_per_node", str(count)]
     if accelerator != "cpu" and not isinstance(names, int):
         chosen = ["--devices", ",".join(map(str, names))]
-    launcher = ["-m", "paddle.distributed.launch", *chosen, "--log_dir", str(log_dir)]
+    launcher = ["-m", "paddle.distributed.launch", *chosen, "--log_dir", str(log_dir), "--log_level", "WARNING"]
+    unheard = [os.environ.get("PYTHONWARNINGS", ""), "ignore:No ccache found"]  # of the launcher and each process
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, unheard))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *arguments[:script], *launcher, *arguments[script:]])
@@ -56,7 +59,9 @@ class Ranks:
         self.local_rank = int(os.environ.get("PADDLE_LOCAL_RANK", self.rank))
         self.local_size = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
         if self.world_size > 1 and not paddle.distributed.is_initialized():
-            paddle.distributed.init_parallel_env()
+            log_errors_only()
+            with without_modified_flags():
+                paddle.distributed.init_parallel_env()
 
     @property
     def is_zero(self) -> bool:

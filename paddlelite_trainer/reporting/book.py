@@ -148,6 +148,13 @@ class Book:
         if to_log:
             self.log_metrics(to_log)
 
+    def send_apart(self, collector: MetricCollector) -> None:
+        """What an evaluation after the fit has logged, but for the names that the fit has curves of."""
+        to_log = {**collector.step_values(logger=True), **collector.epoch_values(logger=True)}
+        own = {name: value for name, value in to_log.items() if name not in self.published}
+        if own:
+            self.log_metrics(own)
+
     def values_of(self, collector: MetricCollector) -> dict[str, float]:
         """What a collector holds, over all ranks; every rank calls it."""
         if self.ranks.world_size > 1:

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from ..errors import ConfigurationError, ConfigurationTypeError
-from .paddle_metrics import PaddleMetricSeries
+from .paddle_metrics import PaddleMetricSeries, Result, results_by_name
 from .paddle_metrics import counts_of as counts_of
 from .paddle_metrics import paddle_metrics_of as paddle_metrics_of
 from .paddle_metrics import set_counts as set_counts
@@ -100,13 +100,11 @@ class MetricCollector:
             version = 0
             if isinstance(value, (float, int)):
                 pass
-            elif isinstance(value, paddle.metric.Metric):
-                if not isinstance(series, PaddleMetricSeries):
-                    series = self._series[name] = PaddleMetricSeries.instead_of(series)
-                if series.metric is not value:
-                    series.refuse_if_counted_in(self._series.values(), value, "")
-                    series.refuse_if_counted_in(self.elsewhere(), value, "in another stage of this run ")
-                value = series.ask(value, self.paddle_metrics)
+            elif isinstance(value, (paddle.metric.Metric, Result)):
+                value = self._ask(name, series, value, options, batch_size)
+                if value is None:  # each of its results was logged
+                    return
+                series = self._series[name]
             else:
                 value = _number(name, value)
         if series.pending and not on_epoch:  # of a step's value only the newest is ever asked for
@@ -117,6 +115,24 @@ class MetricCollector:
         series.weights.append(batch_size if batch_size is not None else self.batch_size() if on_epoch else 1)
         if len(series.pending) >= PENDING_LIMIT:
             self.read()
+
+    def _ask(self, name: str, series: Series, value: Any, options: Options, batch_size: int | None) -> float | None:
+        """What a paddle.metric.Metric, or one of its results, gives now; each of several is logged by its own name."""
+        if not isinstance(value, Result):
+            several = results_by_name(name, value)
+            if several and series.is_unused:
+                del self._series[name]
+            for own_name, result in several.items():
+                self.log(own_name, result, *(*options, batch_size))
+            if several:
+                return None
+            value = Result(value, 0)
+        if not isinstance(series, PaddleMetricSeries):
+            series = self._series[name] = PaddleMetricSeries.instead_of(series)
+        if series.metric is not value.metric:
+            series.refuse_if_counted_in(self._series.values(), value.metric, "")
+            series.refuse_if_counted_in(self.elsewhere(), value.metric, "in another stage of this run ")
+        return series.ask(value.metric, value.index, self.paddle_metrics)
 
     def _new_series(self, name: str, options: Options) -> Series:
         if not isinstance(name, str) or not name:

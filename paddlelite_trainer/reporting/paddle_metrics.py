@@ -20,7 +20,7 @@ class PaddleMetricSeries(Series):
     After a restart the object may not be in the module: then its counts wait for the `log` that brings it.
     """
 
-    __slots__ = ("awaited", "metric", "over_ranks")
+    __slots__ = ("awaited", "index", "metric", "over_ranks")
 
     def __init__(self, name: str, options: Options) -> None:
         self.metric: Any = None
@@ -28,6 +28,8 @@ class PaddleMetricSeries(Series):
         """What an object had counted that has not come yet."""
         self.over_ranks: float | None = None
         """What the counts of all ranks give."""
+        self.index = 0
+        """Which of the object's results it is."""
         super().__init__(name, options)
 
     @classmethod
@@ -41,22 +43,17 @@ class PaddleMetricSeries(Series):
         """The object that a checkpoint found in the module, or what it had counted where it is not there."""
         self.metric, self.awaited = metric, awaited
 
-    def ask(self, metric: Any, known: Callable[[], Mapping[str, Any]]) -> float:
+    def ask(self, metric: Any, index: int, known: Callable[[], Mapping[str, Any]]) -> float:
         """What the object gives now; it is asked from here on. `known` are those that a checkpoint restores."""
-        self.metric = metric
+        self.metric, self.index = metric, index
         if self.awaited is not None:
             if all(metric is not restored for restored in known().values()):
                 set_counts(metric, self.awaited)
             self.awaited = None
-        result = metric.accumulate()
-        if isinstance(result, (list, tuple)) and len(result) != 1:
-            raise ConfigurationError(
-                f"self.log({self.name!r}, metric): {type(metric).__name__} gives {len(result)} numbers, and a name "
-                "takes one. Log each at the epoch's end, in on_validation_epoch_end or on_train_epoch_end, and not in "
-                "each step, whose running values would be averaged: for name, value in zip(metric.name(), "
-                "metric.accumulate()): self.log(name, value); then metric.reset()"
-            )
-        return float(result[0] if isinstance(result, (list, tuple)) else result)
+        return self._own(metric.accumulate())
+
+    def _own(self, results: Any) -> float:
+        return float(results[self.index] if isinstance(results, (list, tuple)) else results)
 
     def clear(self) -> None:
         super().clear()
@@ -79,25 +76,58 @@ class PaddleMetricSeries(Series):
     def result(self) -> float | None:
         if self.over_ranks is not None:
             return self.over_ranks
-        return self.saved_result if self.metric is None else float(self.metric.accumulate())
+        return self.saved_result if self.metric is None else self._own(self.metric.accumulate())
 
     def reduce_over(self, states: Iterable[Mapping[str, Any]]) -> None:
         states = list(states)
         if self.metric is None:
             super().reduce_over(states)
         elif all(state["metric"] is not None for state in states):
-            self.over_ranks = _over_all(self.metric, [state["metric"] for state in states])
+            results = _over_all(self.metric, [state["metric"] for state in states])
+            self.over_ranks = None if results is None else self._own(results)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),
             "metric": self.awaited if self.metric is None else stored_counts(self.metric)[0],
+            "index": self.index,
         }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.index = state.get("index", 0)
 
     def take_over(self, other: Series) -> None:
         super().take_over(other)
         if isinstance(other, PaddleMetricSeries):
             self.metric, self.awaited, self.over_ranks = other.metric, other.awaited, other.over_ranks
+            self.index = other.index
+
+
+class Result:
+    """One of the results of a paddle.metric.Metric that has several, as self.log takes it."""
+
+    def __init__(self, metric: Any, index: int) -> None:
+        self.metric, self.index = metric, index
+
+
+def results_by_name(name: str, metric: Any) -> dict[str, Result]:
+    """{name of its own: result} of an object that gives several, logged as `name`; {} of one that gives one.
+
+    Accuracy(topk=(1, 5)) logged as "val_acc" are "val_acc_top1" and "val_acc_top5": its own names are "acc_top1" and
+    "acc_top5", and what they have in common gives way.
+    """
+    results = metric.accumulate()
+    if not isinstance(results, (list, tuple)) or len(results) == 1:
+        return {}
+    names = metric.name()
+    if not isinstance(names, (list, tuple)) or len(names) != len(results):
+        names = [str(index) for index in range(len(results))]
+    words = [own.split("_") for own in names]
+    while all(len(parts) > 1 and parts[0] == words[0][0] for parts in words):
+        words = [parts[1:] for parts in words]
+    base, mark, loader = name.partition("/dataloader_idx_")
+    return {f"{base}_{'_'.join(parts)}{mark}{loader}": Result(metric, index) for index, parts in enumerate(words)}
 
 
 def paddle_metrics_of(module: paddle.nn.Layer) -> dict[str, paddle.metric.Metric]:
@@ -190,7 +220,7 @@ def _adds_up(value: Any) -> bool:
     return isinstance(value, _PLAIN) and not isinstance(value, bool)
 
 
-def _over_all(metric: Any, everyones: Iterable[Mapping[str, Any]]) -> float | None:
+def _over_all(metric: Any, everyones: Iterable[Mapping[str, Any]]) -> Any:
     """What a metric of Paddle's own gives from the counts of all ranks, which add up; None for other classes."""
     if type(metric).__module__.partition(".")[0] != "paddle":
         return None
@@ -202,4 +232,4 @@ def _over_all(metric: Any, everyones: Iterable[Mapping[str, Any]]) -> float | No
             setattr(metric, key, total.tolist() if isinstance(start, list) else total)
     result = metric.accumulate()
     set_counts(metric, own)
-    return float(result[0] if isinstance(result, (list, tuple)) else result)
+    return result

@@ -88,6 +88,11 @@ class Series:
             self.values.append(value)
         self.weight += weight
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing was ever logged under its name."""
+        return self.last is None and not self.pending
+
     def newest(self) -> MetricValue | None:
         """The last value, one object until the next one is added."""
         if self._newest is None and self.last is not None:

@@ -83,7 +83,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_list_yields_its_very_batches() -> None:
-    batches = [(np.zeros(2), "a"), {"x": 1}, object()]
+    batches = [(paddle.zeros([2]), "a"), {"x": 1}, object()]
     assert all(one is other for one, other in zip(source(batches).epoch(0), batches))
 
 
@@ -218,7 +218,7 @@ def test_a_generator_is_read_once_and_its_end_is_named_in_the_next_epoch() -> No
         (3, r"must be a paddle.io.DataLoader, a list of batches or another .*also a list of DataLoaders.*got int"),
         ("abc", "got str"),
         ({"a": [1]}, "got dict"),
-        (np.zeros([3, 2]), "got ndarray"),
+        (np.zeros([3, 2]), r"is an array of shape \[3, 2\], and no loader: pass paddle.io.DataLoader\("),
         (lambda: [1], "got function; call it"),
         (Augmented(), r"is a Dataset \(Augmented\), which yields samples, not batches; pass paddle.io.DataLoader\("),
         ([DataLoader(Augmented())], "is a list of DataLoaders; pass one loader"),

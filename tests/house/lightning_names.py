@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import paddlelite_trainer
-from paddlelite_trainer import Callback, CSVLogger, DataModule, Logger, Module, TensorBoardLogger, Trainer, Tuner
+from paddlelite_trainer import (
+    Callback,
+    CSVLogger,
+    DataModule,
+    Logger,
+    Module,
+    TensorBoardLogger,
+    Trainer,
+    Tuner,
+    names_elsewhere,
+)
 from paddlelite_trainer import callbacks as ours
 from paddlelite_trainer.tuner import LRFinderResult
 
@@ -366,7 +376,8 @@ def instead_of(theirs: str) -> dict[str, str]:
     """{argument=, or a package's name: what to use} of what is not here, as our own errors say it."""
     here, wanted = LIGHTNING[theirs].here(), LIGHTNING[theirs].arguments.split()
     if inspect.ismodule(here):
-        return {name: told for name, told in here.INSTEAD.items() if name in LIGHTNING[theirs].names.split()}
+        known = names_elsewhere.CLASSES if here is paddlelite_trainer else names_elsewhere.CALLBACKS
+        return {name: told for name, told in known.items() if name in LIGHTNING[theirs].names.split()}
     kind = here if inspect.isclass(here) else type(here)
     told = {} if inspect.isroutine(here) else getattr(kind.__init__, "instead", {})
     return {f"{name}=": told[name] for name in wanted if name in told}

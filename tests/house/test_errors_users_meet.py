@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -419,3 +420,29 @@ def test_a_setting_without_effect_is_told_by_name(
     (message,) = [str(warning.message) for warning in told if "has no effect" in str(warning.message)]
     assert message.startswith(f"Trainer({setting}) has no effect: ")
     assert why in message
+
+
+class NoForward(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = paddle.nn.Linear(4, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.net(batch[0]).mean()
+
+    def configure_optimizers(self) -> Any:
+        return paddle.optimizer.SGD(0.1, parameters=self.parameters())
+
+
+@pytest.mark.parametrize("stage", ["predict", "call", "export"])
+def test_a_module_without_forward(stage: str, tmp_path: Path) -> None:
+    module = NoForward()
+    trainer = quiet_trainer()
+    trainer.fit(module, make_batches(1))
+    with pytest.raises(ConfigurationError, match=r"NoForward has no forward: write forward\(self, x\).*predict_step"):
+        if stage == "predict":
+            trainer.predict(module, make_batches(1))
+        elif stage == "call":
+            module(paddle.ones([1, 4]))
+        else:
+            paddle.jit.save(module, str(tmp_path / "net"), input_spec=[paddle.static.InputSpec([None, 4])])

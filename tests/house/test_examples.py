@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
 
@@ -107,19 +108,30 @@ def test_a_custom_callback_counts_on_across_runs(tmp_path: Path) -> None:
     assert (tmp_path / "version_0").is_dir() and not (tmp_path / "version_1").exists()
 
 
+@pytest.mark.parametrize("labels", [[8], [8, 1]], ids=["[N]", "[N, 1]"])
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_readme_s_example_trains_and_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_s_example_trains_goes_on_predicts_and_is_exported(
+    name: str, labels: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(code.splitlines()) <= 25
+    assert len(code.splitlines()) <= 29
     monkeypatch.chdir(tmp_path)
-    x, y = paddle.rand([8, 64]), paddle.arange(8).reshape([8, 1])
+    x, y = paddle.rand([8, 64]), paddle.arange(8).reshape(labels)
     loader = paddle.io.DataLoader(paddle.io.TensorDataset([x, y]), batch_size=4)
     for epochs in (1, 2):
         names = {"train_loader": loader, "val_loader": loader}
-        exec(code.replace("max_epochs=100", f"max_epochs={epochs}"), names)
+        script = tmp_path / "train.py"
+        script.write_text(code.replace("max_epochs=100", f"max_epochs={epochs}"))
+        exec(compile(script.read_text(), str(script), "exec"), names)  # paddle.jit reads the source of forward
         assert names["trainer"].current_epoch == epochs
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
     assert "net.0.weight" in paddle.load("runs/version_0/best.pdparams")
+    trainer, module = names["trainer"], names["trainer"].model
+    assert [list(scores.shape) for scores in trainer.predict(dataloaders=loader)] == [[4, 10]] * 2
+    assert trainer.validate(dataloaders=loader)[0]["val_acc"] in [hits / 8 for hits in range(9)]
+    module.eval()
+    paddle.jit.save(module, "exported/net", input_spec=[paddle.static.InputSpec([None, 64], "float32")])
+    assert np.allclose(paddle.jit.load("exported/net")(x).numpy(), module(x).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -135,6 +147,7 @@ def _command(script: str, *arguments: str) -> list[str]:
 def _run(script: str, *arguments: str) -> str:
     ran = subprocess.run(_command(script, *arguments), capture_output=True, text=True, env=_environment(), timeout=250)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "ccache" not in ran.stderr
     return ran.stdout
 
 

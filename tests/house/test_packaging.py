@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "conftest.py")
+SOURCES = (
+    "setup.py",
+    "setup.cfg",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "conftest.py",
+)
 FOLDERS = ("paddlelite_trainer", "callbacks", "docs", "examples", "tests", ".ci")
 
 pytest.importorskip("setuptools", minversion="70.1", reason="needs setuptools >= 70.1, as the test extra installs")
@@ -33,6 +43,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(checkout: Path) -> Path:
     return _build("wheel", checkout)
+
+
+@pytest.fixture(scope="module")
+def editable(checkout: Path) -> Path:
+    return _build("editable", checkout)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +101,10 @@ def test_an_installed_wheel_imports_callbacks_under_the_package(wheel: Path, tmp
     ]
 
 
-def test_an_editable_install_imports_callbacks_from_the_checkout(checkout: Path, tmp_path: Path) -> None:
-    zipfile.ZipFile(_build("editable", checkout)).extractall(tmp_path / "site")
+def test_an_editable_install_imports_callbacks_from_the_checkout(
+    checkout: Path, editable: Path, tmp_path: Path
+) -> None:
+    zipfile.ZipFile(editable).extractall(tmp_path / "site")
     told = _python(
         # First on the path: an editable install of this environment has a finder of the same name.
         f"import site, sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); "
@@ -100,6 +117,43 @@ def test_an_editable_install_imports_callbacks_from_the_checkout(checkout: Path,
     assert told.split() == [
         str(checkout / "callbacks/__init__.py"),
         str(checkout / "paddlelite_trainer/checkpoint/__init__.py"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def environment(editable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh virtual environment with an editable install of the checkout, and the folder of its packages."""
+    root = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
+    (packages,) = root.glob("lib/python3*/site-packages")
+    zipfile.ZipFile(editable).extractall(packages)
+    return packages
+
+
+def test_an_editable_install_is_a_path_that_type_checkers_follow(checkout: Path, environment: Path) -> None:
+    paths = [path.read_text().splitlines() for path in environment.glob("*.pth")]
+    assert paths == [[str(checkout)]]
+    assert all((checkout / typed).is_file() for typed in ("paddlelite_trainer/py.typed", "callbacks/py.typed"))
+
+
+def test_mypy_sees_the_types_of_an_editable_install(environment: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="needs mypy, as the lint extra installs")
+    (tmp_path / "train.py").write_text(
+        "from paddlelite_trainer import Trainer\n"
+        "from paddlelite_trainer.callbacks import ModelCheckpoint\n"
+        "reveal_type(Trainer(max_epochs=1).global_step)\n"
+        "reveal_type(ModelCheckpoint().best_model_path)\n"
+    )
+    python = environment.parents[2] / "bin/python"
+    ran = subprocess.run(
+        [sys.executable, "-m", "mypy", "--python-executable", str(python), "--cache-dir", ".cache", "train.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert re.findall(r"train.py:\d+: (.*)", ran.stdout) == [
+        'note: Revealed type is "int"',
+        'note: Revealed type is "str"',
     ]
 
 

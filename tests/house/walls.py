@@ -25,7 +25,7 @@ LAYERS = (
     {"module", "defaults"},
     {"run", "data", "callback", "settings", "optimizers", "layers", "gradients"},
     {"checkpoint", "reporting", "machine"},
-    {"errors", "progress", "hyperparameters", "duration"},
+    {"errors", "progress", "hyperparameters", "duration", "names_elsewhere"},
 )
 CLI_MAY_IMPORT = {"cli", "run", "checkpoint", "reporting", *LAYERS[-1]}
 # They exist for users' editors, so they count as arrows only outside `if TYPE_CHECKING`.

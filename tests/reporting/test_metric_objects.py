@@ -266,30 +266,76 @@ def test_fits_and_evaluations_one_after_another_may_use_one_object() -> None:
 
 
 class TopTwo(Classifier):
-    def __init__(self, at_the_end: bool) -> None:
+    def __init__(self, name: str = "acc") -> None:
         super().__init__()
-        self.accuracy = paddle.metric.Accuracy(topk=(1, 2))
-        self.at_the_end = at_the_end
+        self.accuracy, self.of_training = paddle.metric.Accuracy(topk=(1, 2)), paddle.metric.Accuracy(topk=(1, 2))
+        self.name = name
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.count(batch, self.of_training, "train_acc")
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.count(batch, self.accuracy, self.name)
+
+    def count(self, batch: Any, metric: Any, name: str) -> None:
         x, y = batch
-        self.accuracy.update(self.accuracy.compute(self(x), y.unsqueeze(-1)))
-        if not self.at_the_end:
-            self.log("acc", self.accuracy)
-
-    def on_validation_epoch_end(self) -> None:
-        if self.at_the_end:
-            for name, value in zip(self.accuracy.name(), self.accuracy.accumulate()):
-                self.log(name, value)
-            self.accuracy.reset()
+        metric.update(metric.compute(self(x), y.unsqueeze(-1)))
+        self.log(name, metric, on_step=False, on_epoch=True)
 
 
-def test_an_object_of_several_numbers_is_refused_with_the_way_and_the_way_is_exact() -> None:
+def share_right(module: Any, batches: list[Any], k: int) -> float:
+    best = [(paddle.topk(module(x), k)[1].numpy(), y.numpy()) for x, y in batches]
+    return float(np.mean(np.concatenate([(found == y[:, None]).any(-1) for found, y in best])))
+
+
+@pytest.mark.parametrize("name", ["acc", "val_acc"])
+def test_each_number_of_an_object_that_has_several_is_logged_by_its_name_and_exact(name: str) -> None:
     batches = [*make_batches(2), *make_batches(1, batch_size=2, seed=5)]
-    with pytest.raises(ConfigurationError, match=r"gives 2 numbers.*at the epoch's end.*zip\(metric.name\(\)"):
-        quiet_trainer().validate(TopTwo(at_the_end=False), batches, verbose=False)
-    module = TopTwo(at_the_end=True)
-    (results,) = quiet_trainer().validate(module, batches, verbose=False)
-    right = np.concatenate([(module(x).argmax(-1) == y).numpy() for x, y in batches])
-    assert results["acc_top1"] == pytest.approx(right.mean())
-    assert results["acc_top2"] >= results["acc_top1"]
+    module = TopTwo(name)
+    for _ in range(2):  # each evaluation counts anew
+        (results,) = quiet_trainer().validate(module, batches, verbose=False)
+        module.eval()
+        expected = {f"{name}_top{k}": pytest.approx(share_right(module, batches, k)) for k in (1, 2)}
+        assert results == expected
+
+
+def test_they_are_told_apart_by_loader_too() -> None:
+    class OfEach(TopTwo):
+        def __init__(self) -> None:
+            super().__init__()
+            self.each = [paddle.metric.Accuracy(topk=(1, 2)) for _ in range(2)]
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.count(batch, self.each[dataloader_idx], "acc")
+
+    loaders = [paddle.io.DataLoader(paddle.io.TensorDataset([x, y]), batch_size=4) for x, y in make_batches(2)]
+    results = quiet_trainer().validate(OfEach(), loaders, verbose=False)
+    names = [[f"acc_top{k}/dataloader_idx_{index}" for k in (1, 2)] for index in range(2)]
+    assert [list(of_loader) for of_loader in results] == names
+
+
+def test_a_run_resumed_within_an_epoch_has_the_same_numbers(tmp_path: Path) -> None:
+    class Watch(Callback):
+        def __init__(self) -> None:
+            self.seen: list[dict[str, float]] = []
+
+        def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+            self.seen.append({name: trainer.callback_metrics[f"train_acc_top{name}"] for name in ("1", "2")})
+
+    def run(root: Path, max_steps: int, ckpt_path: str | None = None) -> list[dict[str, float]]:
+        watch = Watch()
+        trainer = quiet_trainer(
+            callbacks=[watch, ModelCheckpoint(every_n_train_steps=1)],
+            enable_checkpointing=True,
+            default_root_dir=root,
+            max_epochs=2,
+            max_steps=max_steps,
+            seed=1,
+        )
+        trainer.fit(TopTwo(), make_batches(4), ckpt_path=ckpt_path)
+        return watch.seen
+
+    whole = run(tmp_path / "whole", 8)
+    run(tmp_path / "cut", 2)
+    assert run(tmp_path / "cut", 8, "last") == whole

@@ -84,6 +84,8 @@ def test_a_closed_pipe_is_told_once_and_the_run_goes_on(tmp_path: Path) -> None:
         os.close(writing)
     assert (code, (tmp_path / "done").exists()) == (0, True), told
     assert told.count("standard output cannot be written") == 1
+    log = (tmp_path / "version_0/train.log").read_text()
+    assert "Finished 3/3 epochs" in log and "Validation: 2 batches" in log  # what nobody has seen
 
 
 def test_a_closed_file_as_standard_output_ends_nothing(tmp_path: Path) -> None:
