@@ -76,7 +76,7 @@ class StochasticWeightAveraging(AveragedWeights):
         self.swa_epoch_start = swa_epoch_start
         self.annealing_epochs = annealing_epochs
         self.annealing_strategy = annealing_strategy
-        self._epochs_averaged = 0
+        self._epochs_averaged = self._epochs_in_averages = 0
         self._has_seen_a_batch = False
         self._rates_before: list[float] = []  # of each optimizer, when averaging began
 
@@ -90,6 +90,7 @@ class StochasticWeightAveraging(AveragedWeights):
         if stage != "fit":
             return
         self._epochs_averaged, self._rates_before, self._has_seen_a_batch = 0, [], False
+        self._epochs_in_averages = 0
         if isinstance(self.swa_epoch_start, float) and (trainer.max_epochs is None or trainer.max_epochs < 0):
             raise ConfigurationError(
                 f"StochasticWeightAveraging(swa_epoch_start={self.swa_epoch_start}) is a share of max_epochs, and the "
@@ -142,11 +143,23 @@ class StochasticWeightAveraging(AveragedWeights):
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         if not self._rates_before:
             return
-        if not self._epochs_averaged:
-            self.begin(trainer, module)
-        else:
-            self.move(trainer, module, share=1.0 / (self._epochs_averaged + 1))
+        # Where this hook comes again, after an exception in another's, the averages hold the epoch already.
+        if self._epochs_averaged == self._epochs_in_averages:
+            if not self._epochs_averaged:
+                self.begin(trainer, module)
+            else:
+                self.move(trainer, module, share=1.0 / (self._epochs_averaged + 1))
         self._epochs_averaged += 1
+        self._epochs_in_averages = self._epochs_averaged
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(trainer, module, checkpoint)
+        checkpoint["swa_epochs_in_averages"] = self._epochs_in_averages
+
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(trainer, module, checkpoint)
+        if "swa_epochs_in_averages" in checkpoint:  # an earlier version did not save it
+            self._epochs_in_averages = checkpoint["swa_epochs_in_averages"]
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         if not self.averages or trainer.signals.received is not None:  # a run cut short goes on with its live weights
@@ -167,6 +180,7 @@ class StochasticWeightAveraging(AveragedWeights):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._epochs_averaged = state_dict["epochs_averaged"]
         self._rates_before = list(state_dict["rates_before"])
+        self._epochs_in_averages = max(self._epochs_in_averages, self._epochs_averaged)
 
 
 def _refuse_what_predict_step_cannot_take(module: Module, batch: Any) -> None:
@@ -175,7 +189,7 @@ def _refuse_what_predict_step_cannot_take(module: Module, batch: Any) -> None:
         return
     given = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
     problem = None
-    if type(module).forward is paddle.nn.Layer.forward:
+    if type(module).forward in (paddle.nn.Layer.forward, Module.forward):
         problem = "has no forward"
     elif not isinstance(given, paddle.Tensor):
         problem = f"would be given a {type(given).__name__}"
