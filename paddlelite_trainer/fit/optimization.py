@@ -72,6 +72,8 @@ class Optimization:
     def open_window(self) -> None:
         """An epoch begins, or goes on: accumulate over as many batches as are set for it."""
         self.window = self.settings.window_of(self.progress.current_epoch)
+        if self.window != 1 and not self.is_automatic:
+            refuse_what_manual_steps_ignore(self.settings)  # a hook has just set it
         self.window_length = self._length_of_window()
 
     def learn(self, outputs: Any, is_last: bool) -> None:
@@ -274,7 +276,8 @@ class Optimization:
 
     def untoggle(self) -> None:
         for parameter, stop_gradient in self.toggled:
-            parameter.stop_gradient = stop_gradient
+            if parameter.stop_gradient:  # else somebody has unfrozen it meanwhile
+                parameter.stop_gradient = stop_gradient
         self.toggled.clear()
 
     def let_go(self) -> None:
@@ -375,6 +378,8 @@ def refuse_unfit(optimization: Optimization, world_size: int) -> None:
                 f"gradients would be clipped twice: by Trainer(gradient_clip_val={settings.gradient_clip_val}) and by "
                 f"{type(optimizer).__name__}(grad_clip={type(clip).__name__}). Remove one."
             )
+    if not optimization.is_automatic:
+        refuse_what_manual_steps_ignore(settings)
     if not optimization.needs_closure:
         return
     if world_size > 1:
@@ -388,4 +393,22 @@ def refuse_unfit(optimization: Optimization, world_size: int) -> None:
         raise ConfigurationError(
             "LBFGS evaluates the loss several times a step: it works in '32-true' and '64-true', and without "
             "accumulate_grad_batches"
+        )
+
+
+def refuse_what_manual_steps_ignore(settings: Settings) -> None:
+    """Raise ConfigurationError for what the Trainer does before its own steps of an optimizer, where there are none."""
+    ignored, instead = "", ""
+    if max(settings.accumulation.values()) > 1:
+        windows = settings.accumulation if len(settings.accumulation) > 1 else settings.accumulation[0]
+        ignored = f"accumulate_grad_batches={windows}"
+        instead = "call optimizer.step() after as many batches as you want"
+    if settings.gradient_clip_val is not None:
+        value = settings.gradient_clip_val
+        ignored = f"gradient_clip_val={value}"
+        instead = f"call self.clip_gradients(optimizer, {value}) before optimizer.step()"
+    if ignored:
+        raise ConfigurationError(
+            f"{ignored} would have no effect: with automatic_optimization = False the optimizers' steps are yours. "
+            f"Leave it out, and in training_step {instead}."
         )

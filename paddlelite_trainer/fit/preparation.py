@@ -192,15 +192,6 @@ def _tell_what_has_no_effect(fit: Fit, train: Any) -> None:
         idle[f"reload_dataloaders_every_n_epochs={settings.reload_dataloaders_every_n_epochs}"] = (
             "a loader was passed to fit, and it is train_dataloader of the module or datamodule that is called again"
         )
-    if not fit.module.automatic_optimization:
-        if settings.gradient_clip_val is not None:
-            idle[f"gradient_clip_val={settings.gradient_clip_val}"] = (
-                "with automatic_optimization = False call self.clip_gradients(optimizer, value) before optimizer.step()"
-            )
-        if settings.accumulation != {0: 1}:
-            idle[f"accumulate_grad_batches={settings.accumulation}"] = (
-                "with automatic_optimization = False call optimizer.step() after as many batches as you want"
-            )
     if settings.prefetch_to_device is True and not (fit.data.train.prefetch and fit.data.train.prefetch.is_on):
         idle["prefetch_to_device=True"] = fit.loading.why_no_prefetch()
     for setting, why in idle.items():

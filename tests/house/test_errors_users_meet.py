@@ -388,38 +388,11 @@ def test_a_limit_that_leaves_no_training_data() -> None:
     fit_fails(Classifier(), make_batches(), ConfigurationError, "limit_train_batches=0", limit_train_batches=0)
 
 
-class Manual(Classifier):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        self.manual_backward(self.loss(batch))
-        self.optimizers().step()
-        self.optimizers().clear_grad()
-
-
-@pytest.mark.parametrize(
-    ("settings", "module", "setting", "why"),
-    [
-        ({"gradient_clip_val": 0.5}, Manual, "gradient_clip_val=0.5", "self.clip_gradients"),
-        ({"accumulate_grad_batches": 4}, Manual, "accumulate_grad_batches={0: 4}", "call optimizer.step()"),
-        (
-            {"reload_dataloaders_every_n_epochs": 2},
-            Classifier,
-            "reload_dataloaders_every_n_epochs=2",
-            "a loader was passed",
-        ),
-    ],
-)
-def test_a_setting_without_effect_is_told_by_name(
-    settings: dict[str, Any], module: Any, setting: str, why: str
-) -> None:
+def test_a_setting_without_effect_is_told_by_name() -> None:
     with pytest.warns(UserWarning, match="has no effect") as told:
-        quiet_trainer(**settings).fit(module(), make_batches())
+        quiet_trainer(reload_dataloaders_every_n_epochs=2).fit(Classifier(), make_batches())
     (message,) = [str(warning.message) for warning in told if "has no effect" in str(warning.message)]
-    assert message.startswith(f"Trainer({setting}) has no effect: ")
-    assert why in message
+    assert message.startswith("Trainer(reload_dataloaders_every_n_epochs=2) has no effect: a loader was passed")
 
 
 class NoForward(Module):
