@@ -160,6 +160,8 @@ class Settings:
         self.deterministic: bool | Literal["warn"] = given["deterministic"]
         self.detect_anomaly: bool = given["detect_anomaly"]
         self.reload_dataloaders_every_n_epochs: int = given["reload_dataloaders_every_n_epochs"]
+        self.logs_evaluations = given["logger"] is not None and not fast_dev_run
+        """Whether a logger was asked for, so that an evaluation before any fit writes too."""
         self.default_root_dir = Path(given["default_root_dir"]).expanduser().absolute()
         self.run_name: str | None = given["run_name"]
         self.given_seed: int | None = given["seed"]

@@ -17,6 +17,7 @@ from .fit import state as fit_state
 from .fit.apart import (
     checkpoint_of,
     give_back,
+    let_log,
     refuse_other_weights_in_fit,
     sources_of,
     tear_down_evaluation,
@@ -382,6 +383,8 @@ class Trainer(Readable):
                 entered.enter_context(isolated_random_states())  # training goes on as if there had been none
             try:
                 subject = self._begin(evaluation, stage, module, datamodule, entered, is_in_a_run=is_in_a_run)
+                if not is_nested:
+                    let_log(evaluation, self._fit.run, self._fit.book, entered)
                 if ckpt_path is not None:
                     has_fitted = self._fit.subject is not None
                     path = checkpoint_of(stage, ckpt_path, self._fit.run, self.print, has_fitted)

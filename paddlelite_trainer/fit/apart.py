@@ -70,6 +70,21 @@ def checkpoint_of(stage: str, ckpt_path: str | Path, run: Run, print_: Callable[
     return resolution.entry.path
 
 
+def let_log(evaluation: Evaluation, run: Run, book: Book, stack: contextlib.ExitStack) -> None:
+    """Before any fit: give the loggers that were asked for a directory, until the stack is unwound.
+
+    Every rank calls it. Those that Trainer adds by itself write with a fit alone: looking at a model leaves no trace.
+    """
+    if not (run.settings.logs_evaluations and book.loggers and run.path is None) or evaluation.stage == "predict":
+        return
+    assert evaluation.subject is not None
+    if run.open_logs(book.loggers, evaluation.subject.module.hparams_to_log):
+        stack.callback(run.close_logs)
+    else:
+        name = run.settings.run_name
+        book.print(f"not logged: {name} is a run that was trained, whose logs are the training's. Leave run_name out.")
+
+
 def give_back(subject: Subject, path: Path) -> None:
     """What module and datamodule keep of their own in a checkpoint, before they are asked for loaders or weights."""
     saved = state_at(path)
