@@ -10,12 +10,14 @@ import paddle
 from ..errors import ConfigurationError, DataError
 from ..machine.rng import derive_seed, isolated_random_states, paddle_cpu_generator_can_be_saved
 from ..machine.signals import WaitingEnded
+from ..machine.trees import detached
 from .evaluation import EvaluationAbandoned
 from .mark import BATCH, EPOCH_END
 
 if TYPE_CHECKING:
     from .fit import Fit
 
+_TENSOR = paddle.Tensor
 _AT_EPOCH_END = -1  # a validation period that is known only when the last batch has come
 
 
@@ -60,6 +62,10 @@ def train(fit: Fit) -> None:
                     outputs = take_step(batch, batch_idx)
             is_last = source.is_last
             learn(outputs, is_last)
+            if type(outputs) is _TENSOR:
+                outputs = outputs.detach()  # what hooks keep of it does not hold the graph
+            elif outputs is not None:
+                outputs = detached(outputs)
             for hook in batch_end:
                 hook(outputs, batch, batch_idx)
             progress.batches_in_epoch += 1  # after the hooks: only what is completely done counts
