@@ -21,6 +21,7 @@ from .fit.apart import (
     refuse_other_weights_in_fit,
     sources_of,
     tear_down_evaluation,
+    tell_of_weights,
     told_of,
 )
 from .fit.ending import finish, leave_as_asked, tear_down, told
@@ -376,6 +377,10 @@ class Trainer(Readable):
         is_in_a_run = module.is_in_a_run  # another Trainer's perhaps
         is_nested = self.is_running or is_in_a_run
         refuse_other_weights_in_fit(stage, ckpt_path, is_in_a_run=is_in_a_run)
+        if not self._running:
+            self._evaluated = {}
+            if model is None and ckpt_path is None and self._fit.subject is not None:
+                tell_of_weights(self._fit.run, self.global_step, self.print)
         evaluation = Evaluation(stage, LogTarget(), MetricCollector(), self._take, keep_outputs=keep_outputs)
         with self._entered(evaluation) as entered:
             if is_nested:

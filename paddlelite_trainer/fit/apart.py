@@ -70,6 +70,14 @@ def checkpoint_of(stage: str, ckpt_path: str | Path, run: Run, print_: Callable[
     return resolution.entry.path
 
 
+def tell_of_weights(run: Run, step: int, print_: Callable[..., None]) -> None:
+    """Say what is evaluated where neither a model nor a checkpoint was given."""
+    pins = run.store.pins() if run.store is not None else {}
+    best = "best" if "best" in pins else min((pin for pin in pins if pin.startswith("best_")), default=None)
+    other = f"; ckpt_path={best!r} takes the best checkpoint's" if best is not None else ""
+    print_(f"Weights as the fit has left them, at step {step}{other}")
+
+
 def let_log(evaluation: Evaluation, run: Run, book: Book, stack: contextlib.ExitStack) -> None:
     """Before any fit: give the loggers that were asked for a directory, until the stack is unwound.
 

@@ -56,6 +56,7 @@ class Evaluation:
         """The one whose batch is at hand."""
         self.ckpt_path: Path | None = None
         self.batch: Any = None
+        self._logged_by: dict[str, set[int]] = {}  # which loaders' batches have logged a name
         self.is_at_work = False
         """Between setup and teardown."""
 
@@ -89,7 +90,13 @@ class Evaluation:
         call, word = subject.hooks.call, self.word
         call(f"on_{word}_start")
         call(f"on_{word}_epoch_start")
-        outputs = [self._over(subject, source, index) for index, source in enumerate(self.sources)]
+        outputs = []
+        for index, source in enumerate(self.sources):
+            before = self.collector.amounts()
+            outputs.append(self._over(subject, source, index))
+            for name, amount in self.collector.amounts().items():
+                if amount != before.get(name):
+                    self._logged_by.setdefault(name, set()).add(index)
         self.target.add_to_names("")
         if self.stage == "predict":
             call(f"on_{word}_epoch_end")
@@ -103,7 +110,7 @@ class Evaluation:
         self.target.collect(late, on_step=False)
         call(f"on_{word}_end")
         values.update(self.take(late, True))
-        return self._by_loader(values)
+        return self._by_loader(values, {**self.collector.names_of_epochs(), **late.names_of_epochs()})
 
     def _over(self, subject: Subject, source: BatchSource, index: int) -> list[Any]:
         """The batches of one loader: the way of a batch, as in fit/loop.py but without learning."""
@@ -141,17 +148,16 @@ class Evaluation:
         source = self.source
         return 1 if source is None else source.samples or weight_of(self.batch, source.batch_size)
 
-    def _by_loader(self, values: Mapping[str, float]) -> list[dict[str, float]]:
-        if len(self.sources) == 1:
-            return [dict(values)]
-        marked = [f"/dataloader_idx_{index}" for index in range(len(self.sources))]
+    def _by_loader(self, values: Mapping[str, float], names: Mapping[str, str]) -> list[dict[str, float]]:
+        """The epoch's values of each loader: those that its batches have logged, and those that none's have."""
+        everyone = set(range(len(self.sources)))
         return [
             {
                 name: value
                 for name, value in values.items()
-                if name.endswith(mark) or not any(name.endswith(other) for other in marked)
+                if name in names and index in self._logged_by.get(names[name], everyone)
             }
-            for mark in marked
+            for index in sorted(everyone)
         ]
 
 
