@@ -241,7 +241,8 @@ class Module(paddle.nn.Layer):
         collector = target.collector
         if collector is None:
             raise ConfigurationError(
-                f"self.log({name!r}, ...) cannot be used here: no epoch is running whose metrics it could join"
+                f"self.log({name!r}, ...) cannot be used here: no epoch is running whose metrics it could join. "
+                "Log from on_train_start on, in a stage's hooks and steps."
             )
         if on_step is None:
             on_step = target.on_step

@@ -472,6 +472,8 @@ class Trainer(Readable):
             model.to(self.device.name)
         if not is_in_a_run:
             self._merge_callbacks(model, stage)
+        for callback in self.callbacks:
+            entered.callback(callback.attach_module(model))
         hooks = life = Hooks(self.callbacks, model, (self, model))
         if is_nested or is_in_a_run:
             life = Hooks(() if is_nested else self.callbacks, None if is_in_a_run else model, (self, model))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from ..errors import DeviceOutOfMemoryError
 from ..machine.precision import is_out_of_memory
 from ..machine.signals import in_notebook
-from ..reporting.metrics import MetricCollector
 from ..reporting.summary import describe_batch
 
 if TYPE_CHECKING:
@@ -39,11 +38,11 @@ def finish(fit: Fit) -> None:
         fit.tell_of_a_bad_loss()
     if fit.schedules is not None:
         fit.schedules.warn_of_missing()
-    _last_hook(fit, "on_train_end")
+    fit.call_apart("on_train_end")
     fit.print(_how_far(fit))
     fit.enter("ending")
     fit.target.expect_steps(False)
-    _last_hook(fit, "on_fit_end")
+    fit.call_apart("on_fit_end")
     saver.take_requested()
     saver.await_save()
 
@@ -56,14 +55,6 @@ def _how_far(fit: Fit) -> str:
         return f"Stopped at epoch {progress.current_epoch}, step {progress.global_step}: {fit.stopping.reason}"
     of = f"/{limit}" if limit is not None and limit > 0 else ""
     return f"Finished {progress.current_epoch}{of} epochs, {progress.global_step} steps, in {seconds}"
-
-
-def _last_hook(fit: Fit, name: str) -> None:
-    """What is logged in it is published and sent to the loggers right after: no epoch's end comes any more."""
-    late = MetricCollector()
-    fit.target.collect(late, on_step=fit.target.on_step)
-    fit.hooks.call(name)
-    fit.book.take(late)
 
 
 def told(fit: Fit, error: BaseException) -> BaseException:

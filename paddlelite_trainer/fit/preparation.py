@@ -332,7 +332,7 @@ def _begin_training(fit: Fit, *, is_fresh: bool) -> None:
         fit.rehearse()  # the resumed run's callbacks have had it, and remember it
     fit.stopping.start_clock()
     fit.enter("training")
-    fit.hooks.call("on_train_start")
+    fit.call_apart("on_train_start", counts=is_fresh)  # what the resumed run has logged there it has
 
 
 def announce_fit(fit: Fit, notes: Sequence[str]) -> None:
