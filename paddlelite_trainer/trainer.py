@@ -174,7 +174,7 @@ class Trainer(Readable):
                     at a window's end: schedulers of interval "step", ReduceOnPlateau with the newest value; SAVE POINT
                 schedulers of interval "epoch", ReduceOnPlateau with this epoch's metric
                 on_train_epoch_end; history; counters; SAVE POINT
-            on_train_end; on_fit_end; teardown
+            on_train_end; on_fit_end; teardown             (ended within an epoch: on_train_epoch_end before)
 
         Where schedulers are about to lower the rate in one jump and a callback wants it, there is a SAVE POINT
         "lr_drop" before them.

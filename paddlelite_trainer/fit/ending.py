@@ -31,13 +31,15 @@ def finish(fit: Fit) -> None:
     saver.await_save()
     if not is_over:
         return
-    if stopping.steps_are_done and stopping.reason is None:
-        stopping.request(f"max_steps={fit.settings.max_steps} reached", for_good=False)
+    limit = f"max_steps={fit.settings.max_steps} reached" if stopping.steps_are_done else None
+    limit = limit if stopping.reason is None else None
     fit.book.log_steps()
-    if progress.epoch_is_open:
-        fit.tell_of_a_bad_loss()
     if fit.schedules is not None:
         fit.schedules.warn_of_missing()
+    if progress.epoch_is_open:
+        _end_open_epoch(fit)
+    if limit is not None:
+        stopping.request(limit, for_good=False)
     fit.call_apart("on_train_end")
     fit.print(_how_far(fit))
     fit.enter("ending")
@@ -55,6 +57,22 @@ def _how_far(fit: Fit) -> str:
         return f"Stopped at epoch {progress.current_epoch}, step {progress.global_step}: {fit.stopping.reason}"
     of = f"/{limit}" if limit is not None and limit > 0 else ""
     return f"Finished {progress.current_epoch}{of} epochs, {progress.global_step} steps, in {seconds}"
+
+
+def _end_open_epoch(fit: Fit) -> None:
+    """The hooks and values of an epoch that is left early, as far as it came; the counters stay within it.
+
+    A run that goes on does so from what was saved before them.
+    """
+    book = fit.book
+    so_far = book.train.copy()  # over all ranks it is another, and what is saved from here on must be this rank's
+    book.publish_epoch()
+    fit.tell_of_a_bad_loss()
+    fit.hooks.call("on_train_epoch_end")
+    book.publish_epoch()
+    fit.hooks.end_epoch()
+    book.close_epoch()
+    book.train.become(so_far)
 
 
 def told(fit: Fit, error: BaseException) -> BaseException:
