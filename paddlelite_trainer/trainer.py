@@ -15,11 +15,10 @@ from .defaults import default_callbacks, default_loggers, without_replaced
 from .errors import CheckpointError, ConfigurationError, explains_unknown_arguments
 from .fit import state as fit_state
 from .fit.apart import (
-    checkpoint_of,
-    give_back,
     let_log,
     refuse_other_weights_in_fit,
     sources_of,
+    take_checkpoint,
     tear_down_evaluation,
     tell_of_weights,
     told_of,
@@ -44,6 +43,7 @@ from .names_elsewhere import refuse_unknown
 from .readable import Readable
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
+from .reporting.summary import results_table
 from .reporting.terminal import print_line
 from .run.weights import load_weights_at
 from .settings import CALLED_HERE, NOT_HERE
@@ -391,10 +391,7 @@ class Trainer(Readable):
                 if not is_nested:
                     let_log(evaluation, self._fit.run, self._fit.book, entered)
                 if ckpt_path is not None:
-                    has_fitted = self._fit.subject is not None
-                    path = checkpoint_of(stage, ckpt_path, self._fit.run, self.print, has_fitted)
-                    evaluation.use_weights_of(path)
-                    give_back(subject, path)
+                    take_checkpoint(evaluation, ckpt_path, self._fit.run, self.print, self._fit.subject is not None)
                 sources = sources_of(stage, dataloaders, subject)
                 for source in sources:
                     entered.callback(source.close)
@@ -403,9 +400,7 @@ class Trainer(Readable):
                 if evaluation.ckpt_path is not None:
                     load_weights_at(module, evaluation.ckpt_path, strict=module.strict_loading)
                 results = evaluation.run(subject, sources)
-                if verbose and any(results) and self.is_global_zero and stage != "predict":
-                    from .reporting.summary import results_table
-
+                if verbose and any(results) and stage != "predict":
                     self.print(results_table(stage, results))
                 return results
             except BaseException as error:

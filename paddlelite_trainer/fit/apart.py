@@ -93,6 +93,16 @@ def let_log(evaluation: Evaluation, run: Run, book: Book, stack: contextlib.Exit
         book.print(f"not logged: {name} is a run that was trained, whose logs are the training's. Leave run_name out.")
 
 
+def take_checkpoint(
+    evaluation: Evaluation, ckpt_path: str | Path, run: Run, print_: Callable[..., None], has_fitted: bool
+) -> None:
+    """Let an evaluation have the checkpoint that `ckpt_path` means; its weights come once the data are there."""
+    assert evaluation.subject is not None
+    path = checkpoint_of(evaluation.stage, ckpt_path, run, print_, has_fitted)
+    evaluation.use_weights_of(path)
+    give_back(evaluation.subject, path)
+
+
 def give_back(subject: Subject, path: Path) -> None:
     """What module and datamodule keep of their own in a checkpoint, before they are asked for loaders or weights."""
     saved = state_at(path)
