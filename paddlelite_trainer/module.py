@@ -448,8 +448,9 @@ def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
 
 
 def is_written(module: Module, method: str) -> bool:
-    """Whether the user's class, or the instance, has its own version of a Module method."""
-    return getattr(getattr(module, method), "__func__", None) is not getattr(Module, method)
+    """Whether the user's class, or the instance, has its own version of a Module method; None is none."""
+    own = getattr(module, method)
+    return own is not None and getattr(own, "__func__", None) is not getattr(Module, method)
 
 
 HOOKS = (CALLBACK_HOOKS - {"on_save_point"}) | {

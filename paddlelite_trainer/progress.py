@@ -20,6 +20,8 @@ class Progress:
     """Batches of the running epoch that are completely done."""
     batches_in_window: int = 0
     """Batches of the open accumulation window whose gradients are waiting for an optimizer step."""
+    skipped_in_window: int = 0
+    """Batches without a loss since the open accumulation window began."""
     global_step: int = 0
     """Completed optimizer steps."""
     total_batches: int = 0
@@ -52,6 +54,14 @@ class Progress:
     def end_step(self, *, schedulers_are_due: bool) -> None:
         self.global_step += 1
         self.schedulers_are_due = schedulers_are_due
+
+    def note_skipped(self) -> None:
+        """A batch had no loss."""
+        if self.batches_in_window:
+            self.skipped_in_window += 1
+
+    def forget_skipped(self) -> None:
+        self.skipped_in_window = 0
 
     def owe_validation(self, is_due: bool) -> None:
         self.validation_is_due = is_due

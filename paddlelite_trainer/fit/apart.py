@@ -42,7 +42,8 @@ def sources_of(stage: Stage, dataloaders: Any, subject: Subject) -> list[BatchSo
         raise ConfigurationError(
             f"trainer.{stage}() needs data: pass dataloaders=, a datamodule, or write {METHODS[stage]} in the module"
         )
-    if stage != "predict" and not is_written(subject.module, f"{word}_step"):
+    step = getattr(subject.module, f"{word}_step")
+    if step is None or (stage != "predict" and not is_written(subject.module, f"{word}_step")):
         raise ConfigurationError(f"trainer.{stage}() needs {type(subject.module).__name__}.{word}_step")
     return sources
 

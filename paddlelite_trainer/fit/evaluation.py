@@ -10,8 +10,8 @@ import paddle
 
 from ..data.batch_size import weight_of
 from ..layers import modes, put_modes_back
-from ..module import is_written
 from ..reporting.metrics import MetricCollector
+from .steps import step_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,11 +114,10 @@ class Evaluation:
 
     def _over(self, subject: Subject, source: BatchSource, index: int) -> list[Any]:
         """The batches of one loader: the way of a batch, as in fit/loop.py but without learning."""
-        module, hooks, loading = subject.module, subject.hooks, subject.loading
+        hooks, loading = subject.hooks, subject.loading
         several = len(self.sources) > 1
         more = (index,) if several else ()
-        step = getattr(module, f"{self.word}_step")
-        step_more = more if is_written(module, f"{self.word}_step") else ()  # Module's own has no use for it
+        step = step_of(subject.module, self.stage, len(self.sources))
         self.target.add_to_names(f"/dataloader_idx_{index}" if several else "")
         self.source = source
         prepare, autocast = loading.preparation(source, index), loading.precision.autocast
@@ -132,10 +131,10 @@ class Evaluation:
                 for hook in starts:
                     hook(batch, batch_idx, *more)
                 if autocast is None:
-                    outputs = step(batch, batch_idx, *step_more)
+                    outputs = step(batch, batch_idx, *more)
                 else:
                     with autocast():
-                        outputs = step(batch, batch_idx, *step_more)
+                        outputs = step(batch, batch_idx, *more)
                 for hook in ends:
                     hook(outputs, batch, batch_idx, *more)
                 if self.keep_outputs:

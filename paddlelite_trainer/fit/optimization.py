@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ..gradients import clip_gradients_by_norm, clip_gradients_by_value, refuse_
 from ..machine import paddle_internals
 from ..module import Module, is_written
 from ..optimizers import ManualOptimizer, add_param_group, parameters_of, structured_names
+from .steps import step_of
 
 if TYPE_CHECKING:
     from ..machine.precision import Precision
@@ -23,6 +25,7 @@ _TENSOR = paddle.Tensor
 _SCALAR_SHAPES: tuple[list[int], ...] = ([], [1])
 
 _STEPS = ("step", "minimize")
+_MOST_SKIPPED = 1000  # batches without a loss in a row: with max_steps alone a fit would never end
 
 
 class Optimization:
@@ -47,12 +50,14 @@ class Optimization:
         self.module, self.optimizers, self.precision, self.progress = module, list(optimizers), precision, progress
         self.settings, self.hooks, self.length = settings, hooks, length
         self.is_automatic = module.automatic_optimization
+        self.training_step = step_of(module, "train")
         self.parameter_names = structured_names(module)
         self.manual_optimizers = [ManualOptimizer(optimizer, self._manual_step) for optimizer in self.optimizers]
         self.added_param_groups: list[dict[str, Any]] = []
         self.gradient_norm: Any = None
         self.last_loss: Any = None
         self.skips_step = self._is_stepping = False
+        self._skipped, self._skipped_at = 0, (0, 0)  # batches without a loss in a row, and where the row began
         self.toggled: list[tuple[Any, bool]] = []
         self.clips = settings.gradient_clip_val is not None or is_written(module, "configure_gradient_clipping")
         self.needs_closure = self.is_automatic and type(self.optimizers[0]).__name__ == "LBFGS"
@@ -79,7 +84,13 @@ class Optimization:
     def learn(self, outputs: Any, is_last: bool) -> None:
         """Backward through what training_step returned, and at a window's end the optimizer's step."""
         progress = self.progress
-        loss = outputs if type(outputs) is _TENSOR else self._loss_in(outputs)
+        if type(outputs) is _TENSOR:
+            loss = outputs
+        elif outputs is None:
+            self._skip_batch(is_last)
+            return
+        else:
+            loss = self._loss_in(outputs)
         if loss.stop_gradient or loss.shape not in _SCALAR_SHAPES:
             _refuse(loss)
         for hook in self.before_backward:
@@ -146,7 +157,7 @@ class Optimization:
         def closure() -> Any:
             nonlocal outputs
             optimizer.clear_grad(False)
-            outputs = self.module.training_step(batch, batch_idx)
+            outputs = self.training_step(batch, batch_idx)
             loss = self._loss_in(outputs)
             self.hooks.call("on_before_backward", loss)
             loss.backward()
@@ -167,9 +178,33 @@ class Optimization:
         self.step()
         return True
 
+    def _skip_batch(self, is_last: bool) -> None:
+        """There is no loss: a window is so many losses, and the last of an epoch ends with it."""
+        progress = self.progress
+        where = f"{type(self.module).__name__}.training_step returned None"
+        instead = "If that is not meant, return the loss."
+        if not self._skipped:
+            warnings.warn(
+                f"{where} in batch {progress.batches_in_epoch}, so the batch is skipped: it makes no step. {instead}",
+                stacklevel=2,
+            )
+        moved = progress.steps_begun, progress.batches_in_window
+        self._skipped = 1 + (self._skipped if moved == self._skipped_at else 0)
+        self._skipped_at = moved
+        if is_last and self._skipped > progress.batches_in_epoch:
+            epoch, count = progress.current_epoch, self._skipped
+            raise TrainingError(f"{where} for all {count} batches of epoch {epoch}: nothing was learned. {instead}")
+        if self._skipped == _MOST_SKIPPED:
+            raise TrainingError(f"{where} for {_MOST_SKIPPED} batches in a row: nothing was learned. {instead}")
+        progress.note_skipped()
+        if is_last and progress.batches_in_window:
+            self.step()
+
     def _length_of_window(self) -> int:
-        length = self.length()
-        first = self.progress.batches_in_epoch - self.progress.batches_in_window
+        length, progress = self.length(), self.progress
+        if not progress.batches_in_window:
+            progress.forget_skipped()
+        first = progress.batches_in_epoch - progress.batches_in_window - progress.skipped_in_window
         return self.window if length is None else max(1, min(self.window, length - first))
 
     def _rescale_gradients(self, factor: float) -> None:

@@ -226,7 +226,7 @@ def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
     if optimization.needs_closure:
         return optimization.closure_step
     if fit.ranks.world_size == 1:
-        return fit.module.training_step
+        return optimization.training_step
     from ..machine.data_parallel import synchronised
 
     if not fit.module.automatic_optimization:
@@ -239,7 +239,7 @@ def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
         return progress.batches_in_window + 1 == optimization.window or data.train.is_last
 
     with isolated_random_states():  # wrapping draws a number from python's generator
-        return synchronised(fit.module, ends_window)
+        return synchronised(fit.module, optimization.training_step, ends_window)
 
 
 def _start(fit: Fit, request: Request) -> Start:

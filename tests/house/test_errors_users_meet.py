@@ -32,7 +32,7 @@ def test_a_step_that_returns_nothing() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> None:
             self.loss(batch)
 
-    fit_fails(Forgot(), make_batches(), TrainingError, "returned None", "batch 0", "Return the loss")
+    fit_fails(Forgot(), make_batches(), TrainingError, "returned None", "all 6 batches of epoch 0", "return the loss")
 
 
 def test_a_dict_without_loss() -> None:
@@ -154,10 +154,10 @@ def test_a_misspelt_hook_beside_an_inherited_one() -> None:
 
 
 def test_a_step_that_cannot_be_given_what_it_is_called_with() -> None:
-    class Short(Classifier):
-        def training_step(self, batch: Any) -> Any: ...  # type: ignore[override]
+    class Long(Classifier):
+        def training_step(self, batch: Any, batch_idx: int, more: Any) -> Any: ...  # type: ignore[override]
 
-    fit_fails(Short(), make_batches(), ConfigurationError, "Short.training_step", "it is given (batch, batch_idx)")
+    fit_fails(Long(), make_batches(), ConfigurationError, "Long.training_step", "it is given (batch, batch_idx)")
     loaders = [paddle.io.DataLoader(paddle.io.TensorDataset([paddle.randn([4, 4]), paddle.zeros([4], "int64")]))] * 2
     with pytest.raises(ConfigurationError, match=r"validation_step.* is given \(batch, batch_idx, dataloader_idx\)"):
         quiet_trainer().validate(Classifier(), loaders)
