@@ -276,17 +276,11 @@ def keyed(callbacks: Sequence[Callback]) -> list[tuple[str, Any]]:
     return pairs
 
 
-_MODES = (
-    "a layer stays in the mode that you have put it in, and an evaluation puts every mode back; set modes in "
-    "on_train_epoch_start"
-)
 NOT_CALLED = {
     "optimizer_step": "return a scheduler of interval 'step' from configure_optimizers for warm-up, "
     "or set automatic_optimization = False and step by hand",
     "optimizer_zero_grad": "gradients are dropped after each step; set automatic_optimization = False to do it by hand",
-    "backward": "set automatic_optimization = False and call self.manual_backward(loss) in training_step",
-    "configure_model": "build the layers in __init__ or setup",
-    "configure_sharded_model": "build the layers in __init__ or setup",
+    "configure_sharded_model": "write configure_model",
     "training_epoch_end": "write on_train_epoch_end, and keep outputs in a list of your own",
     "validation_epoch_end": "write on_validation_epoch_end, and keep outputs in a list of your own",
     "test_epoch_end": "write on_test_epoch_end, and keep outputs in a list of your own",
@@ -302,14 +296,8 @@ NOT_CALLED = {
     "on_pretrain_routine_end": "write on_fit_start",
     "on_init_start": "write setup",
     "on_init_end": "write setup",
-    "on_validation_model_eval": _MODES,
-    "on_validation_model_train": _MODES,
-    "on_test_model_eval": _MODES,
-    "on_test_model_train": _MODES,
-    "on_predict_model_eval": _MODES,
-    "on_predict_model_train": _MODES,
     "on_validation_model_zero_grad": "gradients stay as they are over a validation; drop them in on_validation_start",
-    "on_configure_sharded_model": "build the layers in __init__ or setup",
+    "on_configure_sharded_model": "write configure_model",
     "on_post_move_to_device": "do it in setup, when the module is on its device",
     "on_train_dataloader": "do it in train_dataloader",
     "on_val_dataloader": "do it in val_dataloader",

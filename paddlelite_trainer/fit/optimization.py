@@ -49,7 +49,7 @@ class Optimization:
     ) -> None:
         self.module, self.optimizers, self.precision, self.progress = module, list(optimizers), precision, progress
         self.settings, self.hooks, self.length = settings, hooks, length
-        self.is_automatic = module.automatic_optimization
+        self.is_automatic = module.automatic_optimization and bool(self.optimizers)  # else there is nothing to step
         self.training_step = step_of(module, "train")
         self.parameter_names = structured_names(module)
         self.manual_optimizers = [ManualOptimizer(optimizer, self._manual_step) for optimizer in self.optimizers]
@@ -70,7 +70,7 @@ class Optimization:
             for optimizer in self.optimizers:
                 for name in _STEPS:
                     self._count_raw_steps(optimizer, name)
-        self.backward: Callable[[Any], None] = self._backward
+        self.backward: Callable[..., None] = self._users_backward if is_written(module, "backward") else self._backward
         self.step: Callable[[], None] = self._step
 
     # -- the end of a batch --------------------------------------------------------------------------------------------
@@ -104,9 +104,9 @@ class Optimization:
         if progress.batches_in_window == self.window or is_last:
             self.step()
 
-    def _backward(self, loss: Any) -> None:
+    def _backward(self, loss: Any, retain_graph: bool = False) -> None:
         try:
-            self.precision.scale(loss).backward()
+            self.precision.scale(loss).backward(retain_graph=retain_graph)
         except Exception as error:
             if self.is_automatic and "TensorWrappers" in str(error):
                 raise TrainingError(
@@ -116,6 +116,10 @@ class Optimization:
                     "module and call self.manual_backward(loss)."
                 ) from error
             raise
+
+    def _users_backward(self, loss: Any, retain_graph: bool = False) -> None:
+        options = {"retain_graph": True} if retain_graph else {}  # one without the argument is called without it
+        self.module.backward(self.precision.scale(loss), **options)
 
     def _step(self) -> None:
         """The end of an accumulation window."""
@@ -160,7 +164,7 @@ class Optimization:
             outputs = self.training_step(batch, batch_idx)
             loss = self._loss_in(outputs)
             self.hooks.call("on_before_backward", loss)
-            loss.backward()
+            self.backward(loss)
             self.hooks.call("on_after_backward")
             return loss
 
@@ -228,9 +232,9 @@ class Optimization:
         )
 
     # -- what a module calls -------------------------------------------------------------------------------------------
-    def manual_backward(self, loss: Any) -> None:
+    def manual_backward(self, loss: Any, retain_graph: bool) -> None:
         with self.precision.outside_autocast():
-            self.backward(loss)
+            self.backward(loss, retain_graph)
 
     def _manual_step(self, optimizer: Any, closure: Callable[[], Any] | None) -> Any:
         if closure is not None:

@@ -201,8 +201,12 @@ def _tell_what_has_no_effect(fit: Fit, train: Any) -> None:
 def _configure_optimizers(fit: Fit) -> None:
     module, data = fit.module, fit.data
     assert data is not None
-    optimizers, configs = normalise(module.configure_optimizers())
-    refuse_number(module, optimizers)
+    returned = module.configure_optimizers()
+    optimizers, configs = normalise(returned, steps_schedulers=module.automatic_optimization)
+    if returned is None and module.automatic_optimization:
+        _tell_of_no_training(fit)
+    else:
+        refuse_number(module, optimizers)
     fit.precision.prepare(module, optimizers)
     optimization = Optimization(
         module,
@@ -220,12 +224,27 @@ def _configure_optimizers(fit: Fit) -> None:
     fit.use_optimization(optimization, schedules)
 
 
+def _tell_of_no_training(fit: Fit) -> None:
+    """Without an optimizer training_step runs, and nobody steps."""
+    name, settings = type(fit.module).__name__, fit.settings
+    if settings.max_epochs in (None, -1) and settings.max_seconds is None:
+        raise ConfigurationError(
+            f"{name}.configure_optimizers returned None, so no step is made and max_steps={settings.max_steps} is "
+            "never reached: pass max_epochs or max_time, or return an optimizer"
+        )
+    warnings.warn(
+        f"{name}.configure_optimizers returned None: nothing is trained, and training_step runs without backward. "
+        "If that is not meant, return the optimizer.",
+        stacklevel=2,
+    )
+
+
 def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
     optimization, data, progress = fit.optimization, fit.data, fit.progress
     assert optimization is not None and data is not None
     if optimization.needs_closure:
         return optimization.closure_step
-    if fit.ranks.world_size == 1:
+    if fit.ranks.world_size == 1 or not (optimization.optimizers or not fit.module.automatic_optimization):
         return optimization.training_step
     from ..machine.data_parallel import synchronised
 
