@@ -164,6 +164,10 @@ def _stream_for(loader: Any, **settings: Any) -> Stream:
         if isinstance(loader.dataset, IterableDataset):
             return IterableLoaderStream(loader, **settings)
         return MapStream(loader, **settings)
+    if isinstance(loader, Iterator) and type(loader).__module__.startswith("paddle."):
+        raise ConfigurationTypeError(
+            f"{name} is an iterator over a DataLoader, which can be read once: pass the DataLoader itself"
+        )
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise ConfigurationTypeError(
             f"{name} is a Dataset ({type(loader).__name__}), which yields samples, not batches; "

@@ -39,13 +39,15 @@ def train(fit: Fit) -> None:
     while not stopping.end_before_an_epoch():
         if not _open_epoch(fit):
             return  # a validation given up for a signal, or a stop right after it
-        source = data.train
+        source, length = data.train, data.length
         prepare_batch = fit.loading.preparation(source)
         validate_every = _validation_period(fit)
         across_epochs = fit.settings.check_val_every_n_epoch is None
         skip_rest = False
         for batch in data.epoch():
             batch_idx = progress.batches_in_epoch
+            if batch_idx == length:
+                _refuse_long_epoch(fit)
             if reseed is not None:
                 reseed(fit)
             if prepare_batch is not None:
@@ -202,6 +204,16 @@ def _validation_period(fit: Fit) -> int:
             )
         return _AT_EPOCH_END
     return max(1, int(length * interval))
+
+
+def _refuse_long_epoch(fit: Fit) -> None:
+    assert fit.data is not None
+    source = fit.data.train
+    raise DataError(
+        f"{source.name} said that an epoch has {source.length} batches, and batch {fit.progress.batches_in_epoch + 1} "
+        f"came: validation, schedules and resume go by the length. Correct its __len__, leave it out, or pass "
+        f"limit_train_batches={source.length}, which ends each epoch there."
+    )
 
 
 def _refuse_short_epoch(fit: Fit) -> None:
