@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import paddle
-
 from ..data.batch import move_to_device
+from ..data.combined import are_several_loaders
 from ..data.module import DataModule
 from ..data.prefetch import Prefetch
 from ..data.source import BatchSource, Stage
@@ -145,15 +144,3 @@ class Loading:
         if owner is not None:
             return f"{type(owner).__name__} moves its batches by hooks of its own"
         return "only lists of batches, iterables, and DataLoaders with num_workers of 1 or more are read ahead"
-
-
-def are_several_loaders(given: Any) -> bool:
-    """A list of loaders, as against one list of batches."""
-    plain = (list, tuple, dict, paddle.Tensor)
-    return (
-        isinstance(given, (list, tuple))
-        and bool(given)
-        and all(
-            hasattr(item, "__iter__") and not isinstance(item, plain) and not hasattr(item, "shape") for item in given
-        )
-    )
