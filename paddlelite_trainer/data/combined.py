@@ -110,9 +110,11 @@ class CombinedStream(Stream):
 
     def epoch(self, epoch: int, start_batch: int, on_replay: Replay) -> Iterator[Any]:
         count = self.length
-        end = self.limit if count is None and isinstance(self.limit, int) else count
+        end = self._least() if count is None else count
         if count is not None:
             self._check_start(start_batch, count)
+        for part in self.parts:
+            part.go_back()
         is_over, self._is_over = self._is_over and epoch == self.current_epoch, False
         self._begin(epoch, start_batch)
         self.batch_size = self.parts[0].batch_size
@@ -132,6 +134,11 @@ class CombinedStream(Stream):
                 yield self.combined.together(batches)
                 if self.is_last:
                     return
+
+    def _least(self) -> int | None:
+        """The most batches that an epoch of mode "min_size" can have, as far as it is known."""
+        limit = [self.limit] if isinstance(self.limit, int) else []
+        return min([*limit, *(part.length for part in self.parts if part.length is not None)], default=None)
 
     def _reader(self, part: Stream, epoch: int, start_batch: int, end: int | None, on_replay: Replay) -> Any:
         """A part's batches from a position of the whole on; a shorter one goes round, each pass an epoch of its own."""
