@@ -34,6 +34,8 @@ class Progress:
     """The schedules of interval "step" are still where they were before the last optimizer step."""
     seconds: float = 0.0
     """Training time of all processes that worked on this run."""
+    validated_at: float = 0.0
+    """`seconds` at the end of the last validation, where validations go by time."""
     steps_begun: int = field(default=0, metadata={"saved": False})
     """Optimizer steps of this process that were begun, whether or not they came to their end."""
 
@@ -65,6 +67,9 @@ class Progress:
 
     def owe_validation(self, is_due: bool) -> None:
         self.validation_is_due = is_due
+
+    def note_validated_at(self, seconds: float) -> None:
+        self.validated_at = seconds
 
     def note_schedules_stepped(self) -> None:
         self.schedulers_are_due = False

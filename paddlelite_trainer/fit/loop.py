@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TENSOR = paddle.Tensor
 _AT_EPOCH_END = -1  # a validation period that is known only when the last batch has come
+_BY_TIME = -2
 
 
 def train(fit: Fit) -> None:
@@ -75,7 +76,9 @@ def train(fit: Fit) -> None:
             optimization.last_loss = None if optimization.skips_step else outputs
             if validate_every and (
                 is_last
-                if validate_every < 0
+                if validate_every == _AT_EPOCH_END
+                else _time_has_come(fit)
+                if validate_every == _BY_TIME
                 else (progress.total_batches if across_epochs else progress.batches_in_epoch) % validate_every == 0
             ):
                 progress.owe_validation(True)
@@ -172,18 +175,29 @@ def validate(fit: Fit) -> None:
             results = fit.evaluate()
     except (EvaluationAbandoned, WaitingEnded):
         return
+    if fit.settings.val_check_seconds is not None:
+        fit.progress.note_validated_at(fit.stopping.seconds)
     fit.saver.note_validation()
     fit.schedules.note_validation()
     fit.progress.owe_validation(False)
     fit.book.epoch_record.update({name: value for result in results for name, value in result.items()})
 
 
+def _time_has_come(fit: Fit) -> bool:
+    """Whether a validation by time is due; clocks differ between ranks, so rank 0's counts, after each batch."""
+    assert fit.settings.val_check_seconds is not None
+    gone = fit.stopping.seconds - fit.progress.validated_at
+    return fit.ranks.broadcast_object(gone >= fit.settings.val_check_seconds)
+
+
 def _validation_period(fit: Fit) -> int:
-    """Batches between validations in this epoch: 0 for none, _AT_EPOCH_END where the length is unknown."""
+    """Batches between validations in this epoch: 0 for none, _AT_EPOCH_END where the length is unknown, _BY_TIME."""
     assert fit.data is not None
     settings, length = fit.settings, fit.data.length
     if not fit.validates:
         return 0
+    if settings.val_check_seconds is not None:
+        return _BY_TIME
     every_n, interval = settings.check_val_every_n_epoch, settings.val_check_interval
     if every_n is None:
         return int(interval)
