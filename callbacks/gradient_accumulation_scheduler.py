@@ -36,6 +36,12 @@ class GradientAccumulationScheduler(Callback):
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage != "fit":
             return
+        if not module.automatic_optimization and self.going_to_accumulate_grad_batches():
+            raise ConfigurationError(
+                "GradientAccumulationScheduler would have no effect: with automatic_optimization = False the "
+                "optimizers' steps are yours. Leave it out, and in training_step call optimizer.step() after as many "
+                "batches as you want."
+            )
         # In a second fit of one Trainer the window is still that of the epoch where the first ended.
         expected = (1, self.get_accumulate_grad_batches(0), self.get_accumulate_grad_batches(trainer.current_epoch))
         if trainer.accumulate_grad_batches not in expected:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .callback import Callback, SavePoint
     from .checkpoint import average_checkpoints
     from .checkpoint.weights import load_weights
+    from .data.combined import CombinedLoader
     from .data.module import DataModule
     from .fit.starting import InitFrom
     from .machine.rng import seed_everything
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CSVLogger",
     "Callback",
+    "CombinedLoader",
     "DataModule",
     "InitFrom",
     "Logger",
@@ -45,6 +47,7 @@ _HOME = {
     "Tuner": ".tuner",
     "average_checkpoints": ".checkpoint",
     "Module": ".module",
+    "CombinedLoader": ".data.combined",
     "DataModule": ".data.module",
     "InitFrom": ".fit.starting",
     "load_weights": ".checkpoint.weights",

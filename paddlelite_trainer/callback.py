@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .data.batch_size import batch_size_of as batch_size_of  # for callbacks
-from .errors import ConfigurationError, did_you_mean
+from .errors import ConfigurationError, NoTrainerError, did_you_mean
 from .names_elsewhere import refuse_class as refuse_class
 from .reporting.terminal import imports_without_a_draw as imports_without_a_draw  # these for callbacks
 from .reporting.terminal import is_terminal as is_terminal
@@ -73,6 +73,61 @@ class Callback:
     def sets_learning_rates(self) -> bool:
         """Whether it sets the rates from now on, so that what schedules do has no effect."""
         return False
+
+    _module: Module | None = None
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        *,
+        prog_bar: bool = False,
+        logger: bool = True,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[[list[float]], float] = "mean",
+        sync_dist: bool = True,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """As `Module.log`, of the module whose run this callback takes part in."""
+        self._running_module("log").log(
+            name,
+            value,
+            prog_bar=prog_bar,
+            logger=logger,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            reduce_fx=reduce_fx,
+            sync_dist=sync_dist,
+            add_dataloader_idx=add_dataloader_idx,
+            batch_size=batch_size,
+            rank_zero_only=rank_zero_only,
+        )
+
+    def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
+        """`log` for every entry, with the same options."""
+        self._running_module("log_dict").log_dict(dictionary, **options)
+
+    def _running_module(self, method: str) -> Module:
+        if self._module is None:
+            raise NoTrainerError(
+                f"{type(self).__name__}.{method} was called while it takes part in no run: it works in a callback's "
+                "hooks during fit, validate, test and predict"
+            )
+        return self._module
+
+    def attach_module(self, module: Module) -> Callable[[], None]:
+        """Called where a run begins; calling the result gives a run that this one interrupts its module back."""
+        before, self._module = self._module, module
+
+        def put_back() -> None:
+            self._module = before
+            if before is None:
+                del self._module  # so that copies are as they were
+
+        return put_back
 
     @property
     def state_key(self) -> str:
@@ -221,17 +276,11 @@ def keyed(callbacks: Sequence[Callback]) -> list[tuple[str, Any]]:
     return pairs
 
 
-_MODES = (
-    "a layer stays in the mode that you have put it in, and an evaluation puts every mode back; set modes in "
-    "on_train_epoch_start"
-)
 NOT_CALLED = {
     "optimizer_step": "return a scheduler of interval 'step' from configure_optimizers for warm-up, "
     "or set automatic_optimization = False and step by hand",
     "optimizer_zero_grad": "gradients are dropped after each step; set automatic_optimization = False to do it by hand",
-    "backward": "set automatic_optimization = False and call self.manual_backward(loss) in training_step",
-    "configure_model": "build the layers in __init__ or setup",
-    "configure_sharded_model": "build the layers in __init__ or setup",
+    "configure_sharded_model": "write configure_model",
     "training_epoch_end": "write on_train_epoch_end, and keep outputs in a list of your own",
     "validation_epoch_end": "write on_validation_epoch_end, and keep outputs in a list of your own",
     "test_epoch_end": "write on_test_epoch_end, and keep outputs in a list of your own",
@@ -247,14 +296,8 @@ NOT_CALLED = {
     "on_pretrain_routine_end": "write on_fit_start",
     "on_init_start": "write setup",
     "on_init_end": "write setup",
-    "on_validation_model_eval": _MODES,
-    "on_validation_model_train": _MODES,
-    "on_test_model_eval": _MODES,
-    "on_test_model_train": _MODES,
-    "on_predict_model_eval": _MODES,
-    "on_predict_model_train": _MODES,
     "on_validation_model_zero_grad": "gradients stay as they are over a validation; drop them in on_validation_start",
-    "on_configure_sharded_model": "build the layers in __init__ or setup",
+    "on_configure_sharded_model": "write configure_model",
     "on_post_move_to_device": "do it in setup, when the module is on its device",
     "on_train_dataloader": "do it in train_dataloader",
     "on_val_dataloader": "do it in val_dataloader",

@@ -74,6 +74,7 @@ class Module(paddle.nn.Layer):
         self.hparams_name: str | None = None
         """The argument that was given to `save_hyperparameters` whole: a dict, Namespace or dataclass."""
         self._logs_hparams = True
+        self._has_configured_model = False
 
     # -- what you write ------------------------------------------------------------------------------------------------
     if TYPE_CHECKING:
@@ -106,6 +107,9 @@ class Module(paddle.nn.Layer):
         """What `trainer.predict` collects for a batch; by default forward of the batch, or of its first entry."""
         return self(batch[0] if isinstance(batch, (list, tuple)) else batch)
 
+    def configure_model(self) -> None:
+        """Build layers here rather than in `__init__`; called once, after `setup` and before weights come."""
+
     def configure_optimizers(self) -> Any:
         """Return an optimizer, (optimizer, scheduler), lists of them, or a dict; `optimizers.normalise` has all
         forms."""
@@ -120,6 +124,10 @@ class Module(paddle.nn.Layer):
     ) -> None:
         """Override to clip in your own way; gradients are unscaled when it is called."""
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def backward(self, loss: Any, retain_graph: bool = False) -> None:  # type: ignore[override]
+        """Override to do it in your own way; `loss` is scaled where the precision asks for it."""
+        loss.backward(retain_graph=retain_graph)
 
     def lr_scheduler_step(self, scheduler: Any, metric: float | None) -> None:
         """Override to step schedulers in your own way."""
@@ -183,6 +191,22 @@ class Module(paddle.nn.Layer):
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
     def on_exception(self, exception: BaseException) -> None: ...
 
+    def on_validation_model_eval(self) -> None:
+        """Put layers into the modes of a validation; by default all into eval mode."""
+        self.eval()
+
+    def on_validation_model_train(self) -> None:
+        """Called after a validation, when every layer is in the mode again that it had before."""
+
+    def on_test_model_eval(self) -> None:
+        self.eval()
+
+    def on_test_model_train(self) -> None: ...
+    def on_predict_model_eval(self) -> None:
+        self.eval()
+
+    def on_predict_model_train(self) -> None: ...
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what else must survive; nested dicts, lists, numbers, strings, bytes, arrays and tensors."""
 
@@ -241,7 +265,8 @@ class Module(paddle.nn.Layer):
         collector = target.collector
         if collector is None:
             raise ConfigurationError(
-                f"self.log({name!r}, ...) cannot be used here: no epoch is running whose metrics it could join"
+                f"self.log({name!r}, ...) cannot be used here: no epoch is running whose metrics it could join. "
+                "Log from on_train_start on, in a stage's hooks and steps."
             )
         if on_step is None:
             on_step = target.on_step
@@ -305,6 +330,7 @@ class Module(paddle.nn.Layer):
         saved = state_at(checkpoint_path)
         kept, whole = (saved["hyper_parameters"], saved.get("hyper_parameters_name")) if saved else ({}, None)
         module = constructed(cls, kept, whole, arguments)
+        module.configure_once()
         if saved is not None:
             module.on_load_checkpoint(saved)
         load_weights_at(module, checkpoint_path, strict=module.strict_loading if strict is None else strict)
@@ -320,9 +346,9 @@ class Module(paddle.nn.Layer):
         found = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         return None if not found else found[0] if len(found) == 1 else found
 
-    def manual_backward(self, loss: Any) -> None:
-        """`loss.backward()`, scaled where the precision asks for it."""
-        self._optimization.manual_backward(loss)
+    def manual_backward(self, loss: Any, *, retain_graph: bool = False) -> None:
+        """`loss.backward()`, scaled where the precision asks for it; `retain_graph` where another follows on it."""
+        self._optimization.manual_backward(loss, retain_graph)
 
     def clip_gradients(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -377,6 +403,12 @@ class Module(paddle.nn.Layer):
                 "this module is not being fitted: optimizers, clipping and backward by hand exist during fit"
             )
         return self._run.optimization
+
+    def configure_once(self) -> None:
+        """Call `configure_model`, unless this module's has been called."""
+        if not self._has_configured_model:
+            self.configure_model()
+            self._has_configured_model = True
 
     @property
     def is_in_a_run(self) -> bool:
@@ -447,8 +479,9 @@ def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
 
 
 def is_written(module: Module, method: str) -> bool:
-    """Whether the user's class, or the instance, has its own version of a Module method."""
-    return getattr(getattr(module, method), "__func__", None) is not getattr(Module, method)
+    """Whether the user's class, or the instance, has its own version of a Module method; None is none."""
+    own = getattr(module, method)
+    return own is not None and getattr(own, "__func__", None) is not getattr(Module, method)
 
 
 HOOKS = (CALLBACK_HOOKS - {"on_save_point"}) | {
@@ -468,4 +501,7 @@ HOOKS = (CALLBACK_HOOKS - {"on_save_point"}) | {
     "on_before_batch_transfer",
     "on_after_batch_transfer",
     "transfer_batch_to_device",
+    "backward",
+    "configure_model",
+    *(f"on_{stage}_model_{mode}" for stage in ("validation", "test", "predict") for mode in ("eval", "train")),
 }

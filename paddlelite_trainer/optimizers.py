@@ -41,13 +41,13 @@ class LRSchedulerConfig:
         )
 
 
-def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+def normalise(returned: Any, *, steps_schedulers: bool = True) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
     """Optimizers and schedulers from any form `configure_optimizers` may return.
 
     Forms: an optimizer; a list or tuple of optimizers; (optimizer, scheduler); ([optimizers], [schedulers]);
     {"optimizer": ..., "lr_scheduler": ...}; a list of such dicts; None. A scheduler is an LRScheduler or a dict with
     "scheduler" and any of interval, frequency, monitor, strict, name. A scheduler given as an optimizer's learning rate
-    need not be named: it is found.
+    need not be named: it is found. Where the trainer `steps_schedulers`, one that watches a metric needs its name.
 
     Raises:
         ConfigurationError, ConfigurationTypeError: another form, an unknown key, a scheduler no optimizer uses.
@@ -63,9 +63,9 @@ def normalise(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
         own = paddle_internals.learning_rate(optimizer)
         if scheduler is None:
             if isinstance(own, LRScheduler):
-                configs.append(_config({"scheduler": own}, index))
+                configs.append(_config({"scheduler": own}, index, steps_schedulers))
             continue
-        config = _config(scheduler, index)
+        config = _config(scheduler, index, steps_schedulers)
         if not isinstance(own, LRScheduler):
             # In Paddle a scheduler works only as the optimizer's learning rate; apart from it, it would do nothing.
             optimizer.set_lr_scheduler(config.scheduler)
@@ -146,7 +146,7 @@ def _checked(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def _config(given: Any, index: int) -> LRSchedulerConfig:
+def _config(given: Any, index: int, is_stepped: bool) -> LRSchedulerConfig:
     if isinstance(given, Mapping):
         for key in given:
             if key not in _SCHEDULER_KEYS:
@@ -167,7 +167,7 @@ def _config(given: Any, index: int) -> LRSchedulerConfig:
         raise ConfigurationError(f"lr_scheduler interval must be 'epoch' or 'step', got {config.interval!r}")
     if not isinstance(config.frequency, int) or config.frequency < 1:
         raise ConfigurationError(f"lr_scheduler frequency must be an integer >= 1, got {config.frequency!r}")
-    if config.needs_metric and config.monitor is None:
+    if is_stepped and config.needs_metric and config.monitor is None:
         raise ConfigurationError(
             "ReduceOnPlateau needs a metric: return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': "
             "scheduler, 'monitor': 'val_loss'}} "

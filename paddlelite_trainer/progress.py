@@ -20,6 +20,8 @@ class Progress:
     """Batches of the running epoch that are completely done."""
     batches_in_window: int = 0
     """Batches of the open accumulation window whose gradients are waiting for an optimizer step."""
+    skipped_in_window: int = 0
+    """Batches without a loss since the open accumulation window began."""
     global_step: int = 0
     """Completed optimizer steps."""
     total_batches: int = 0
@@ -32,6 +34,8 @@ class Progress:
     """The schedules of interval "step" are still where they were before the last optimizer step."""
     seconds: float = 0.0
     """Training time of all processes that worked on this run."""
+    validated_at: float = 0.0
+    """`seconds` at the end of the last validation, where validations go by time."""
     steps_begun: int = field(default=0, metadata={"saved": False})
     """Optimizer steps of this process that were begun, whether or not they came to their end."""
 
@@ -53,8 +57,19 @@ class Progress:
         self.global_step += 1
         self.schedulers_are_due = schedulers_are_due
 
+    def note_skipped(self) -> None:
+        """A batch had no loss."""
+        if self.batches_in_window:
+            self.skipped_in_window += 1
+
+    def forget_skipped(self) -> None:
+        self.skipped_in_window = 0
+
     def owe_validation(self, is_due: bool) -> None:
         self.validation_is_due = is_due
+
+    def note_validated_at(self, seconds: float) -> None:
+        self.validated_at = seconds
 
     def note_schedules_stepped(self) -> None:
         self.schedulers_are_due = False

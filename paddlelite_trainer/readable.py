@@ -178,11 +178,14 @@ class Readable(Settings):
     def callback_metrics(self) -> dict[str, float]:
         """The newest value of every name logged, as numbers; reading brings waiting values to the host.
 
-        While a fit runs they are the fit's alone; afterwards what evaluations of their own have logged stands there
-        too.
+        They are those of what runs, or ran last: in `validate` and `test` after a fit nothing of the fit is there. An
+        evaluation within a fit finds the fit's too.
         """
-        if self._running_fit:
+        top = self._running[-1] if self._running else self._last
+        if isinstance(top, Fit):
             return self._fit.book.callback_metrics
+        if len(self._running) <= 1:
+            return dict(self._evaluated)
         return {**self._fit.book.callback_metrics, **self._evaluated}
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ def _is_schedule(value: Any) -> bool:
     return _is_int(value) and value >= 1
 
 
+_TIMES = (str, timedelta, Mapping)
 _LIMIT = "a number of batches (int >= 0), a share of them (float from 0.0 to 1.0), or None for all"
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_epochs": (lambda v: v is None or (_is_int(v) and v >= -1), "an int >= 0, -1 for no limit, or None"),
@@ -47,8 +49,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "limit_predict_batches": (_is_limit, _LIMIT),
     "overfit_batches": (lambda v: v is not None and _is_limit(v), _LIMIT),
     "val_check_interval": (
-        lambda v: v is None or (_is_int(v) and v >= 1) or (isinstance(v, float) and 0.0 < v <= 1.0),
-        "a number of batches (int >= 1) or a share of an epoch (float above 0.0, up to 1.0)",
+        lambda v: (
+            v is None or (_is_int(v) and v >= 1) or (isinstance(v, float) and 0.0 < v <= 1.0) or isinstance(v, _TIMES)
+        ),
+        "a number of batches (int >= 1), a share of an epoch (float above 0.0, up to 1.0) or a time",
     ),
     "check_val_every_n_epoch": (
         lambda v: v is None or (_is_int(v) and v >= 1),
@@ -146,7 +150,10 @@ class Settings:
             "predict": stage_limit(fast_dev_run, given["limit_predict_batches"]),
         }
         interval = given["val_check_interval"]
-        self.val_check_interval: int | float = 1.0 if interval is None or fast_dev_run else interval
+        by_time = isinstance(interval, _TIMES) and not fast_dev_run
+        self.val_check_seconds = seconds(interval, "Trainer", "val_check_interval") if by_time else None
+        """Training time between validations, where they do not go by batches."""
+        self.val_check_interval: int | float = 1.0 if interval is None or fast_dev_run or by_time else interval
         self.check_val_every_n_epoch: int | None = 1 if fast_dev_run else given["check_val_every_n_epoch"]
         self.num_sanity_val_steps: int = 0 if fast_dev_run else given["num_sanity_val_steps"]
         self.log_every_n_steps: int = given["log_every_n_steps"]
@@ -160,6 +167,8 @@ class Settings:
         self.deterministic: bool | Literal["warn"] = given["deterministic"]
         self.detect_anomaly: bool = given["detect_anomaly"]
         self.reload_dataloaders_every_n_epochs: int = given["reload_dataloaders_every_n_epochs"]
+        self.logs_evaluations = given["logger"] is not None and not fast_dev_run
+        """Whether a logger was asked for, so that an evaluation before any fit writes too."""
         self.default_root_dir = Path(given["default_root_dir"]).expanduser().absolute()
         self.run_name: str | None = given["run_name"]
         self.given_seed: int | None = given["seed"]
@@ -219,7 +228,9 @@ def check_settings(given: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"min_epochs={given['min_epochs']} is more than max_epochs={given['max_epochs']}")
     if given["min_steps"] and 0 <= given["max_steps"] < given["min_steps"]:
         raise ConfigurationError(f"min_steps={given['min_steps']} is more than max_steps={given['max_steps']}")
-    if given["check_val_every_n_epoch"] is None and not _is_int(given["val_check_interval"]):
+    if isinstance(given["val_check_interval"], _TIMES):
+        _check_time_between_validations(given)
+    elif given["check_val_every_n_epoch"] is None and not _is_int(given["val_check_interval"]):
         raise ConfigurationError(
             "check_val_every_n_epoch=None counts batches over epochs: pass val_check_interval as a number of batches"
         )
@@ -229,6 +240,17 @@ def _meant(callback: object) -> str:
     """What is meant by a callback of another framework's, where that is known."""
     here = callback_here(type(callback).__name__)
     return f": {here}" if here else ""
+
+
+def _check_time_between_validations(given: Mapping[str, Any]) -> None:
+    interval, every_n = given["val_check_interval"], given["check_val_every_n_epoch"]
+    if not (seconds(interval, "Trainer", "val_check_interval") or 0) > 0:
+        raise ConfigurationError(f"Trainer(val_check_interval={interval!r}) must be longer than 0 s")
+    if every_n not in (None, 1):
+        raise ConfigurationError(
+            f"check_val_every_n_epoch={every_n} counts epochs, and val_check_interval={interval!r} is a time: "
+            "leave one of them out"
+        )
 
 
 def check_setting(name: str, value: Any, where: str) -> None:

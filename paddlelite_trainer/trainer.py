@@ -15,11 +15,12 @@ from .defaults import default_callbacks, default_loggers, without_replaced
 from .errors import CheckpointError, ConfigurationError, explains_unknown_arguments
 from .fit import state as fit_state
 from .fit.apart import (
-    checkpoint_of,
-    give_back,
+    let_log,
     refuse_other_weights_in_fit,
     sources_of,
+    take_checkpoint,
     tear_down_evaluation,
+    tell_of_weights,
     told_of,
 )
 from .fit.ending import finish, leave_as_asked, tear_down, told
@@ -42,6 +43,7 @@ from .names_elsewhere import refuse_unknown
 from .readable import Readable
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
+from .reporting.summary import results_table
 from .reporting.terminal import print_line
 from .run.weights import load_weights_at
 from .settings import CALLED_HERE, NOT_HERE
@@ -97,7 +99,7 @@ class Trainer(Readable):
         limit_test_batches: int | float | None = None,
         limit_predict_batches: int | float | None = None,
         overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | None = None,
+        val_check_interval: int | float | str | timedelta | Mapping[str, int] | None = None,
         check_val_every_n_epoch: int | None = 1,
         num_sanity_val_steps: int = 2,
         log_every_n_steps: int = 50,
@@ -172,7 +174,7 @@ class Trainer(Readable):
                     at a window's end: schedulers of interval "step", ReduceOnPlateau with the newest value; SAVE POINT
                 schedulers of interval "epoch", ReduceOnPlateau with this epoch's metric
                 on_train_epoch_end; history; counters; SAVE POINT
-            on_train_end; on_fit_end; teardown
+            on_train_end; on_fit_end; teardown             (ended within an epoch: on_train_epoch_end before)
 
         Where schedulers are about to lower the rate in one jump and a callback wants it, there is a SAVE POINT
         "lr_drop" before them.
@@ -375,6 +377,10 @@ class Trainer(Readable):
         is_in_a_run = module.is_in_a_run  # another Trainer's perhaps
         is_nested = self.is_running or is_in_a_run
         refuse_other_weights_in_fit(stage, ckpt_path, is_in_a_run=is_in_a_run)
+        if not self._running:
+            self._evaluated = {}
+            if model is None and ckpt_path is None and self._fit.subject is not None:
+                tell_of_weights(self._fit.run, self.global_step, self.print)
         evaluation = Evaluation(stage, LogTarget(), MetricCollector(), self._take, keep_outputs=keep_outputs)
         with self._entered(evaluation) as entered:
             if is_nested:
@@ -382,11 +388,10 @@ class Trainer(Readable):
                 entered.enter_context(isolated_random_states())  # training goes on as if there had been none
             try:
                 subject = self._begin(evaluation, stage, module, datamodule, entered, is_in_a_run=is_in_a_run)
+                if not is_nested:
+                    let_log(evaluation, self._fit.run, self._fit.book, entered)
                 if ckpt_path is not None:
-                    has_fitted = self._fit.subject is not None
-                    path = checkpoint_of(stage, ckpt_path, self._fit.run, self.print, has_fitted)
-                    evaluation.use_weights_of(path)
-                    give_back(subject, path)
+                    take_checkpoint(evaluation, ckpt_path, self._fit.run, self.print, self._fit.subject is not None)
                 sources = sources_of(stage, dataloaders, subject)
                 for source in sources:
                     entered.callback(source.close)
@@ -395,9 +400,7 @@ class Trainer(Readable):
                 if evaluation.ckpt_path is not None:
                     load_weights_at(module, evaluation.ckpt_path, strict=module.strict_loading)
                 results = evaluation.run(subject, sources)
-                if verbose and any(results) and self.is_global_zero and stage != "predict":
-                    from .reporting.summary import results_table
-
+                if verbose and any(results) and stage != "predict":
                     self.print(results_table(stage, results))
                 return results
             except BaseException as error:
@@ -464,6 +467,8 @@ class Trainer(Readable):
             model.to(self.device.name)
         if not is_in_a_run:
             self._merge_callbacks(model, stage)
+        for callback in self.callbacks:
+            entered.callback(callback.attach_module(model))
         hooks = life = Hooks(self.callbacks, model, (self, model))
         if is_nested or is_in_a_run:
             life = Hooks(() if is_nested else self.callbacks, None if is_in_a_run else model, (self, model))

@@ -4,6 +4,7 @@ module      DataModule: what a user writes, all loaders of a project in one plac
 source      BatchSource: one loader with a position, whatever its kind. What the rest of the house uses.
 streams     Stream, and the kinds that can be asked for any batch: a list, a DataLoader over map-style data.
 iterables   The kinds that can only be read in order: any iterable, a DataLoader over an IterableDataset.
+combined    CombinedLoader, and how several loaders are read together.
 order       Which samples are in batch n of epoch e, on this rank: a function of seed, epoch and position.
 knows_epoch Tells the epoch to what has a `set_epoch`.
 fetch       Sample indices to one collated batch, in this process or in a worker.

@@ -178,6 +178,9 @@ class IterableStream(Stream):
         stateful.load_state_dict(resume["own"])
         return bool(resume["epoch"] == epoch)
 
+    def go_back(self) -> None:
+        self.load_state_dict(self.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "is_last": self.is_last, "own": self._own_state}
 

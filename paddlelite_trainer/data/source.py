@@ -10,6 +10,7 @@ from paddle.io import DataLoader, Dataset, IterableDataset
 from ..errors import ConfigurationError, ConfigurationTypeError
 from ..machine.rng import derive_seed
 from .arrays import why_no_batches
+from .combined import CombinedLoader, CombinedStream, are_several_loaders
 from .iterables import IterableLoaderStream, IterableStream, ReplayReport
 from .order import Share
 from .streams import ListStream, MapStream, Replay, Stream
@@ -23,7 +24,8 @@ Stage = Literal["train", "validate", "test", "predict"]
 class BatchSource:
     """The batches of one loader, each a function of (seed, epoch, position), so that any position can be gone back to.
 
-    loader: a paddle.io.DataLoader, a list or tuple of batches, or any iterable of batches.
+    loader: a paddle.io.DataLoader, a list or tuple of batches, any iterable of batches; for "train" several in a dict,
+    list or tuple, or a CombinedLoader.
     limit: at most so many batches of an epoch (int), or that fraction of them (float; 1.0 is all).
 
     With `world_size` W, rank r takes batches r, r+W, ... of a list or of a map-style DataLoader. For "train" the
@@ -164,6 +166,10 @@ def _stream_for(loader: Any, **settings: Any) -> Stream:
         if isinstance(loader.dataset, IterableDataset):
             return IterableLoaderStream(loader, **settings)
         return MapStream(loader, **settings)
+    if isinstance(loader, Iterator) and type(loader).__module__.startswith("paddle."):
+        raise ConfigurationTypeError(
+            f"{name} is an iterator over a DataLoader, which can be read once: pass the DataLoader itself"
+        )
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise ConfigurationTypeError(
             f"{name} is a Dataset ({type(loader).__name__}), which yields samples, not batches; "
@@ -172,9 +178,16 @@ def _stream_for(loader: Any, **settings: Any) -> Stream:
     refusal = why_no_batches(loader)
     if refusal is not None:
         raise ConfigurationTypeError(f"{name} {refusal}")
+    if isinstance(loader, CombinedLoader):
+        return CombinedStream(loader, _stream_for, **settings)
+    if settings["share"].wraps and (isinstance(loader, Mapping) or are_several_loaders(loader)):  # of the training
+        return CombinedStream(CombinedLoader(loader), _stream_for, **settings)
     if isinstance(loader, Sequence) and not isinstance(loader, (str, bytes)):
         if any(isinstance(item, DataLoader) for item in loader):
-            raise ConfigurationTypeError(f"{name} is a {type(loader).__name__} of DataLoaders; pass one loader")
+            raise ConfigurationTypeError(
+                f"{name} is a {type(loader).__name__} of DataLoaders and others; "
+                "several training loaders are CombinedLoader([...]), or a dict of them"
+            )
         return ListStream(loader, **settings)
     if isinstance(loader, (str, bytes, Mapping)) or not isinstance(loader, Iterable):
         hint = "; call it" if callable(loader) else ""

@@ -89,6 +89,9 @@ class Stream:
     def go_along_with(self, other: Stream) -> None:
         """Read the epoch that another stream of the same loader reads, whatever its sampler has in itself."""
 
+    def go_back(self) -> None:
+        """Be where `state_dict` says, whatever was read ahead: an epoch has ended although there was more."""
+
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.current_epoch, "batches_done": self.batches_done, "is_last": self.is_last}
 

@@ -42,7 +42,8 @@ def sources_of(stage: Stage, dataloaders: Any, subject: Subject) -> list[BatchSo
         raise ConfigurationError(
             f"trainer.{stage}() needs data: pass dataloaders=, a datamodule, or write {METHODS[stage]} in the module"
         )
-    if stage != "predict" and not is_written(subject.module, f"{word}_step"):
+    step = getattr(subject.module, f"{word}_step")
+    if step is None or (stage != "predict" and not is_written(subject.module, f"{word}_step")):
         raise ConfigurationError(f"trainer.{stage}() needs {type(subject.module).__name__}.{word}_step")
     return sources
 
@@ -68,6 +69,39 @@ def checkpoint_of(stage: str, ckpt_path: str | Path, run: Run, print_: Callable[
         print_(f"WARNING: {finding}")
     print_(f"Weights of {resolution.entry.path}")
     return resolution.entry.path
+
+
+def tell_of_weights(run: Run, step: int, print_: Callable[..., None]) -> None:
+    """Say what is evaluated where neither a model nor a checkpoint was given."""
+    pins = run.store.pins() if run.store is not None else {}
+    best = "best" if "best" in pins else min((pin for pin in pins if pin.startswith("best_")), default=None)
+    other = f"; ckpt_path={best!r} takes the best checkpoint's" if best is not None else ""
+    print_(f"Weights as the fit has left them, at step {step}{other}")
+
+
+def let_log(evaluation: Evaluation, run: Run, book: Book, stack: contextlib.ExitStack) -> None:
+    """Before any fit: give the loggers that were asked for a directory, until the stack is unwound.
+
+    Every rank calls it. Those that Trainer adds by itself write with a fit alone: looking at a model leaves no trace.
+    """
+    if not (run.settings.logs_evaluations and book.loggers and run.path is None) or evaluation.stage == "predict":
+        return
+    assert evaluation.subject is not None
+    if run.open_logs(book.loggers, evaluation.subject.module.hparams_to_log):
+        stack.callback(run.close_logs)
+    else:
+        name = run.settings.run_name
+        book.print(f"not logged: {name} is a run that was trained, whose logs are the training's. Leave run_name out.")
+
+
+def take_checkpoint(
+    evaluation: Evaluation, ckpt_path: str | Path, run: Run, print_: Callable[..., None], has_fitted: bool
+) -> None:
+    """Let an evaluation have the checkpoint that `ckpt_path` means; its weights come once the data are there."""
+    assert evaluation.subject is not None
+    path = checkpoint_of(evaluation.stage, ckpt_path, run, print_, has_fitted)
+    evaluation.use_weights_of(path)
+    give_back(evaluation.subject, path)
 
 
 def give_back(subject: Subject, path: Path) -> None:

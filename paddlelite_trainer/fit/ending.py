@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from ..errors import DeviceOutOfMemoryError
 from ..machine.precision import is_out_of_memory
 from ..machine.signals import in_notebook
-from ..reporting.metrics import MetricCollector
 from ..reporting.summary import describe_batch
 
 if TYPE_CHECKING:
@@ -32,18 +31,20 @@ def finish(fit: Fit) -> None:
     saver.await_save()
     if not is_over:
         return
-    if stopping.steps_are_done and stopping.reason is None:
-        stopping.request(f"max_steps={fit.settings.max_steps} reached", for_good=False)
+    limit = f"max_steps={fit.settings.max_steps} reached" if stopping.steps_are_done else None
+    limit = limit if stopping.reason is None else None
     fit.book.log_steps()
-    if progress.epoch_is_open:
-        fit.tell_of_a_bad_loss()
     if fit.schedules is not None:
         fit.schedules.warn_of_missing()
-    _last_hook(fit, "on_train_end")
+    if progress.epoch_is_open:
+        _end_open_epoch(fit)
+    if limit is not None:
+        stopping.request(limit, for_good=False)
+    fit.call_apart("on_train_end")
     fit.print(_how_far(fit))
     fit.enter("ending")
     fit.target.expect_steps(False)
-    _last_hook(fit, "on_fit_end")
+    fit.call_apart("on_fit_end")
     saver.take_requested()
     saver.await_save()
 
@@ -58,12 +59,20 @@ def _how_far(fit: Fit) -> str:
     return f"Finished {progress.current_epoch}{of} epochs, {progress.global_step} steps, in {seconds}"
 
 
-def _last_hook(fit: Fit, name: str) -> None:
-    """What is logged in it is published and sent to the loggers right after: no epoch's end comes any more."""
-    late = MetricCollector()
-    fit.target.collect(late, on_step=fit.target.on_step)
-    fit.hooks.call(name)
-    fit.book.take(late)
+def _end_open_epoch(fit: Fit) -> None:
+    """The hooks and values of an epoch that is left early, as far as it came; the counters stay within it.
+
+    A run that goes on does so from what was saved before them.
+    """
+    book = fit.book
+    so_far = book.train.copy()  # over all ranks it is another, and what is saved from here on must be this rank's
+    book.publish_epoch()
+    fit.tell_of_a_bad_loss()
+    fit.hooks.call("on_train_epoch_end")
+    book.publish_epoch()
+    fit.hooks.end_epoch()
+    book.close_epoch()
+    book.train.become(so_far)
 
 
 def told(fit: Fit, error: BaseException) -> BaseException:

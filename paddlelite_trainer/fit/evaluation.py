@@ -10,8 +10,8 @@ import paddle
 
 from ..data.batch_size import weight_of
 from ..layers import modes, put_modes_back
-from ..module import is_written
 from ..reporting.metrics import MetricCollector
+from .steps import step_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +56,7 @@ class Evaluation:
         """The one whose batch is at hand."""
         self.ckpt_path: Path | None = None
         self.batch: Any = None
+        self._logged_by: dict[str, set[int]] = {}  # which loaders' batches have logged a name
         self.is_at_work = False
         """Between setup and teardown."""
 
@@ -68,7 +69,8 @@ class Evaluation:
     def run(self, subject: Subject, sources: Sequence[BatchSource]) -> list[Any]:
         """Each loader's metrics, or each loader's outputs for predict.
 
-        The module's and every sublayer's train or eval mode is as before afterwards, after an error too.
+        The module's and every sublayer's train or eval mode is as before afterwards, after an error too, unless the
+        module's own on_validation_model_train says otherwise.
         """
         self.sources, self.is_at_work = sources, True
         module = subject.module
@@ -77,19 +79,27 @@ class Evaluation:
         self.collector.look_at(self._batch_size)
         try:
             with self.target.into(None if self.stage == "predict" else self.collector), paddle.no_grad():
-                module.eval()
-                return self._pass(subject)
+                getattr(module, f"on_{self.word}_model_eval")()
+                results = self._pass(subject)
         finally:
             self.batch, self.is_at_work = None, False
             # Paddle's metrics too: a checkpoint must not hold their counts as the next evaluation's beginning.
             self.collector.clear()
             put_modes_back(found)
+        getattr(module, f"on_{self.word}_model_train")()
+        return results
 
     def _pass(self, subject: Subject) -> list[Any]:
         call, word = subject.hooks.call, self.word
         call(f"on_{word}_start")
         call(f"on_{word}_epoch_start")
-        outputs = [self._over(subject, source, index) for index, source in enumerate(self.sources)]
+        outputs = []
+        for index, source in enumerate(self.sources):
+            before = self.collector.amounts()
+            outputs.append(self._over(subject, source, index))
+            for name, amount in self.collector.amounts().items():
+                if amount != before.get(name):
+                    self._logged_by.setdefault(name, set()).add(index)
         self.target.add_to_names("")
         if self.stage == "predict":
             call(f"on_{word}_epoch_end")
@@ -103,15 +113,14 @@ class Evaluation:
         self.target.collect(late, on_step=False)
         call(f"on_{word}_end")
         values.update(self.take(late, True))
-        return self._by_loader(values)
+        return self._by_loader(values, {**self.collector.names_of_epochs(), **late.names_of_epochs()})
 
     def _over(self, subject: Subject, source: BatchSource, index: int) -> list[Any]:
         """The batches of one loader: the way of a batch, as in fit/loop.py but without learning."""
-        module, hooks, loading = subject.module, subject.hooks, subject.loading
+        hooks, loading = subject.hooks, subject.loading
         several = len(self.sources) > 1
         more = (index,) if several else ()
-        step = getattr(module, f"{self.word}_step")
-        step_more = more if is_written(module, f"{self.word}_step") else ()  # Module's own has no use for it
+        step = step_of(subject.module, self.stage, len(self.sources))
         self.target.add_to_names(f"/dataloader_idx_{index}" if several else "")
         self.source = source
         prepare, autocast = loading.preparation(source, index), loading.precision.autocast
@@ -125,10 +134,10 @@ class Evaluation:
                 for hook in starts:
                     hook(batch, batch_idx, *more)
                 if autocast is None:
-                    outputs = step(batch, batch_idx, *step_more)
+                    outputs = step(batch, batch_idx, *more)
                 else:
                     with autocast():
-                        outputs = step(batch, batch_idx, *step_more)
+                        outputs = step(batch, batch_idx, *more)
                 for hook in ends:
                     hook(outputs, batch, batch_idx, *more)
                 if self.keep_outputs:
@@ -141,17 +150,16 @@ class Evaluation:
         source = self.source
         return 1 if source is None else source.samples or weight_of(self.batch, source.batch_size)
 
-    def _by_loader(self, values: Mapping[str, float]) -> list[dict[str, float]]:
-        if len(self.sources) == 1:
-            return [dict(values)]
-        marked = [f"/dataloader_idx_{index}" for index in range(len(self.sources))]
+    def _by_loader(self, values: Mapping[str, float], names: Mapping[str, str]) -> list[dict[str, float]]:
+        """The epoch's values of each loader: those that its batches have logged, and those that none's have."""
+        everyone = set(range(len(self.sources)))
         return [
             {
                 name: value
                 for name, value in values.items()
-                if name.endswith(mark) or not any(name.endswith(other) for other in marked)
+                if name in names and index in self._logged_by.get(names[name], everyone)
             }
-            for mark in marked
+            for index in sorted(everyone)
         ]
 
 

@@ -13,7 +13,7 @@ from ..module import is_written
 from ..progress import Progress
 from ..reporting.book import Book
 from ..reporting.log_target import LogTarget
-from ..reporting.metrics import paddle_metrics_of
+from ..reporting.metrics import MetricCollector, paddle_metrics_of
 from ..reporting.train_log import TrainLog
 from ..run.identity import Run
 from .evaluation import Evaluation
@@ -141,6 +141,18 @@ class Fit:
             return 1
         source = self.data.train
         return source.samples or weight_of(self.batch, source.batch_size)
+
+    def call_apart(self, hook: str, *, counts: bool = True) -> None:
+        """Call a hook that belongs to no epoch: what is logged in it is published and sent to the loggers right after.
+
+        Unless it `counts` nothing of it is kept.
+        """
+        before, apart = self.target.collector, MetricCollector()
+        self.target.collect(apart, on_step=self.target.on_step)
+        self.hooks.call(hook)
+        if counts:
+            self.book.take(apart)
+        self.target.collect(before, on_step=self.target.on_step)
 
     # -- validation within it ------------------------------------------------------------------------------------------
     def evaluate(self, *, limit: int | None = None, is_rehearsal: bool = False) -> list[Any]:

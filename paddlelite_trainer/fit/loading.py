@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import paddle
-
-from ..callback import refuse_wrong_signature
 from ..data.batch import move_to_device
+from ..data.combined import are_several_loaders
 from ..data.module import DataModule
 from ..data.prefetch import Prefetch
 from ..data.source import BatchSource, Stage
 from ..module import Module, is_written
+from .steps import STEPS, step_of
 
 if TYPE_CHECKING:
     from ..machine.device import Device
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from ..machine.ranks import Ranks
     from ..settings import Settings
 
-STEPS = {"train": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 METHODS = {
     "train": "train_dataloader",
     "validate": "val_dataloader",
@@ -70,9 +68,7 @@ class Loading:
         if limit == 0:
             return []
         if is_written(self.module, STEPS[stage]):
-            more = ("dataloader_idx",) if len(loaders) > 1 else ()
-            step = getattr(self.module, STEPS[stage])
-            refuse_wrong_signature(self.module, STEPS[stage], step, Module, *more)
+            step_of(self.module, stage, len(loaders))  # what cannot be called is refused before anything runs
         found = [
             BatchSource(
                 loader,
@@ -148,15 +144,3 @@ class Loading:
         if owner is not None:
             return f"{type(owner).__name__} moves its batches by hooks of its own"
         return "only lists of batches, iterables, and DataLoaders with num_workers of 1 or more are read ahead"
-
-
-def are_several_loaders(given: Any) -> bool:
-    """A list of loaders, as against one list of batches."""
-    plain = (list, tuple, dict, paddle.Tensor)
-    return (
-        isinstance(given, (list, tuple))
-        and bool(given)
-        and all(
-            hasattr(item, "__iter__") and not isinstance(item, plain) and not hasattr(item, "shape") for item in given
-        )
-    )

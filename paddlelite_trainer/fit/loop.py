@@ -10,13 +10,16 @@ import paddle
 from ..errors import ConfigurationError, DataError
 from ..machine.rng import derive_seed, isolated_random_states, paddle_cpu_generator_can_be_saved
 from ..machine.signals import WaitingEnded
+from ..machine.trees import detached
 from .evaluation import EvaluationAbandoned
 from .mark import BATCH, EPOCH_END
 
 if TYPE_CHECKING:
     from .fit import Fit
 
+_TENSOR = paddle.Tensor
 _AT_EPOCH_END = -1  # a validation period that is known only when the last batch has come
+_BY_TIME = -2
 
 
 def train(fit: Fit) -> None:
@@ -37,13 +40,15 @@ def train(fit: Fit) -> None:
     while not stopping.end_before_an_epoch():
         if not _open_epoch(fit):
             return  # a validation given up for a signal, or a stop right after it
-        source = data.train
+        source, length = data.train, data.length
         prepare_batch = fit.loading.preparation(source)
         validate_every = _validation_period(fit)
         across_epochs = fit.settings.check_val_every_n_epoch is None
         skip_rest = False
         for batch in data.epoch():
             batch_idx = progress.batches_in_epoch
+            if batch_idx == length:
+                _refuse_long_epoch(fit)
             if reseed is not None:
                 reseed(fit)
             if prepare_batch is not None:
@@ -60,6 +65,10 @@ def train(fit: Fit) -> None:
                     outputs = take_step(batch, batch_idx)
             is_last = source.is_last
             learn(outputs, is_last)
+            if type(outputs) is _TENSOR:
+                outputs = outputs.detach()  # what hooks keep of it does not hold the graph
+            elif outputs is not None:
+                outputs = detached(outputs)
             for hook in batch_end:
                 hook(outputs, batch, batch_idx)
             progress.batches_in_epoch += 1  # after the hooks: only what is completely done counts
@@ -67,7 +76,9 @@ def train(fit: Fit) -> None:
             optimization.last_loss = None if optimization.skips_step else outputs
             if validate_every and (
                 is_last
-                if validate_every < 0
+                if validate_every == _AT_EPOCH_END
+                else _time_has_come(fit)
+                if validate_every == _BY_TIME
                 else (progress.total_batches if across_epochs else progress.batches_in_epoch) % validate_every == 0
             ):
                 progress.owe_validation(True)
@@ -164,18 +175,29 @@ def validate(fit: Fit) -> None:
             results = fit.evaluate()
     except (EvaluationAbandoned, WaitingEnded):
         return
+    if fit.settings.val_check_seconds is not None:
+        fit.progress.note_validated_at(fit.stopping.seconds)
     fit.saver.note_validation()
     fit.schedules.note_validation()
     fit.progress.owe_validation(False)
     fit.book.epoch_record.update({name: value for result in results for name, value in result.items()})
 
 
+def _time_has_come(fit: Fit) -> bool:
+    """Whether a validation by time is due; clocks differ between ranks, so rank 0's counts, after each batch."""
+    assert fit.settings.val_check_seconds is not None
+    gone = fit.stopping.seconds - fit.progress.validated_at
+    return fit.ranks.broadcast_object(gone >= fit.settings.val_check_seconds)
+
+
 def _validation_period(fit: Fit) -> int:
-    """Batches between validations in this epoch: 0 for none, _AT_EPOCH_END where the length is unknown."""
+    """Batches between validations in this epoch: 0 for none, _AT_EPOCH_END where the length is unknown, _BY_TIME."""
     assert fit.data is not None
     settings, length = fit.settings, fit.data.length
     if not fit.validates:
         return 0
+    if settings.val_check_seconds is not None:
+        return _BY_TIME
     every_n, interval = settings.check_val_every_n_epoch, settings.val_check_interval
     if every_n is None:
         return int(interval)
@@ -196,6 +218,16 @@ def _validation_period(fit: Fit) -> int:
             )
         return _AT_EPOCH_END
     return max(1, int(length * interval))
+
+
+def _refuse_long_epoch(fit: Fit) -> None:
+    assert fit.data is not None
+    source = fit.data.train
+    raise DataError(
+        f"{source.name} said that an epoch has {source.length} batches, and batch {fit.progress.batches_in_epoch + 1} "
+        f"came: validation, schedules and resume go by the length. Correct its __len__, leave it out, or pass "
+        f"limit_train_batches={source.length}, which ends each epoch there."
+    )
 
 
 def _refuse_short_epoch(fit: Fit) -> None:

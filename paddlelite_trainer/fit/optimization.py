@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ..gradients import clip_gradients_by_norm, clip_gradients_by_value, refuse_
 from ..machine import paddle_internals
 from ..module import Module, is_written
 from ..optimizers import ManualOptimizer, add_param_group, parameters_of, structured_names
+from .steps import step_of
 
 if TYPE_CHECKING:
     from ..machine.precision import Precision
@@ -23,6 +25,7 @@ _TENSOR = paddle.Tensor
 _SCALAR_SHAPES: tuple[list[int], ...] = ([], [1])
 
 _STEPS = ("step", "minimize")
+_MOST_SKIPPED = 1000  # batches without a loss in a row: with max_steps alone a fit would never end
 
 
 class Optimization:
@@ -46,13 +49,15 @@ class Optimization:
     ) -> None:
         self.module, self.optimizers, self.precision, self.progress = module, list(optimizers), precision, progress
         self.settings, self.hooks, self.length = settings, hooks, length
-        self.is_automatic = module.automatic_optimization
+        self.is_automatic = module.automatic_optimization and bool(self.optimizers)  # else there is nothing to step
+        self.training_step = step_of(module, "train")
         self.parameter_names = structured_names(module)
         self.manual_optimizers = [ManualOptimizer(optimizer, self._manual_step) for optimizer in self.optimizers]
         self.added_param_groups: list[dict[str, Any]] = []
         self.gradient_norm: Any = None
         self.last_loss: Any = None
         self.skips_step = self._is_stepping = False
+        self._skipped, self._skipped_at = 0, (0, 0)  # batches without a loss in a row, and where the row began
         self.toggled: list[tuple[Any, bool]] = []
         self.clips = settings.gradient_clip_val is not None or is_written(module, "configure_gradient_clipping")
         self.needs_closure = self.is_automatic and type(self.optimizers[0]).__name__ == "LBFGS"
@@ -65,19 +70,27 @@ class Optimization:
             for optimizer in self.optimizers:
                 for name in _STEPS:
                     self._count_raw_steps(optimizer, name)
-        self.backward: Callable[[Any], None] = self._backward
+        self.backward: Callable[..., None] = self._users_backward if is_written(module, "backward") else self._backward
         self.step: Callable[[], None] = self._step
 
     # -- the end of a batch --------------------------------------------------------------------------------------------
     def open_window(self) -> None:
         """An epoch begins, or goes on: accumulate over as many batches as are set for it."""
         self.window = self.settings.window_of(self.progress.current_epoch)
+        if self.window != 1 and not self.is_automatic:
+            refuse_what_manual_steps_ignore(self.settings)  # a hook has just set it
         self.window_length = self._length_of_window()
 
     def learn(self, outputs: Any, is_last: bool) -> None:
         """Backward through what training_step returned, and at a window's end the optimizer's step."""
         progress = self.progress
-        loss = outputs if type(outputs) is _TENSOR else self._loss_in(outputs)
+        if type(outputs) is _TENSOR:
+            loss = outputs
+        elif outputs is None:
+            self._skip_batch(is_last)
+            return
+        else:
+            loss = self._loss_in(outputs)
         if loss.stop_gradient or loss.shape not in _SCALAR_SHAPES:
             _refuse(loss)
         for hook in self.before_backward:
@@ -91,9 +104,9 @@ class Optimization:
         if progress.batches_in_window == self.window or is_last:
             self.step()
 
-    def _backward(self, loss: Any) -> None:
+    def _backward(self, loss: Any, retain_graph: bool = False) -> None:
         try:
-            self.precision.scale(loss).backward()
+            self.precision.scale(loss).backward(retain_graph=retain_graph)
         except Exception as error:
             if self.is_automatic and "TensorWrappers" in str(error):
                 raise TrainingError(
@@ -103,6 +116,10 @@ class Optimization:
                     "module and call self.manual_backward(loss)."
                 ) from error
             raise
+
+    def _users_backward(self, loss: Any, retain_graph: bool = False) -> None:
+        options = {"retain_graph": True} if retain_graph else {}  # one without the argument is called without it
+        self.module.backward(self.precision.scale(loss), **options)
 
     def _step(self) -> None:
         """The end of an accumulation window."""
@@ -144,10 +161,10 @@ class Optimization:
         def closure() -> Any:
             nonlocal outputs
             optimizer.clear_grad(False)
-            outputs = self.module.training_step(batch, batch_idx)
+            outputs = self.training_step(batch, batch_idx)
             loss = self._loss_in(outputs)
             self.hooks.call("on_before_backward", loss)
-            loss.backward()
+            self.backward(loss)
             self.hooks.call("on_after_backward")
             return loss
 
@@ -165,9 +182,33 @@ class Optimization:
         self.step()
         return True
 
+    def _skip_batch(self, is_last: bool) -> None:
+        """There is no loss: a window is so many losses, and the last of an epoch ends with it."""
+        progress = self.progress
+        where = f"{type(self.module).__name__}.training_step returned None"
+        instead = "If that is not meant, return the loss."
+        if not self._skipped:
+            warnings.warn(
+                f"{where} in batch {progress.batches_in_epoch}, so the batch is skipped: it makes no step. {instead}",
+                stacklevel=2,
+            )
+        moved = progress.steps_begun, progress.batches_in_window
+        self._skipped = 1 + (self._skipped if moved == self._skipped_at else 0)
+        self._skipped_at = moved
+        if is_last and self._skipped > progress.batches_in_epoch:
+            epoch, count = progress.current_epoch, self._skipped
+            raise TrainingError(f"{where} for all {count} batches of epoch {epoch}: nothing was learned. {instead}")
+        if self._skipped == _MOST_SKIPPED:
+            raise TrainingError(f"{where} for {_MOST_SKIPPED} batches in a row: nothing was learned. {instead}")
+        progress.note_skipped()
+        if is_last and progress.batches_in_window:
+            self.step()
+
     def _length_of_window(self) -> int:
-        length = self.length()
-        first = self.progress.batches_in_epoch - self.progress.batches_in_window
+        length, progress = self.length(), self.progress
+        if not progress.batches_in_window:
+            progress.forget_skipped()
+        first = progress.batches_in_epoch - progress.batches_in_window - progress.skipped_in_window
         return self.window if length is None else max(1, min(self.window, length - first))
 
     def _rescale_gradients(self, factor: float) -> None:
@@ -191,9 +232,9 @@ class Optimization:
         )
 
     # -- what a module calls -------------------------------------------------------------------------------------------
-    def manual_backward(self, loss: Any) -> None:
+    def manual_backward(self, loss: Any, retain_graph: bool) -> None:
         with self.precision.outside_autocast():
-            self.backward(loss)
+            self.backward(loss, retain_graph)
 
     def _manual_step(self, optimizer: Any, closure: Callable[[], Any] | None) -> Any:
         if closure is not None:
@@ -274,7 +315,8 @@ class Optimization:
 
     def untoggle(self) -> None:
         for parameter, stop_gradient in self.toggled:
-            parameter.stop_gradient = stop_gradient
+            if parameter.stop_gradient:  # else somebody has unfrozen it meanwhile
+                parameter.stop_gradient = stop_gradient
         self.toggled.clear()
 
     def let_go(self) -> None:
@@ -375,6 +417,8 @@ def refuse_unfit(optimization: Optimization, world_size: int) -> None:
                 f"gradients would be clipped twice: by Trainer(gradient_clip_val={settings.gradient_clip_val}) and by "
                 f"{type(optimizer).__name__}(grad_clip={type(clip).__name__}). Remove one."
             )
+    if not optimization.is_automatic:
+        refuse_what_manual_steps_ignore(settings)
     if not optimization.needs_closure:
         return
     if world_size > 1:
@@ -388,4 +432,22 @@ def refuse_unfit(optimization: Optimization, world_size: int) -> None:
         raise ConfigurationError(
             "LBFGS evaluates the loss several times a step: it works in '32-true' and '64-true', and without "
             "accumulate_grad_batches"
+        )
+
+
+def refuse_what_manual_steps_ignore(settings: Settings) -> None:
+    """Raise ConfigurationError for what the Trainer does before its own steps of an optimizer, where there are none."""
+    ignored, instead = "", ""
+    if max(settings.accumulation.values()) > 1:
+        windows = settings.accumulation if len(settings.accumulation) > 1 else settings.accumulation[0]
+        ignored = f"accumulate_grad_batches={windows}"
+        instead = "call optimizer.step() after as many batches as you want"
+    if settings.gradient_clip_val is not None:
+        value = settings.gradient_clip_val
+        ignored = f"gradient_clip_val={value}"
+        instead = f"call self.clip_gradients(optimizer, {value}) before optimizer.step()"
+    if ignored:
+        raise ConfigurationError(
+            f"{ignored} would have no effect: with automatic_optimization = False the optimizers' steps are yours. "
+            f"Leave it out, and in training_step {instead}."
         )

@@ -192,15 +192,6 @@ def _tell_what_has_no_effect(fit: Fit, train: Any) -> None:
         idle[f"reload_dataloaders_every_n_epochs={settings.reload_dataloaders_every_n_epochs}"] = (
             "a loader was passed to fit, and it is train_dataloader of the module or datamodule that is called again"
         )
-    if not fit.module.automatic_optimization:
-        if settings.gradient_clip_val is not None:
-            idle[f"gradient_clip_val={settings.gradient_clip_val}"] = (
-                "with automatic_optimization = False call self.clip_gradients(optimizer, value) before optimizer.step()"
-            )
-        if settings.accumulation != {0: 1}:
-            idle[f"accumulate_grad_batches={settings.accumulation}"] = (
-                "with automatic_optimization = False call optimizer.step() after as many batches as you want"
-            )
     if settings.prefetch_to_device is True and not (fit.data.train.prefetch and fit.data.train.prefetch.is_on):
         idle["prefetch_to_device=True"] = fit.loading.why_no_prefetch()
     for setting, why in idle.items():
@@ -210,8 +201,12 @@ def _tell_what_has_no_effect(fit: Fit, train: Any) -> None:
 def _configure_optimizers(fit: Fit) -> None:
     module, data = fit.module, fit.data
     assert data is not None
-    optimizers, configs = normalise(module.configure_optimizers())
-    refuse_number(module, optimizers)
+    returned = module.configure_optimizers()
+    optimizers, configs = normalise(returned, steps_schedulers=module.automatic_optimization)
+    if returned is None and module.automatic_optimization:
+        _tell_of_no_training(fit)
+    else:
+        refuse_number(module, optimizers)
     fit.precision.prepare(module, optimizers)
     optimization = Optimization(
         module,
@@ -229,13 +224,28 @@ def _configure_optimizers(fit: Fit) -> None:
     fit.use_optimization(optimization, schedules)
 
 
+def _tell_of_no_training(fit: Fit) -> None:
+    """Without an optimizer training_step runs, and nobody steps."""
+    name, settings = type(fit.module).__name__, fit.settings
+    if settings.max_epochs in (None, -1) and settings.max_seconds is None:
+        raise ConfigurationError(
+            f"{name}.configure_optimizers returned None, so no step is made and max_steps={settings.max_steps} is "
+            "never reached: pass max_epochs or max_time, or return an optimizer"
+        )
+    warnings.warn(
+        f"{name}.configure_optimizers returned None: nothing is trained, and training_step runs without backward. "
+        "If that is not meant, return the optimizer.",
+        stacklevel=2,
+    )
+
+
 def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
     optimization, data, progress = fit.optimization, fit.data, fit.progress
     assert optimization is not None and data is not None
     if optimization.needs_closure:
         return optimization.closure_step
-    if fit.ranks.world_size == 1:
-        return fit.module.training_step
+    if fit.ranks.world_size == 1 or not (optimization.optimizers or not fit.module.automatic_optimization):
+        return optimization.training_step
     from ..machine.data_parallel import synchronised
 
     if not fit.module.automatic_optimization:
@@ -248,7 +258,7 @@ def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
         return progress.batches_in_window + 1 == optimization.window or data.train.is_last
 
     with isolated_random_states():  # wrapping draws a number from python's generator
-        return synchronised(fit.module, ends_window)
+        return synchronised(fit.module, optimization.training_step, ends_window)
 
 
 def _start(fit: Fit, request: Request) -> Start:
@@ -341,7 +351,7 @@ def _begin_training(fit: Fit, *, is_fresh: bool) -> None:
         fit.rehearse()  # the resumed run's callbacks have had it, and remember it
     fit.stopping.start_clock()
     fit.enter("training")
-    fit.hooks.call("on_train_start")
+    fit.call_apart("on_train_start", counts=is_fresh)  # what the resumed run has logged there it has
 
 
 def announce_fit(fit: Fit, notes: Sequence[str]) -> None:

@@ -68,6 +68,8 @@ class Subject:
             self.own_datamodule.trainer = shown
             self.own_datamodule.setup(stage)
         self.life.call("setup", stage)
+        if self.brings_module:
+            self.module.configure_once()
 
     def end_with(self, stack: contextlib.ExitStack, stage: str) -> None:
         """Let what this run has set up be torn down when the stack is unwound: hooks first, then the datamodule."""

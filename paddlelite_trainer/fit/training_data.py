@@ -25,7 +25,8 @@ class TrainingData:
         sources = loading.sources("train", train)
         if not sources:
             raise ConfigurationError(
-                "limit_train_batches=0 leaves no training data"
+                "limit_train_batches=0 leaves no training data: None takes all of it, and trainer.validate(module, "
+                "loader) runs a validation without a fit"
                 if loading.settings.limits["train"] == 0
                 else "fit needs training data: "
                 "pass train_dataloaders=, a datamodule, or write train_dataloader in the module"

@@ -7,25 +7,35 @@ from typing import Any
 
 import paddle
 
+from ..errors import TrainingError
+
 
 class _TrainingStep(paddle.nn.Layer):
     """Calls training_step from a forward, where paddle.DataParallel prepares its reducer: without, nothing
     synchronises."""
 
-    def __init__(self, module: paddle.nn.Layer) -> None:
+    def __init__(self, module: paddle.nn.Layer, step: Callable[[Any, int], Any]) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.step = module, step
 
     def forward(self, batch: Any, batch_idx: int) -> Any:
-        return self.module.training_step(batch, batch_idx)
+        outputs = self.step(batch, batch_idx)
+        if outputs is None:  # the others would wait for this rank's gradients
+            raise TrainingError(
+                f"{type(self.module).__name__}.training_step returned None, which skips a batch on one process alone: "
+                "here each step is one of all ranks. Return a loss that is 0 where there is nothing to learn: loss * 0."
+            )
+        return outputs
 
 
-def synchronised(module: paddle.nn.Layer, ends_window: Callable[[], bool]) -> Callable[[Any, int], Any]:
-    """A training_step whose backward averages gradients over ranks, where `ends_window` says so.
+def synchronised(
+    module: paddle.nn.Layer, step: Callable[[Any, int], Any], ends_window: Callable[[], bool]
+) -> Callable[[Any, int], Any]:
+    """The module's training_step, whose backward averages gradients over ranks, where `ends_window` says so.
 
     Wrapping sends rank 0's weights and buffers to all ranks: every rank must call this.
     """
-    wrapped = paddle.DataParallel(_TrainingStep(module), find_unused_parameters=True)
+    wrapped = paddle.DataParallel(_TrainingStep(module, step), find_unused_parameters=True)
 
     def training_step(batch: Any, batch_idx: int) -> Any:
         if ends_window():

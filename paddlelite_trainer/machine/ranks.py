@@ -31,9 +31,9 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_
         return
     arguments = sys.orig_argv[1:]
     script = next((index for index, argument in enumerate(arguments) if argument.endswith(".py")), None)
-    if in_notebook() or script is None:
+    if in_notebook() or script is None or not _is_main(arguments[script]):
         raise ConfigurationError(
-            f"Trainer(devices={devices!r}) starts the script again in {count} processes, and this is no script. "
+            f"Trainer(devices={devices!r}) starts the script again in {count} processes, and {_what_runs()}. "
             f"Use devices=1, or start it by hand: python -m paddle.distributed.launch --nproc_per_node {count} train.py"
         )
     chosen = ["--nproc_per_node", str(count)]
@@ -45,6 +45,19 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *arguments[:script], *launcher, *arguments[script:]])
+
+
+def _is_main(script: str) -> bool:
+    """Whether it is this script that runs, and not a program that was given it: a test runner imports its argument."""
+    return Path(getattr(sys.modules["__main__"], "__file__", None) or "").name == Path(script).name
+
+
+def _what_runs() -> str:
+    main = sys.modules["__main__"]
+    package = getattr(main, "__package__", None) or ""
+    file = getattr(main, "__file__", None)
+    program = package if package or file is None else Path(file).name
+    return f"this process runs {program}, no script" if program and not in_notebook() else "this is no script"
 
 
 class Ranks:

@@ -51,5 +51,14 @@ def mapped(function: Callable[[Any], Any], batch: Any) -> Any:
     return function(batch)
 
 
+def detached(outputs: Any) -> Any:
+    """What a step returned, with every Tensor in lists, tuples and dicts detached from the graph that made it."""
+    return mapped(_detach, outputs) if isinstance(outputs, (dict, list, tuple)) else _detach(outputs)
+
+
+def _detach(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, paddle.Tensor) else leaf
+
+
 def _is_dataclass(batch: Any) -> bool:
     return dataclasses.is_dataclass(batch) and not isinstance(batch, type)

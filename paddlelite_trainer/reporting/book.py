@@ -116,6 +116,8 @@ class Book:
         self._tell_of_an_interval_that_no_step_meets()
         place = {"epoch": self.progress.current_epoch, "step": self.progress.global_step}
         record = {**place, **values, **self.epoch_record}
+        if self.history and self.history[-1]["epoch"] == place["epoch"]:
+            self.history.pop()  # of this epoch as far as it had come where the fit ended
         self.history.append({key: float(value) if isinstance(value, float) else value for key, value in record.items()})
 
     def _tell_of_an_interval_that_no_step_meets(self) -> None:

@@ -33,6 +33,12 @@ def refuse_taken_names(*names: str) -> None:
             )
 
 
+def forked(name: str, kind: str) -> str:
+    """`name` with `_step` or `_epoch`, which stand before a loader's suffix."""
+    own, mark, loader = name.partition("/dataloader_idx_")
+    return f"{own}_{kind}{mark}{loader}"
+
+
 class MetricCollector:
     """All that a stage logged since the epoch began. Only `Module.log` adds to it; Trainer reads and clears it."""
 
@@ -177,7 +183,7 @@ class MetricCollector:
             if on_step and prog_bar in (None, in_bar) and logger in (None, in_logger):
                 newest = series.newest()
                 if newest is not None:
-                    values[f"{name}_step" if on_epoch else name] = newest
+                    values[forked(name, "step") if on_epoch else name] = newest
         return values
 
     def epoch_values(self, *, prog_bar: bool | None = None, logger: bool | None = None) -> dict[str, float]:
@@ -189,7 +195,7 @@ class MetricCollector:
             if on_epoch and prog_bar in (None, in_bar) and logger in (None, in_logger):
                 total = series.total()
                 if total is not None:
-                    values[f"{name}_epoch" if on_step else name] = total
+                    values[forked(name, "epoch") if on_step else name] = total
         return values
 
     def callback_values(self, *, epoch_end: bool) -> dict[str, float]:
@@ -199,10 +205,21 @@ class MetricCollector:
             values.update(self.epoch_values())
         for name, series in self._series.items():
             if series.options[0] and series.options[1]:
-                fork = f"{name}_epoch" if epoch_end else f"{name}_step"
+                fork = forked(name, "epoch" if epoch_end else "step")
                 if fork in values:
                     values[name] = values[fork]
         return values
+
+    def names_of_epochs(self) -> dict[str, str]:
+        """{each name that an epoch's value has: the name that was logged}."""
+        names = {name: name for name, series in self._series.items() if series.options[1]}
+        forks = {forked(name, "epoch"): name for name in names if self._series[name].options[0]}
+        return {**names, **forks}
+
+    def amounts(self) -> dict[str, float]:
+        """How much was logged under each name; it grows with every value."""
+        self.read()
+        return {name: series.weight for name, series in self._series.items()}
 
     def reduce_over(self, gather: Callable[[Any], list[Any]]) -> None:
         """Replace every epoch reduction by that over all ranks, each once an epoch; every rank must call it.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from .directory import RunDirectory
+from .directory import RunDirectory, absolute, holds_checkpoints
 
 if TYPE_CHECKING:
     from ..checkpoint import CheckpointReader, CheckpointStore, Entry
@@ -35,6 +35,7 @@ class Run:
         self.path: Path | None = None
         self.store: CheckpointStore | None = None
         self._reader: CheckpointReader | None = None
+        self._logs: RunDirectory | None = None  # of evaluations before any fit, on rank 0
         self.ckpt_path: Path | None = None
         """The checkpoint that the fit went on from; None where it is fresh. Only preparation writes it."""
         self.imported_best: Entry | None = None
@@ -63,6 +64,36 @@ class Run:
         self._reader = self.store if self.store is not None else CheckpointReader(self.path)
         if resolution is None or resolution.run_dir is None:
             _MAKERS[self.path] = weakref.ref(settings)
+
+    def open_logs(self, loggers: Sequence[Logger], hparams: Mapping[str, Any]) -> bool:
+        """Let evaluations before any fit log, all into one directory of their own; every rank calls it.
+
+        Returns False where `run_name` is a run that was trained, whose logs are the training's.
+        """
+        settings = self.settings
+
+        def open_on_disk() -> bool:
+            if self._logs is not None:
+                self._logs = RunDirectory.resume(self._logs.path)
+                return True
+            idle = [logger for logger in loggers if logger.log_dir is None]  # another Trainer may have opened it
+            if not idle:
+                return True
+            root, name = absolute(settings.default_root_dir), settings.run_name
+            if name is not None and holds_checkpoints(root / name):
+                return False
+            self._logs = RunDirectory.create(root, run_name=name)
+            for logger in idle:
+                logger.open(self._logs.path)
+                logger.log_hyperparams(hparams)
+            return True
+
+        return self.ranks.on_rank_zero(open_on_disk)
+
+    def close_logs(self) -> None:
+        """Let other processes have the directory that `open_logs` made."""
+        if self._logs is not None:
+            self._logs.close("finished")
 
     def is_another_trainer_s(self, path: Path) -> bool:
         """Whether another Trainer of this process has begun the run in `path`."""

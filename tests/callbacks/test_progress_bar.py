@@ -46,6 +46,19 @@ def test_only_prog_bar_metrics_are_shown_where_there_are_any(
     assert line.endswith("shown 0.125")
 
 
+def test_an_epoch_s_value_of_training_is_in_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def log(trainer: Trainer, module: Any, *_: Any) -> None:
+        module.log("mean", float(trainer.progress.batches_in_epoch), on_step=False, on_epoch=True, prog_bar=True)
+
+    def log_late(trainer: Trainer, module: Any) -> None:
+        module.log("late", 0.125, prog_bar=True)
+
+    logs = LambdaCallback(on_train_batch_end=log, on_train_epoch_end=log_late)
+    fit(tmp_path, Scripted({"val_loss": float}), [ProgressBar(), logs], max_epochs=1)
+    (line,) = lines(capsys, "Epoch")
+    assert line.endswith("mean 1.5  late 0.125")
+
+
 def test_a_validation_test_or_prediction_of_its_own_has_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

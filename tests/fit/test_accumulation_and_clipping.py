@@ -279,7 +279,7 @@ def test_a_skipped_step_moves_nothing_and_counts(name: str) -> None:
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        (None, "returned None in batch 0"),
+        (None, "returned None for all"),
         ({"los": 1}, r"a dict with keys \['los'\]"),
         (1.0, "returned float"),
         (paddle.zeros([2]), r"a single number, got a tensor of shape \[2\]"),

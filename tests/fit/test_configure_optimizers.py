@@ -78,7 +78,7 @@ def test_a_monitor_beside_the_scheduler_is_understood() -> None:
 
 
 WRONG: dict[str, tuple[Configure, type[Exception], str]] = {
-    "nothing": (lambda m: None, ConfigurationError, "returned no optimizer"),
+    "nothing": (lambda m: [[], []], ConfigurationError, "returned no optimizer"),
     "a number": (lambda m: 3, ConfigurationTypeError, "must return an optimizer"),
     "not an optimizer": (lambda m: [3], ConfigurationTypeError, "got int"),
     "misspelt key": (

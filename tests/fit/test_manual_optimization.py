@@ -13,6 +13,7 @@ from loops_by_hand import Net, batches, by_hand, differing, net, trainer, weight
 from paddle.optimizer import SGD, Adam, AdamW, lr
 
 from paddlelite_trainer import Callback, Module, seed_everything
+from paddlelite_trainer.callbacks import GradientAccumulationScheduler
 from paddlelite_trainer.errors import ConfigurationError
 
 
@@ -152,6 +153,36 @@ def test_manual_accumulation_is_the_hand_written_loop() -> None:
     by_hand(expected, expected.configure_optimizers(), window=2, count=4)
     assert differing(weights(module), weights(expected)) == []
     assert run.global_step == 6
+
+
+def without_effect(setting: str) -> dict[str, Any]:
+    class Sets(Callback):
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                trainer.accumulate_grad_batches = 2
+
+    return {
+        "clip": {"gradient_clip_val": 0.5},
+        "accumulate": {"accumulate_grad_batches": {0: 1, 1: 2}},
+        "callback": {"callbacks": [GradientAccumulationScheduler({1: 2})]},
+        "hook": {"callbacks": [Sets()]},
+    }[setting]
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("clip", r"gradient_clip_val=0\.5.*call self\.clip_gradients\(optimizer, 0\.5\) before optimizer\.step\(\)"),
+        ("accumulate", r"accumulate_grad_batches.*call optimizer\.step\(\) after as many batches as you want"),
+        ("callback", r"GradientAccumulationScheduler.*call optimizer\.step\(\) after as many batches as you want"),
+        ("hook", r"accumulate_grad_batches.*call optimizer\.step\(\) after as many batches as you want"),
+    ],
+)
+def test_what_the_trainer_does_between_steps_is_an_error_where_the_steps_are_the_user_s(
+    setting: str, told: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        trainer(**without_effect(setting)).fit(gan(), batches(2))
 
 
 def test_several_optimizers_without_manual_optimization_are_an_error_that_shows_the_way() -> None:

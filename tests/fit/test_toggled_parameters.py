@@ -9,7 +9,7 @@ import paddle
 import pytest
 from models import make_batches, quiet_trainer
 
-from paddlelite_trainer import Module
+from paddlelite_trainer import Callback, Module
 
 
 class Shared(Module):
@@ -47,3 +47,44 @@ def test_parameters_that_optimizers_share_are_as_the_user_left_them(then: str) -
         quiet_trainer(max_epochs=1).fit(module, make_batches(2))
     assert module.seen == [False, False]
     assert [parameter.stop_gradient for parameter in module.parameters()] == before
+
+
+class Phases(Shared):
+    """One toggle after another without an untoggle between, undone in the wrong order, too often or never."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first, second, third = self.optimizers()
+        self.toggle_optimizer(first)
+        self.toggle_optimizer(second)
+        self.toggle_optimizer(third)
+        self.toggle_optimizer(third)
+        self.seen = [parameter.stop_gradient for parameter in self.layers[3].parameters()]
+        if self.then == "inner first":
+            self.untoggle_optimizer(third)
+            self.untoggle_optimizer(first)
+        elif self.then == "another's":
+            self.untoggle_optimizer(second)
+        elif self.then == "twice":
+            self.untoggle_optimizer(first)
+            self.untoggle_optimizer(first)
+
+
+@pytest.mark.parametrize("then", ["inner first", "another's", "twice", "never"])
+def test_nested_toggles_of_three_optimizers_leave_no_parameter_frozen(then: str) -> None:
+    module = Phases(then)
+    before = [parameter.stop_gradient for parameter in module.parameters()]
+    quiet_trainer(max_epochs=1).fit(module, make_batches(2))
+    assert module.seen == [False, False]
+    assert [parameter.stop_gradient for parameter in module.parameters()] == before
+
+
+def test_what_a_hook_unfreezes_while_an_optimizer_is_toggled_stays_unfrozen() -> None:
+    module = Phases("never")
+
+    class Unfreezes(Callback):
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch:
+                module.layers[1].bias.stop_gradient = False
+
+    quiet_trainer(max_epochs=2, callbacks=[Unfreezes()]).fit(module, make_batches(1))
+    assert not any(parameter.stop_gradient for parameter in module.parameters())
