@@ -66,6 +66,7 @@ class Trainer(Readable):
     `seed`: of data order and augmentation; one that is given seeds everything, now and as `fit` begins.
     `async_checkpoint`: "auto", True or False; write checkpoints beside the training.
     `on_save_error`: "raise", or "warn" and train on.
+    `rank_timeout`: how long ranks wait for one that does not come; None for ever.
     `cpu_threads`: of one operator on the CPU; see `device.use_cpu_threads`.
     `prefetch_to_device`: copy the next batch to an accelerator beside the step: "auto" where it pays, True, False.
     `look_ahead`: False asks an iterable for a batch only when the step before it is done, as data that depend on the
@@ -75,6 +76,7 @@ class Trainer(Readable):
     """
 
     _last: Fit | Evaluation
+    _configured_for: Module | None = None
 
     @explains_unknown_arguments(NOT_HERE, called=CALLED_HERE, by_name_only=True)
     def __init__(
@@ -120,18 +122,18 @@ class Trainer(Readable):
         look_ahead: bool = True,
         async_checkpoint: bool | Literal["auto"] = "auto",
         on_save_error: Literal["raise", "warn"] = "raise",
+        rank_timeout: str | timedelta | Mapping[str, int] | None = "00:00:30:00",
     ) -> None:
         super().__init__(locals())
         launch_if_several(accelerator, devices, self.default_root_dir / "launch_logs")
         if self.given_seed is not None:
             seed_everything(self.given_seed, workers=True)  # so that a module made next has the same weights each time
-        self.ranks = Ranks()
+        self.ranks = Ranks(self.rank_timeout_seconds)
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
         self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run))
         self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         self._module_callbacks: list[Callback] = []
-        self._configured_for: Module | None = None
         self.callbacks = self._with_defaults(self._given_callbacks)
         self._merged = list(self.callbacks)  # what else is in `callbacks` is the user's
         self._running: list[Fit | Evaluation] = []
@@ -255,7 +257,11 @@ class Trainer(Readable):
         ckpt_path: str | Path | None = None,
         **unknown: NoReturn,
     ) -> list[Any]:
-        """What `predict_step` returned for each batch; a list of such lists where there are several loaders."""
+        """What `predict_step` returned for each batch; a list of such lists where there are several loaders.
+
+        On several ranks each gets what all of them predicted, in the order of the data; with
+        `return_predictions=False` nothing is exchanged.
+        """
         outputs = self._evaluate(
             "predict", model, dataloaders, ckpt_path, False, datamodule, unknown, keep_outputs=return_predictions
         )
