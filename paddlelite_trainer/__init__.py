@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .checkpoint.weights import load_weights
     from .data.module import DataModule
     from .fit.starting import InitFrom
+    from .machine.ranks import rank_zero_info, rank_zero_only
     from .machine.rng import seed_everything
     from .module import Module
     from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -37,6 +38,8 @@ __all__ = [
     "average_checkpoints",
     "callbacks",
     "load_weights",
+    "rank_zero_info",
+    "rank_zero_only",
     "seed_everything",
 ]
 
@@ -53,6 +56,8 @@ _HOME = {
     "Logger": ".reporting.loggers",
     "CSVLogger": ".reporting.loggers",
     "TensorBoardLogger": ".reporting.loggers",
+    "rank_zero_info": ".machine.ranks",
+    "rank_zero_only": ".machine.ranks",
     "seed_everything": ".machine.rng",
 }
 

@@ -360,6 +360,13 @@ class Module(paddle.nn.Layer):
         """print() on rank 0 that does not tear the progress bar."""
         self.trainer.print(*values, **options)
 
+    def all_gather(self, data: Any) -> Any:
+        """Tensors and numbers of nested data over all ranks, [world_size, ...] each, without gradients; all call it.
+
+        Shapes must be the same on all ranks. With one process data come back as they are.
+        """
+        return self.trainer.ranks.all_gather(data)
+
     # -- where you are -------------------------------------------------------------------------------------------------
     @property
     def trainer(self) -> Trainer:
@@ -444,6 +451,12 @@ def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
             if value.stop_gradient:
                 found[f"{path}.{name}" if path else name] = value
     return found
+
+
+def saved_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
+    """Those of `running_statistics` that a checkpoint's weights hold."""
+    saved = module.state_dict()
+    return {name: value for name, value in running_statistics(module).items() if name in saved}
 
 
 def is_written(module: Module, method: str) -> bool:

@@ -28,8 +28,9 @@ class BatchSource:
 
     With `world_size` W, rank r takes batches r, r+W, ... of a list or of a map-style DataLoader. For "train" the
     shares are made equal by going round again; for the other stages nothing is repeated, so that each sample counts
-    once, and ranks may differ by one batch. A DistributedBatchSampler is used as it is. What an IterableDataset or
-    another iterable yields is not divided: it must yield this rank's share by itself.
+    once, and ranks may differ by one batch. A DistributedBatchSampler is used as it is for "train"; for the other
+    stages, the batches that it would make on one process are divided, as it repeats samples to make shares equal. What
+    an IterableDataset or another iterable yields is not divided: it must yield this rank's share by itself.
 
     With `look_ahead` off an iterable is asked for a batch only when the one before it has been handled.
 

@@ -10,7 +10,7 @@ import paddle
 
 from ..data.batch_size import weight_of
 from ..layers import modes, put_modes_back
-from ..module import is_written
+from ..module import is_written, saved_statistics
 from ..reporting.metrics import MetricCollector
 
 if TYPE_CHECKING:
@@ -89,12 +89,14 @@ class Evaluation:
         call, word = subject.hooks.call, self.word
         call(f"on_{word}_start")
         call(f"on_{word}_epoch_start")
-        outputs = [self._over(subject, source, index) for index, source in enumerate(self.sources)]
+        ranks = subject.loading.ranks
+        with ranks.those_of_rank_zero(saved_statistics(subject.module) if ranks.world_size > 1 else {}):
+            outputs = [self._over(subject, source, index) for index, source in enumerate(self.sources)]
         self.target.add_to_names("")
         if self.stage == "predict":
             call(f"on_{word}_epoch_end")
             call(f"on_{word}_end")
-            return outputs
+            return [ranks.dealt_out_again(one) for one in outputs] if self.keep_outputs else outputs
         self.take(self.collector, False)  # hooks find this evaluation's values, and may log more
         call(f"on_{word}_epoch_end")
         values = self.take(self.collector, True)
