@@ -257,11 +257,7 @@ class Trainer(Readable):
         ckpt_path: str | Path | None = None,
         **unknown: NoReturn,
     ) -> list[Any]:
-        """What `predict_step` returned for each batch; a list of such lists where there are several loaders.
-
-        On several ranks each gets what all of them predicted, in the order of the data; with
-        `return_predictions=False` nothing is exchanged.
-        """
+        """What `predict_step` returned for each batch, those of all ranks; with several loaders a list for each."""
         outputs = self._evaluate(
             "predict", model, dataloaders, ckpt_path, False, datamodule, unknown, keep_outputs=return_predictions
         )
