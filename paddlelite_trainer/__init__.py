@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .data.combined import CombinedLoader
     from .data.module import DataModule
     from .fit.starting import InitFrom
+    from .machine.ranks import rank_zero_info, rank_zero_only
     from .machine.rng import seed_everything
     from .module import Module
     from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -39,6 +40,8 @@ __all__ = [
     "average_checkpoints",
     "callbacks",
     "load_weights",
+    "rank_zero_info",
+    "rank_zero_only",
     "seed_everything",
 ]
 
@@ -56,6 +59,8 @@ _HOME = {
     "Logger": ".reporting.loggers",
     "CSVLogger": ".reporting.loggers",
     "TensorBoardLogger": ".reporting.loggers",
+    "rank_zero_info": ".machine.ranks",
+    "rank_zero_only": ".machine.ranks",
     "seed_everything": ".machine.rng",
 }
 

@@ -7,6 +7,7 @@ TrainerError
 |- DataError (RuntimeError)               a loader is empty, exhausted, shrunk, or one of its workers failed
 |- TrainingError (RuntimeError)           training_step or the optimizer did something training cannot go on from
 |  |- NonFiniteError                      NaN or infinity where a guard forbids it
+|  |- RankFailedError                     another rank of the job has failed; the message says which, where and why
 |  `- DeviceOutOfMemoryError              the accelerator's memory is full; names the batch
 |- LogWriteError (OSError)                a log file could not be written; what was to be written waits
 `- CheckpointError (RuntimeError)
@@ -57,6 +58,10 @@ class TrainingError(TrainerError, RuntimeError):
 
 class NonFiniteError(TrainingError):
     """NaN or infinity where a guard forbids it."""
+
+
+class RankFailedError(TrainingError):
+    """Another rank of this job has failed, has left or does not come; the message says which, where and why."""
 
 
 class DeviceOutOfMemoryError(TrainingError):

@@ -17,7 +17,9 @@ __all__ = [
     "put_into_modes",
     "put_modes_back",
     "running_statistics",
+    "saved_statistics",
     "set_momentum",
+    "statistics_of",
 ]
 
 
@@ -45,3 +47,19 @@ def in_eval_mode(module: paddle.nn.Layer) -> list[str]:
 def put_into_modes(module: paddle.nn.Layer, in_eval: Collection[str]) -> None:
     """Put these layers into eval mode and all others into training mode."""
     put_modes_back([(layer, name not in in_eval) for name, layer in module.named_sublayers(include_self=True)])
+
+
+def statistics_of(module: paddle.nn.Layer) -> dict[str, Any]:
+    """What layers keep count of without learning it, by name: buffers, and BatchNorm's mean and variance."""
+    found = dict(module.named_buffers())
+    for path, layer in module.named_sublayers(include_self=True):
+        for name, value in running_statistics(layer).items():
+            if value.stop_gradient:
+                found[f"{path}.{name}" if path else name] = value
+    return found
+
+
+def saved_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
+    """Those of `statistics_of` that a checkpoint's weights hold."""
+    saved = module.state_dict()
+    return {name: value for name, value in statistics_of(module).items() if name in saved}

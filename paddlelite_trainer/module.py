@@ -14,7 +14,7 @@ from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback
 from .errors import ConfigurationError, NoTrainerError
 from .hyperparameters import HyperParameters, constructed, keep
-from .machine import paddle_internals
+from .layers import statistics_of
 from .machine.device import refuse_static_mode
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ class Module(paddle.nn.Layer):
 
     def unfreeze(self: ModuleType) -> ModuleType:
         """Let all parameters learn and go to train mode; the running statistics of BatchNorm stay statistics."""
-        statistics = {id(value) for value in running_statistics(self).values()}
+        statistics = {id(value) for value in statistics_of(self).values()}
         for parameter in self.parameters():
             if id(parameter) not in statistics:
                 parameter.stop_gradient = False
@@ -385,6 +385,13 @@ class Module(paddle.nn.Layer):
     def print(self, *values: Any, **options: Any) -> None:
         """print() on rank 0 that does not tear the progress bar."""
         self.trainer.print(*values, **options)
+
+    def all_gather(self, data: Any) -> Any:
+        """Tensors and numbers of nested data over all ranks, [world_size, ...] each, without gradients; all call it.
+
+        Shapes must be the same on all ranks. With one process data come back as they are.
+        """
+        return self.trainer.ranks.all_gather(data)
 
     # -- where you are -------------------------------------------------------------------------------------------------
     @property
@@ -468,16 +475,6 @@ class Module(paddle.nn.Layer):
         return {**self.__dict__, "_trainer": None, "_run": None}
 
 
-def running_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
-    """What layers keep count of without learning it, by name: buffers, and BatchNorm's mean and variance."""
-    found = dict(module.named_buffers())
-    for path, layer in module.named_sublayers(include_self=True):
-        for name, value in paddle_internals.running_statistics(layer).items():
-            if value.stop_gradient:
-                found[f"{path}.{name}" if path else name] = value
-    return found
-
-
 def is_written(module: Module, method: str) -> bool:
     """Whether the user's class, or the instance, has its own version of a Module method; None is none."""
     own = getattr(module, method)
@@ -485,22 +482,10 @@ def is_written(module: Module, method: str) -> bool:
 
 
 HOOKS = (CALLBACK_HOOKS - {"on_save_point"}) | {
-    "training_step",
-    "validation_step",
-    "test_step",
-    "predict_step",
-    "configure_optimizers",
-    "configure_callbacks",
-    "configure_gradient_clipping",
-    "lr_scheduler_step",
-    "prepare_data",
-    "train_dataloader",
-    "val_dataloader",
-    "test_dataloader",
-    "predict_dataloader",
-    "on_before_batch_transfer",
-    "on_after_batch_transfer",
-    "transfer_batch_to_device",
+    *("training_step", "validation_step", "test_step", "predict_step"),
+    *("configure_optimizers", "configure_callbacks", "configure_gradient_clipping", "lr_scheduler_step"),
+    *("prepare_data", "train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader"),
+    *("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device"),
     "backward",
     "configure_model",
     *(f"on_{stage}_model_{mode}" for stage in ("validation", "test", "predict") for mode in ("eval", "train")),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .data.source import lengths
 from .defaults import default_loggers
 from .errors import ConfigurationError
 from .fit.evaluation import Evaluation
@@ -336,11 +337,11 @@ class Readable(Settings):
     @property
     def num_training_batches(self) -> int | float:
         """Of an epoch; of data that cannot tell `limit_train_batches`, or infinite."""
-        return _lengths([self._fit.data.train], self.limit_train_batches)[0] if self._fit.data is not None else math.inf
+        return lengths([self._fit.data.train], self.limit_train_batches)[0] if self._fit.data is not None else math.inf
 
     @property
     def num_val_batches(self) -> list[int | float]:
-        return _lengths(self._sources("validate") or self._val_sources, self.limit_val_batches)
+        return lengths(self._sources("validate") or self._val_sources, self.limit_val_batches)
 
     @property
     def enable_validation(self) -> bool:
@@ -349,17 +350,17 @@ class Readable(Settings):
 
     @property
     def num_test_batches(self) -> list[int | float]:
-        return _lengths(self._sources("test"), self.limit_test_batches)
+        return lengths(self._sources("test"), self.limit_test_batches)
 
     @property
     def num_predict_batches(self) -> list[int | float]:
-        return _lengths(self._sources("predict"), self.limit_predict_batches)
+        return lengths(self._sources("predict"), self.limit_predict_batches)
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
         wanted = self.num_sanity_val_steps
-        lengths = _lengths(self._val_sources, self.limit_val_batches)
-        return [length if wanted < 0 else min(length, wanted) for length in lengths]
+        found = lengths(self._val_sources, self.limit_val_batches)
+        return [length if wanted < 0 else min(length, wanted) for length in found]
 
     @property
     def train_dataloader(self) -> Any:
@@ -495,9 +496,3 @@ class Readable(Settings):
         for callback in self.callbacks:
             if any(base.__name__ == class_name for base in type(callback).__mro__):
                 yield callback
-
-
-def _lengths(sources: Sequence[BatchSource], limit: int | float | None) -> list[int | float]:
-    """Batches of each; of one that cannot tell as many as a limit in batches lets through, or infinitely many."""
-    unknown = limit if isinstance(limit, int) else math.inf
-    return [unknown if source.length is None else source.length for source in sources]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from .duration import seconds
+from .duration import Duration, seconds
 from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
 from .names_elsewhere import callback_here
 from .reporting.profiler import make_profiler
@@ -142,6 +143,8 @@ class Settings:
         self.max_steps: int = self.fast_dev_run if fast_dev_run else given["max_steps"]
         self.min_steps: int = given["min_steps"] or 0
         self.max_seconds = seconds(given["max_time"], "Trainer", "max_time")
+        self.rank_timeout_seconds = _above_nought(given["rank_timeout"], "rank_timeout")
+        """How long ranks wait for one another."""
         self.overfit_batches: int | float = given["overfit_batches"]
         self.limits = {
             "train": stage_limit(fast_dev_run, given["limit_train_batches"], self.overfit_batches),
@@ -182,6 +185,14 @@ class Settings:
     def window_of(self, epoch: int) -> int:
         """The accumulation window of an epoch."""
         return self.accumulation[max(first for first in self.accumulation if first <= epoch)]
+
+
+def _above_nought(duration: Duration | None, name: str) -> float:
+    """Seconds; infinity for None."""
+    found = seconds(duration, "Trainer", name)
+    if found is not None and found <= 0:
+        raise ConfigurationError(f"Trainer({name}=...) must be longer than nothing, or None, got {duration!r}")
+    return math.inf if found is None else found
 
 
 def as_schedule(windows: int | Mapping[int, int]) -> dict[int, int]:

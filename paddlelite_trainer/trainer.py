@@ -68,15 +68,16 @@ class Trainer(Readable):
     `seed`: of data order and augmentation; one that is given seeds everything, now and as `fit` begins.
     `async_checkpoint`: "auto", True or False; write checkpoints beside the training.
     `on_save_error`: "raise", or "warn" and train on.
+    `rank_timeout`: how long ranks wait for one that does not come; None for ever.
     `cpu_threads`: of one operator on the CPU; see `device.use_cpu_threads`.
     `prefetch_to_device`: copy the next batch to an accelerator beside the step: "auto" where it pays, True, False.
     `look_ahead`: False asks an iterable for a batch only when the step before it is done, as data that depend on the
     model need; the number of batches must be known then, by a `__len__` or a limit.
-    `profiler`: "simple" or "paddle".
-    `inference_mode` is accepted for Lightning's sake and changes nothing: evaluation is always under paddle.no_grad().
+    `profiler`: "simple" or "paddle". `inference_mode` changes nothing: evaluation is always under paddle.no_grad().
     """
 
     _last: Fit | Evaluation
+    _configured_for: Module | None = None
 
     @explains_unknown_arguments(NOT_HERE, called=CALLED_HERE, by_name_only=True)
     def __init__(
@@ -122,18 +123,18 @@ class Trainer(Readable):
         look_ahead: bool = True,
         async_checkpoint: bool | Literal["auto"] = "auto",
         on_save_error: Literal["raise", "warn"] = "raise",
+        rank_timeout: str | timedelta | Mapping[str, int] | None = "00:00:30:00",
     ) -> None:
         super().__init__(locals())
         launch_if_several(accelerator, devices, self.default_root_dir / "launch_logs")
         if self.given_seed is not None:
             seed_everything(self.given_seed, workers=True)  # so that a module made next has the same weights each time
-        self.ranks = Ranks()
+        self.ranks = Ranks(self.rank_timeout_seconds)
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
         self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run))
         self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         self._module_callbacks: list[Callback] = []
-        self._configured_for: Module | None = None
         self.callbacks = self._with_defaults(self._given_callbacks)
         self._merged = list(self.callbacks)  # what else is in `callbacks` is the user's
         self._running: list[Fit | Evaluation] = []
@@ -257,7 +258,7 @@ class Trainer(Readable):
         ckpt_path: str | Path | None = None,
         **unknown: NoReturn,
     ) -> list[Any]:
-        """What `predict_step` returned for each batch; a list of such lists where there are several loaders."""
+        """What `predict_step` returned for each batch, those of all ranks; with several loaders a list for each."""
         outputs = self._evaluate(
             "predict", model, dataloaders, ckpt_path, False, datamodule, unknown, keep_outputs=return_predictions
         )
@@ -494,9 +495,6 @@ class Trainer(Readable):
         self._merged = list(self.callbacks)
 
     def _with_defaults(self, callbacks: list[Callback]) -> list[Callback]:
-        return default_callbacks(
-            callbacks,
-            checkpointing=self.enable_checkpointing,
-            progress_bar=self.enable_progress_bar and self.is_global_zero,
-            model_summary=self.enable_model_summary and self.is_global_zero,
-        )
+        bar, summary = (self.is_global_zero and on for on in (self.enable_progress_bar, self.enable_model_summary))
+        checkpointing = self.enable_checkpointing
+        return default_callbacks(callbacks, checkpointing=checkpointing, progress_bar=bar, model_summary=summary)

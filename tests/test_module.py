@@ -12,7 +12,7 @@ import paddle
 import pytest
 from models import Classifier, make_batches, quiet_trainer, same_weights, weights_of
 
-from paddlelite_trainer import Callback, DataModule
+from paddlelite_trainer import Callback, DataModule, rank_zero_info, rank_zero_only
 from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError
 
 
@@ -179,3 +179,29 @@ def test_a_module_without_a_trainer_can_be_looked_at_and_copied() -> None:
         module.trainer  # noqa: B018
     with pytest.raises(ConfigurationError, match="this module is not being fitted"):
         module.optimizers()
+
+
+def test_on_one_process_all_gather_gives_back_what_it_is_given(tmp_path: Any) -> None:
+    module = Classifier()
+    quiet_trainer(default_root_dir=tmp_path).fit(module, make_batches(1))
+    given = {"x": paddle.ones([2]), "name": "n"}
+    assert module.all_gather(given) is given
+
+
+def test_rank_zero_only_does_nothing_on_other_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("PADDLE_TRAINER_ID", rank)
+        answers.append(rank_zero_only(lambda value: value + 1)(1))
+        rank_zero_info("rank", rank)
+    assert answers == [2, None]
+    assert capsys.readouterr().out == "rank 0\n"
+
+
+def test_a_rank_timeout_that_is_no_time_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"Trainer\(rank_timeout=...\) must be longer than nothing, or None"):
+        quiet_trainer(rank_timeout={"seconds": 0})
+    assert quiet_trainer(rank_timeout=None).ranks.timeout_seconds == float("inf")
+    assert quiet_trainer().ranks.timeout_seconds == 1800

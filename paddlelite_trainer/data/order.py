@@ -61,6 +61,8 @@ class Order:
         self.name = name
         self._sampler: Any = loader.batch_sampler if loader.auto_collate_batch else None
         self._divides = not self._takes_its_own_part()
+        if not self._divides and not share.wraps and type(self._sampler) is DistributedBatchSampler:
+            self._sampler, self._divides = _NotRepeating(self._sampler), True
         self.drawn: tuple[int, Sequence[Any]] | None = None
         self._drawn_digest: str | None = None
         self._sampler_state: Any = None
@@ -336,7 +338,8 @@ class Order:
         return [sampler for sampler in (self._sampler, inner) if sampler is not None]
 
     def why_empty(self) -> str:
-        dataset, sampler = self.loader.dataset, self._sampler
+        dataset = self.loader.dataset
+        sampler: Any = self.loader.batch_sampler if self.loader.auto_collate_batch else None
         samples = len(dataset)
         if samples == 0:
             return f"{self.name} is empty: its dataset ({type(dataset).__name__}) has no samples"
@@ -346,6 +349,29 @@ class Order:
                 "drop_last=True drops the rest. Lower batch_size or set drop_last=False."
             )
         return f"{self.name} is empty: its {type(sampler).__name__} yields no batch"
+
+
+class _NotRepeating:
+    """The batches that a DistributedBatchSampler makes on one process: without the samples that it would repeat, so
+    that all ranks have as many. In an evaluation each is to count once."""
+
+    def __init__(self, sampler: DistributedBatchSampler) -> None:
+        self._of = sampler
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        samples, size = len(self._of.dataset), int(self._of.batch_size)
+        return samples // size if self._of.drop_last else -(-samples // size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = list(range(len(self._of.dataset)))
+        if self._of.shuffle:
+            np.random.RandomState(self._epoch).shuffle(indices)
+        size = self._of.batch_size
+        return iter([indices[number * size : (number + 1) * size] for number in range(len(self))])
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
 
 
 def has_state(thing: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,8 +31,9 @@ class BatchSource:
 
     With `world_size` W, rank r takes batches r, r+W, ... of a list or of a map-style DataLoader. For "train" the
     shares are made equal by going round again; for the other stages nothing is repeated, so that each sample counts
-    once, and ranks may differ by one batch. A DistributedBatchSampler is used as it is. What an IterableDataset or
-    another iterable yields is not divided: it must yield this rank's share by itself.
+    once, and ranks may differ by one batch. A DistributedBatchSampler is used as it is for "train"; for the other
+    stages, the batches that it would make on one process are divided, as it repeats samples to make shares equal. What
+    an IterableDataset or another iterable yields is not divided: it must yield this rank's share by itself.
 
     With `look_ahead` off an iterable is asked for a batch only when the one before it has been handled.
 
@@ -158,6 +160,12 @@ class BatchSource:
 
     def _report_replay(self) -> Replay:
         return ReplayReport(self.name) if self.stream.share.rank == 0 else lambda done, total: None
+
+
+def lengths(sources: Sequence[BatchSource], limit: int | float | None) -> list[int | float]:
+    """Batches of each; of one that cannot tell as many as a limit in batches lets through, or infinitely many."""
+    unknown = limit if isinstance(limit, int) else math.inf
+    return [unknown if source.length is None else source.length for source in sources]
 
 
 def _stream_for(loader: Any, **settings: Any) -> Stream:

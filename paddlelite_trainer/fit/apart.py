@@ -119,6 +119,7 @@ def told_of(evaluation: Evaluation, error: BaseException, device: str) -> BaseEx
     if is_out_of_memory(error):
         error = out_of_memory(device, "an evaluation", evaluation.batch, prefetches=False)
     if evaluation.subject is not None:
+        evaluation.subject.loading.ranks.note(error)
         evaluation.subject.hooks.tell_of_exception(error)
     return error
 

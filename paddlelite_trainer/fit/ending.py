@@ -78,6 +78,7 @@ def _end_open_epoch(fit: Fit) -> None:
 def told(fit: Fit, error: BaseException) -> BaseException:
     """Tell everybody of an exception, save if asked to, and return what leaves fit."""
     fit.train_log.failed(error)
+    fit.ranks.note(error)
     if is_out_of_memory(error):
         where = f"epoch {fit.progress.current_epoch}, batch {fit.progress.batches_in_epoch}"
         prefetch = fit.data.train.prefetch if fit.data is not None else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import paddle
 
 from ..data.batch_size import weight_of
-from ..layers import modes, put_modes_back
+from ..layers import modes, put_modes_back, saved_statistics
 from ..reporting.metrics import MetricCollector
 from .steps import step_of
 
@@ -93,18 +93,19 @@ class Evaluation:
         call, word = subject.hooks.call, self.word
         call(f"on_{word}_start")
         call(f"on_{word}_epoch_start")
-        outputs = []
-        for index, source in enumerate(self.sources):
-            before = self.collector.amounts()
-            outputs.append(self._over(subject, source, index))
-            for name, amount in self.collector.amounts().items():
-                if amount != before.get(name):
-                    self._logged_by.setdefault(name, set()).add(index)
+        outputs, ranks = [], subject.loading.ranks
+        with ranks.those_of_rank_zero(saved_statistics(subject.module) if ranks.world_size > 1 else {}):
+            for index, source in enumerate(self.sources):
+                before = self.collector.amounts()
+                outputs.append(self._over(subject, source, index))
+                for name, amount in self.collector.amounts().items():
+                    if amount != before.get(name):
+                        self._logged_by.setdefault(name, set()).add(index)
         self.target.add_to_names("")
         if self.stage == "predict":
             call(f"on_{word}_epoch_end")
             call(f"on_{word}_end")
-            return outputs
+            return [ranks.dealt_out_again(one) for one in outputs] if self.keep_outputs else outputs
         self.take(self.collector, False)  # hooks find this evaluation's values, and may log more
         call(f"on_{word}_epoch_end")
         values = self.take(self.collector, True)

@@ -224,6 +224,7 @@ class Fit:
         self.target.collect(None, on_step=False)
         self.batch = None
         self.stopping.stop_clock()
+        self.ranks.rest()
         if self.optimization is not None:
             self.optimization.let_go()
 

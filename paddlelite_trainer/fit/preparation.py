@@ -208,6 +208,10 @@ def _configure_optimizers(fit: Fit) -> None:
     else:
         refuse_number(module, optimizers)
     fit.precision.prepare(module, optimizers)
+    if fit.ranks.world_size > 1:
+        from ..machine.data_parallel import WaitForRanks
+
+        fit.hooks.add("on_before_backward", WaitForRanks(fit.ranks, partial(_ends_window, fit)).before_backward)
     optimization = Optimization(
         module,
         optimizers,
@@ -240,8 +244,8 @@ def _tell_of_no_training(fit: Fit) -> None:
 
 
 def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
-    optimization, data, progress = fit.optimization, fit.data, fit.progress
-    assert optimization is not None and data is not None
+    optimization = fit.optimization
+    assert optimization is not None
     if optimization.needs_closure:
         return optimization.closure_step
     if fit.ranks.world_size == 1 or not (optimization.optimizers or not fit.module.automatic_optimization):
@@ -254,11 +258,14 @@ def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
             "backward inside training_step would not be synchronised"
         )
 
-    def ends_window() -> bool:
-        return progress.batches_in_window + 1 == optimization.window or data.train.is_last
-
     with isolated_random_states():  # wrapping draws a number from python's generator
-        return synchronised(fit.module, optimization.training_step, ends_window)
+        return synchronised(fit.module, optimization.training_step, partial(_ends_window, fit), fit.ranks)
+
+
+def _ends_window(fit: Fit) -> bool:
+    """Whether the optimizer steps after the batch at hand, and gradients are averaged over ranks before."""
+    assert fit.optimization is not None and fit.data is not None
+    return fit.progress.batches_in_window + 1 == fit.optimization.window or fit.data.train.is_last
 
 
 def _start(fit: Fit, request: Request) -> Start:

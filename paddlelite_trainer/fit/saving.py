@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..callback import Pins, Reason, SavePoint
 from ..checkpoint.links import check_tag
 from ..errors import CheckpointSaveError, ConfigurationError, LogWriteError
+from ..machine.ranks import sendable
 from ..run.directory import locked
 from .mark import BATCH, VALIDATION, Mark
 
@@ -110,10 +111,11 @@ class Saver:
                 error = raised  # the other ranks wait, and are told
         if self.ranks.world_size > 1:
             # `saved_at` too: rank 0 alone has noticed where a save in the background has failed.
-            agreed = self.ranks.broadcast_object((error, pins, weights_only, self.requested, self.saved_at))
-            error, pins, weights_only, self.requested, self.saved_at = agreed
-            if error is not None:
-                raise error
+            sent = None if error is None else sendable(error)
+            agreed = self.ranks.broadcast_object((sent, pins, weights_only, self.requested, self.saved_at))
+            theirs, pins, weights_only, self.requested, self.saved_at = agreed
+            if theirs is not None:
+                self.ranks.raise_of_rank_zero(theirs if error is None else error)
         wants_all = reason == "stop" or (leaving and reason != "lr_drop")
         if wants_all and self.settings.enable_checkpointing and self.hooks.savers:
             pins.setdefault("latest", [])  # filled in with this checkpoint

@@ -19,10 +19,9 @@ from ..errors import (
 )
 from ..gradients import put_gradient_back, saved_gradient
 from ..hyperparameters import stored, stored_of
-from ..layers import in_eval_mode, put_into_modes
+from ..layers import in_eval_mode, put_into_modes, saved_statistics
 from ..machine import paddle_internals
 from ..machine.rng import derive_seed, random_states, set_random_states
-from ..module import running_statistics
 from ..optimizers import optimizer_state, restore_optimizer
 from ..progress import Progress
 from ..reporting.loggers import Logger
@@ -142,8 +141,7 @@ def rank_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
     assert fit.data is not None and fit.optimization is not None
     buffers: dict[str, Any] = {}
     if fit.ranks.world_size > 1:
-        saved = fit.module.state_dict()
-        buffers = {name: value.numpy() for name, value in running_statistics(fit.module).items() if name in saved}
+        buffers = {name: value.numpy() for name, value in saved_statistics(fit.module).items()}
     # A validation may be given up within a window; and in manual optimization a user may accumulate over batches.
     has_gradients = fit.progress.batches_in_window > 0 or not fit.optimization.is_automatic
     if as_of is not None and not as_of.gradients_hold:

@@ -98,13 +98,26 @@ def resolve_device(
             f"devices={devices!r} names {len(indices)} of them, and this is process {local_rank} of this machine: "
             "start as many processes as devices"
         )
+    _refuse_missing(devices, kind, indices, here)
+    return Device(kind, indices[local_rank], _place(kind, indices[local_rank]))
+
+
+def refuse_missing_devices(accelerator: str, devices: int | str | Sequence[int]) -> None:
+    """Raise ConfigurationError where one of the devices that are asked for is not here, before processes are started
+    for them."""
+    here = available_devices()
+    kind, indices = _accelerator_type(accelerator, here), _indices(devices)
+    if kind != "cpu" and indices is not None:
+        _refuse_missing(devices, kind, indices, here)
+
+
+def _refuse_missing(devices: object, kind: str, indices: Sequence[int], here: dict[str, int]) -> None:
     missing = sorted({index for index in indices if index >= here[kind]})
     if missing:
         raise ConfigurationError(
             f"devices={devices!r} on {kind} needs index {missing[0]}, and {here[kind]} {kind} device(s) are here. "
             f"This Paddle sees: {_described(here)}"
         )
-    return Device(kind, indices[local_rank], _place(kind, indices[local_rank]))
 
 
 def available_devices() -> dict[str, int]:

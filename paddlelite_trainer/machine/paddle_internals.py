@@ -173,6 +173,22 @@ def set_momentum(layer: Any, value: float) -> None:
     layer._momentum = value
 
 
+# -- Embedding (nn/layer/common.py) ------------------------------------------------------------------------------------
+
+
+def has_sparse_gradient(layer: Any) -> bool:
+    """Whether it is an Embedding(sparse=True); what paddle.DataParallel goes by, in distributed/parallel.py."""
+    return isinstance(layer, paddle.nn.Embedding) and bool(layer._sparse)
+
+
+# -- several processes (distributed/parallel.py, C++) ------------------------------------------------------------------
+
+
+def job_store() -> Any:
+    """Keys with bytes that all processes of the job share, once init_parallel_env has run; `get` waits for a key."""
+    return paddle.base.core.create_or_get_global_tcp_store()
+
+
 # -- DataLoader (io/) --------------------------------------------------------------------------------------------------
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import pickle
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
+import numpy as np
 import paddle
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, TrainingError
+from .aborting import call_on_abort
+from .device import refuse_missing_devices
+from .meeting import Meeting, meeting_of
 from .paddle_internals import log_errors_only, without_modified_flags
 from .signals import in_notebook
+from .trees import mapped
 
 T = TypeVar("T")
-HEARTBEAT_SECONDS = 5.0  # gloo gives up after 30 s without a word from a rank
+P = ParamSpec("P")
 
 
 def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_dir: Path) -> None:
@@ -29,6 +36,7 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_
     count = names if isinstance(names, int) else 1 if devices == "auto" else len(names)
     if count <= 1 or "PADDLE_TRAINER_ID" in os.environ:
         return
+    refuse_missing_devices(accelerator, devices)
     arguments = sys.orig_argv[1:]
     script = next((index for index, argument in enumerate(arguments) if argument.endswith(".py")), None)
     if in_notebook() or script is None or not _is_main(arguments[script]):
@@ -60,45 +68,126 @@ def _what_runs() -> str:
     return f"this process runs {program}, no script" if program and not in_notebook() else "this is no script"
 
 
+def sendable(error: BaseException) -> BaseException:
+    """The error, or its words where pickle does not bring it back."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return TrainingError(f"rank 0: {type(error).__name__}: {error}")
+    return error
+
+
+def rank_of_process() -> int:
+    """This process's rank in its job, wherever it is asked for."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
+def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:
+    """A decorator: the function does its work on rank 0, and on all others it does nothing and returns None.
+
+    The others do not wait for it. For work whose result all need: `trainer.ranks.on_rank_zero(work)`.
+    """
+
+    @functools.wraps(function)
+    def on_rank_zero(*arguments: P.args, **named: P.kwargs) -> T | None:
+        return function(*arguments, **named) if rank_of_process() == 0 else None
+
+    return on_rank_zero
+
+
+@rank_zero_only
+def rank_zero_info(*values: object) -> None:
+    """print() on rank 0."""
+    print(*values, flush=True)
+
+
 class Ranks:
     """The processes of this job; with one process every method returns at once.
 
-    Every method but the properties is a collective: all ranks must call it, in the same order.
+    Every method but the properties, `note` and `rest` is a collective: all ranks must call it, in the same order.
+    Before each they meet, since gloo gives up after 30 s without a word from a rank: a rank may come up to
+    `timeout_seconds` later than another, and where it does not come, or fails on the way, a RankFailedError says so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_seconds: float = 1800.0) -> None:
+        self.timeout_seconds = timeout_seconds
         self.world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
         self.rank = int(os.environ.get("PADDLE_TRAINER_ID", "0")) if self.world_size > 1 else 0
         self.local_rank = int(os.environ.get("PADDLE_LOCAL_RANK", self.rank))
         self.local_size = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
-        if self.world_size > 1 and not paddle.distributed.is_initialized():
-            log_errors_only()
-            with without_modified_flags():
-                paddle.distributed.init_parallel_env()
+        self._meeting: Meeting | None = None
+        self._uses_gloo = False
+        if self.world_size > 1:
+            if not paddle.distributed.is_initialized():
+                log_errors_only()
+                with without_modified_flags():
+                    paddle.distributed.init_parallel_env()
+            self._meeting = meeting_of(self.rank, self.world_size, timeout_seconds)
+            self._uses_gloo = "gloo" in str(paddle.distributed.get_backend()).lower()
+            if self._uses_gloo:
+                call_on_abort(self._meeting.before_abort)
 
     @property
     def is_zero(self) -> bool:
         return self.rank == 0
 
+    def meet(self, what: str) -> None:
+        """Wait, without a deadline of Paddle's, until all ranks have come here."""
+        if self._meeting is not None:
+            self._meeting.meet(what, self.timeout_seconds)
+
+    def begin_exchange(self) -> None:
+        """Before a backward that averages gradients: on gloo, which waits 30 s alone and aborts, the ranks meet.
+
+        An accelerator's own collectives wait for longer, and a meeting would hold up what is queued on it: only a watch
+        begins, which `rest` and the next exchange or meeting end.
+        """
+        if self._uses_gloo:
+            self.meet("the backward of a step")
+        elif self._meeting is not None:
+            self._meeting.begin_exchange()
+
+    def rest(self) -> None:
+        """No exchange of gradients is under way here; no collective."""
+        if self._meeting is not None:
+            self._meeting.rest()
+
+    def note(self, error: BaseException) -> None:
+        """Let the others know that an exception leaves a fit here; no collective."""
+        if self._meeting is not None:
+            self._meeting.note(error)
+
     def barrier(self) -> None:
-        if self.world_size > 1:
-            self.gather_object(None)
+        self.meet("a barrier")
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's value, on every rank."""
+        return self._of_rank_zero(value, "a broadcast")
+
+    def _of_rank_zero(self, value: T, what: str) -> T:
         if self.world_size == 1:
             return value
+        self.meet(what)
         box = [value]
         paddle.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        return value if self.rank == 0 else box[0]  # its own, of which an error has its traceback
 
     def gather_object(self, value: T) -> list[T]:
         """Every rank's value in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
-        values: list[T] = []
-        paddle.distributed.all_gather_object(values, value)
-        return values
+        self.meet("a gathering")
+        return _exchange(value)
+
+    def all_gather(self, data: Any) -> Any:
+        """Every Tensor and number of nested data as one Tensor over the ranks, [world_size, ...] in rank order.
+
+        Shapes and types must be the same on all. With one process data come back as they are.
+        """
+        if self.world_size == 1:
+            return data
+        self.meet("an all_gather")
+        return mapped(_gathered, data)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on at least one rank."""
@@ -107,37 +196,87 @@ class Ranks:
     def on_rank_zero(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 and return its result, or raise its error, on every rank.
 
-        While it runs all ranks exchange a heartbeat, so that work of minutes does not trip gloo's 30 s limit.
         The result is sent by pickle.
         """
         if self.world_size == 1:
             return work()
-        if self.rank != 0:
-            while True:
-                done, result, error = self.broadcast_object((False, None, None))
-                if done:
-                    break
-        else:
-            done, result, error = self._work_with_heartbeat(work)
-        if error is not None:
-            raise error
+        result, error = None, None
+        if self.rank == 0:
+            try:
+                result = work()
+            except BaseException as raised:
+                error = raised
+        sent = None if error is None else sendable(error)
+        result, theirs = self._of_rank_zero((result, sent), "the end of rank 0's work")
+        if theirs is not None:
+            self.raise_of_rank_zero(error if error is not None else theirs)
         return cast(T, result)
 
-    def _work_with_heartbeat(self, work: Callable[[], Any]) -> tuple[bool, Any, BaseException | None]:
-        outcome: list[Any] = [None, None]
+    def raise_of_rank_zero(self, error: BaseException) -> NoReturn:
+        """Raise what rank 0 has raised, and say on the others whose it is."""
+        if self.rank and self._meeting is not None:
+            self._meeting.blame(0, error)
+        raise error
 
-        def run() -> None:
-            try:
-                outcome[0] = work()
-            except BaseException as error:
-                outcome[1] = error
+    def dealt_out_again(self, mine: list[Any]) -> list[Any]:
+        """What each rank has made of its batches, in the order of the data, as they were dealt out: one to each."""
+        if self.world_size == 1:
+            return mine
+        everyones = self.gather_object(mapped(_packed, mine))
+        most = max(len(one) for one in everyones)
+        rows = [one[number] for number in range(most) for one in everyones if number < len(one)]
+        return cast("list[Any]", mapped(_unpacked, rows))
 
-        thread = threading.Thread(target=run, name="rank-zero-work")
-        thread.start()
-        thread.join(HEARTBEAT_SECONDS)
-        while thread.is_alive():
-            self.broadcast_object((False, None, None))
-            thread.join(HEARTBEAT_SECONDS)
-        message = (True, *outcome)
-        self.broadcast_object(message)
-        return message
+    @contextlib.contextmanager
+    def those_of_rank_zero(self, tensors: Mapping[str, Any]) -> Iterator[None]:
+        """Within, these tensors have rank 0's values; afterwards each rank's own again, where nothing has changed them.
+
+        With one process nothing happens.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        own = {name: value.numpy().copy() for name, value in tensors.items()}
+        theirs = self.broadcast_object(own)
+        differing = [name for name in own if name in theirs and not np.array_equal(own[name], theirs[name])]
+        for name in differing:
+            tensors[name].set_value(theirs[name])
+        try:
+            yield
+        finally:
+            for name in differing:
+                if np.array_equal(tensors[name].numpy(), theirs[name]):
+                    tensors[name].set_value(own[name])
+
+
+def _gathered(leaf: Any) -> Any:
+    if not isinstance(leaf, (paddle.Tensor, int, float)):
+        return leaf
+    tensor = leaf.detach() if isinstance(leaf, paddle.Tensor) else paddle.to_tensor(leaf)
+    parts: list[Any] = []
+    paddle.distributed.all_gather(parts, tensor.reshape([1, *tensor.shape]))
+    return paddle.concat(parts)
+
+
+def _exchange(value: T) -> list[T]:
+    values: list[T] = []
+    paddle.distributed.all_gather_object(values, value)
+    return values
+
+
+class _Packed:
+    """A Tensor as pickle takes it, which Paddle 2.6's own is not. No dataclass, which would be a branch of a tree."""
+
+    def __init__(self, values: Any, dtype: str) -> None:
+        self.values, self.dtype = values, dtype
+
+
+def _packed(leaf: Any) -> Any:
+    if not isinstance(leaf, paddle.Tensor):
+        return leaf
+    dtype = str(leaf.dtype).rpartition(".")[2]
+    return _Packed((leaf.astype("float32") if dtype == "bfloat16" else leaf).numpy(), dtype)
+
+
+def _unpacked(leaf: Any) -> Any:
+    return paddle.to_tensor(leaf.values, dtype=leaf.dtype) if isinstance(leaf, _Packed) else leaf

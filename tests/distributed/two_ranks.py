@@ -1,7 +1,7 @@
 """What each of two ranks runs: a fit with BatchNorm and dropout, and a record of how it ended.
 
 python -m paddle.distributed.launch --nproc_per_node 2 two_ranks.py ROOT OUT MAX_STEPS
-    [fail-save | fail-hook | fail-rank-1 | plateau | set-window | remote=URL]
+    [fail-hook | fail-rank-1 | plateau | set-window | remote=URL]
 """
 
 from __future__ import annotations
@@ -59,15 +59,6 @@ class Net(Module):
         return paddle.optimizer.AdamW(0.01, parameters=self.parameters())
 
 
-class FailsToSave(Callback):
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        if trainer.is_global_zero:
-            trainer.checkpoints.save = self.fail
-
-    def fail(self, **_: Any) -> None:
-        raise OSError("no room left")
-
-
 class FailsInItsHook(Callback):
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: Any) -> None:
         raise ValueError("the hook fails")
@@ -89,8 +80,6 @@ root, out, max_steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 paddle.seed(11)
 module = Net()
 callbacks: list[Callback] = [ModelCheckpoint(every_n_train_steps=1, monitor="val_loss")]
-if "fail-save" in sys.argv:
-    callbacks.append(FailsToSave())
 if "fail-hook" in sys.argv:
     callbacks.append(FailsInItsHook())
 if "set-window" in sys.argv:

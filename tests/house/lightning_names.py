@@ -238,7 +238,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
     "Trainer.predict": {"weights_only=": "a checkpoint never runs code"},
     "Trainer.save_checkpoint": {"filepath=": "`tag`, a name in the run directory", "storage_options=": "`RemoteCopy`"},
     "LightningModule": {
-        "all_gather": "`paddle.distributed.all_gather`",
         "device_mesh fabric": "nothing takes their place",
         "example_input_array": "nothing draws the graph",
         "on_gpu": "`self.trainer.device.is_accelerator`",

@@ -32,8 +32,8 @@ CLI_MAY_IMPORT = {"cli", "run", "checkpoint", "reporting", *LAYERS[-1]}
 TYPE_ARROWS = {("module", "trainer"), ("callback", "trainer"), ("callback", "module")}
 
 ROOM_OF_PRIVATES = "machine/paddle_internals"
-# Python's own, public in spite of their underscore: what a named tuple has.
-OF_NAMED_TUPLES = {"_fields", "_replace", "_asdict"}
+# Python's own, public in spite of their underscore: what a named tuple has, os._exit and sys._current_frames.
+OF_PYTHON = {"_fields", "_replace", "_asdict", "_exit", "_current_frames"}
 HANDED_THE_TRAINER = {"callback", "tuner", "fit/hooks"}
 WIDE_CLASSES = {"Module", "Callback", "DataModule", "Readable"}
 MOST_LINES_OF_A_FUNCTION = 60
@@ -133,7 +133,7 @@ def outside_writes(files: Sequence[Source]) -> Iterator[Place]:
 
 
 def _is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name not in OF_NAMED_TUPLES
+    return name.startswith("_") and not name.startswith("__") and name not in OF_PYTHON
 
 
 def _is_self(node: ast.AST) -> bool:

@@ -6,6 +6,7 @@ import fake_gpu
 import paddle
 import pytest
 
+from paddlelite_trainer import Trainer
 from paddlelite_trainer.errors import ConfigurationError
 from paddlelite_trainer.machine.device import available_devices, resolve_device
 
@@ -68,6 +69,15 @@ def test_the_launchers_choice_of_device_is_followed(monkeypatch: pytest.MonkeyPa
 def test_a_device_that_is_not_here_is_an_error_that_names_what_is(arguments: tuple[str, object], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         resolve_device(*arguments)  # type: ignore[arg-type]
+
+
+def test_more_devices_than_are_here_are_refused_before_processes_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("processes are started"))
+    monkeypatch.setattr("sys.orig_argv", ["python", "train.py"])
+    with pytest.raises(ConfigurationError, match=r"devices=8 on fake_gpu needs index 4, and 4 fake_gpu device\(s\)"):
+        Trainer(accelerator="fake_gpu", devices=8, max_epochs=1)
+    with pytest.raises(ConfigurationError, match=r"devices=\[0, 9\] on fake_gpu needs index 9"):
+        Trainer(accelerator="auto", devices=[0, 9], max_epochs=1)
 
 
 def test_more_processes_than_devices_is_an_error() -> None:

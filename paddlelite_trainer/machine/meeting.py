@@ -1,0 +1,393 @@
+"""Meeting: where ranks wait for each other without a deadline of Paddle's, and hear at once that one has failed."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import selectors
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from ..errors import RankFailedError
+from .failure import Failure, Peer, failure_of, place_of, shown, stack_of_main_thread, this_process
+from .links import Links
+
+EXIT_OTHER_RANK = 76
+"""Exit code of a rank that ended because another had failed, where it could not raise RankFailedError."""
+LOOK_SECONDS = 0.5  # how often a rank that waits looks whether another has failed
+TELL_SECONDS = 60.0  # how often it says for whom it waits
+GRACE_SECONDS = 5.0  # for a rank to end by itself once another has failed
+LONG_GRACE_SECONDS = 15.0  # the same for one whose own error is on its way through hooks and teardown
+_LABEL = 64
+
+
+class Meeting:
+    """One for each process of a job, open until it ends.
+
+    `meet` is a collective. News go beside it, at any time, over rank 0: "note", an exception has left a fit and may be
+    caught; "clear", it was; "fail", the process ends for it; "bye", it ends in peace; "where" and "here", where its
+    main thread is. A connection that ends without a "bye" is a process that died. Only the thread that listens and
+    this process's own calls write what is known, under the condition `_changed`.
+    """
+
+    def __init__(self, rank: int, world_size: int, timeout_seconds: float) -> None:
+        self.rank = rank
+        self._links = Links(this_process(rank), world_size, timeout_seconds)
+        self.peers: list[Peer] = self._links.peers
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._sending = threading.Lock()
+        self.first: Failure | None = None
+        self._notes: dict[int, tuple[Failure, float]] = {}
+        self._left: set[int] = set()
+        self._gone: set[int] = set()
+        self._places: dict[int, dict[str, Any]] = {}
+        self._is_over = self._is_judging = self._is_meeting = False
+        self._step = 0
+        self._waits_since, self._patience = math.inf, timeout_seconds
+        self._blamed: tuple[BaseException | None, int] = (None, 0)
+        self._hook = sys.excepthook
+        for link in self._links.meeting.values():
+            link.settimeout(LOOK_SECONDS)
+        for link in self._links.news.values():
+            link.settimeout(None)
+        vars(sys)["excepthook"] = self._on_uncaught
+        atexit.register(self._leave)
+        if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+            os.register_at_fork(after_in_child=self._links.forget)
+        threading.Thread(target=self._listen, name="news-of-ranks", daemon=True).start()
+
+    # -- meeting -------------------------------------------------------------------------------------------------------
+    def meet(self, what: str, timeout_seconds: float) -> None:
+        """Return when every rank has come here; `what` is where they meet, and must be the same on all.
+
+        Raises:
+            RankFailedError: one has failed, has left, is elsewhere, or has not come within the time; it says which.
+        """
+        self.rest()
+        self._patience = timeout_seconds
+        if self.rank in self._notes:
+            self._forget(self.rank)
+            self._tell({"kind": "clear", "rank": self.rank})
+        self._is_meeting, began = True, time.monotonic()
+        try:
+            label = what.encode()[:_LABEL].ljust(_LABEL)
+            if self.rank:
+                self._send(0, label)
+                self._refuse_another_place({0: self._receive(0, what, began), self.rank: label})
+            else:
+                heard = {rank: self._receive(rank, what, began) for rank in sorted(self._links.meeting)}
+                for rank in heard:
+                    self._send(rank, label)
+                self._refuse_another_place({0: label, **heard})
+        finally:
+            self._is_meeting = False
+
+    def _refuse_another_place(self, labels: dict[int, bytes]) -> None:
+        for rank, label in labels.items():
+            if label != labels[0]:
+                here, there = (one.decode(errors="replace").strip() for one in (labels[0], label))
+                words = (
+                    f"the ranks are not in the same place: rank 0 is at {here}, rank {rank} at {there}. Every rank "
+                    "must make the same calls: look for one within `if trainer.is_global_zero`, and for an exception "
+                    "that one rank has caught"
+                )
+                if self.rank == 0:  # and those that are in the right place are told
+                    self.end_with(Failure(0, self.peers[0].host, self.peers[0].log, words))
+                raise RankFailedError(words)
+
+    def begin_exchange(self) -> None:
+        """A step of this rank goes into the exchange of gradients, where it waits for the others without a meeting.
+
+        The thread that listens sees when it has done so for too long.
+        """
+        self._step += 1
+        self._waits_since = time.monotonic()
+
+    def rest(self) -> None:
+        """This rank is in no exchange."""
+        self._waits_since = math.inf
+
+    def _watch_exchange(self) -> None:
+        waits = time.monotonic() - self._waits_since
+        if waits > self._patience + (GRACE_SECONDS if self.rank else 0.0) and not self._is_judging:
+            self._is_judging = True
+            threading.Thread(target=self._judge, args=(self._step,), name="who-is-late", daemon=True).start()
+
+    def _judge(self, step: int) -> None:
+        """End the job where another rank has not come to this one's exchange; all in the same may be busy."""
+        found = {peer.rank: self.where(peer.rank) for peer in self.peers if peer.rank != self.rank}
+        late = min(found, key=lambda rank: int(found[rank].get("step", 0)))
+        if self._step == step and self._waits_since < math.inf and int(found[late].get("step", 0)) < step:
+            self._end_of_the_late(late, f"the exchange of gradients of step {step}", self._patience, found[late])
+            self._end_soon()
+        self._is_judging = False
+
+    def _end_of_the_late(self, rank: int, what: str, timeout_seconds: float, found: dict[str, Any]) -> Failure:
+        peer = self.peers[rank]
+        reason = (
+            f"it has not come to {what} within {timeout_seconds:.0f} s (Trainer(rank_timeout=...), "
+            "to be raised where that is not enough), and the others wait for it there"
+        )
+        late = Failure(rank, peer.host, peer.log, reason, found.get("place", ""), found.get("stack", ""))
+        self.end_with(late)
+        return late
+
+    def _send(self, rank: int, label: bytes) -> None:
+        try:
+            self._links.meeting[rank].sendall(label)
+        except OSError:
+            raise self._lost(rank, label.decode().strip()) from None
+
+    def _receive(self, rank: int, what: str, began: float) -> bytes:
+        link, label, told = self._links.meeting[rank], b"", TELL_SECONDS
+        while len(label) < _LABEL:
+            try:
+                more = link.recv(_LABEL - len(label))
+            except TimeoutError:
+                waited = time.monotonic() - began
+                self._refuse_to_wait(rank, what, waited)
+                if waited >= told:
+                    told += TELL_SECONDS
+                    self._tell_of_waiting(rank, what, waited)
+                continue
+            except OSError:
+                more = b""
+            if not more:
+                raise self._lost(rank, what)
+            label += more
+        return label
+
+    def _refuse_to_wait(self, rank: int, what: str, waited: float) -> None:
+        if self.first is not None:
+            raise RankFailedError(str(self.first))
+        if rank in self._left:
+            raise self._lost(rank, what)
+        noted, since = self._notes.get(rank, (None, 0.0))
+        if noted is not None and time.monotonic() - since > GRACE_SECONDS:
+            self.end_with(noted)
+            raise RankFailedError(str(noted))
+        if waited > self._patience + (GRACE_SECONDS if self.rank else 0.0):  # rank 0 knows better who is missing
+            found = self.where(rank)
+            if not found.get("meets"):
+                raise RankFailedError(str(self._end_of_the_late(rank, what, self._patience, found)))
+
+    def _tell_of_waiting(self, rank: int, what: str, waited: float) -> None:
+        found = self.where(rank)
+        if not found.get("meets"):  # else it waits itself, and tells for whom
+            place = found.get("place", "an unknown place")
+            self._say(f"Rank {self.rank} has waited for rank {rank} for {waited:.0f} s at {what}; it is in {place}.")
+
+    def _lost(self, rank: int, what: str) -> RankFailedError:
+        """The error of a rank that waits for one that is no longer there."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.first is not None or rank in self._left, GRACE_SECONDS)
+        if self.first is None:
+            peer, (noted, _) = self.peers[rank], self._notes.get(rank, (None, 0.0))
+            reason = f"it has ended, and rank {self.rank} waits for it at {what}. Every rank must make the same calls"
+            self.end_with(noted or Failure(rank, peer.host, peer.log, reason))
+        return RankFailedError(str(self.first))
+
+    # -- news ----------------------------------------------------------------------------------------------------------
+    def blame(self, rank: int, error: BaseException) -> None:
+        """This error, which is about to be raised here, is another rank's own."""
+        self._blamed = (error, rank)
+
+    def note(self, error: BaseException) -> None:
+        """An exception leaves a fit or an evaluation; whoever waits for this rank may not wait for long."""
+        if self.first is not None or isinstance(error, RankFailedError):
+            return
+        noted = self._failure_of(error)
+        with self._changed:
+            self._notes[self.rank] = (noted, time.monotonic())
+        if noted.rank == self.rank:
+            self._tell({"kind": "note", **noted.as_dict()})
+
+    def _failure_of(self, error: BaseException) -> Failure:
+        one: BaseException | None = error
+        while one is not None:
+            if one is self._blamed[0]:
+                return Failure(**{**failure_of(self.peers[self._blamed[1]], one).as_dict(), "place": ""})
+            one = one.__cause__ or one.__context__
+        return failure_of(self.peers[self.rank], error)
+
+    def end_with(self, failure: Failure) -> None:
+        """All ranks end, and say this."""
+        with self._changed:
+            if self.first is None:
+                self.first = failure
+            self._changed.notify_all()
+        self._tell({"kind": "fail", **failure.as_dict()})
+
+    def where(self, rank: int) -> dict[str, Any]:
+        """Where the main thread of a rank is: "place", "stack", "step", "meets"; empty where it does not answer."""
+        self._places.pop(rank, None)
+        self._tell({"kind": "where", "rank": rank})
+        with self._changed:
+            self._changed.wait_for(lambda: rank in self._places, 2.0)
+        return self._places.get(rank, {})
+
+    def _tell(self, news: dict[str, Any], but: int | None = None) -> None:
+        line = json.dumps(news).encode() + b"\n"
+        with self._sending:
+            for rank, link in self._links.news.items():
+                if rank != but and rank not in self._gone:
+                    try:
+                        link.sendall(line)
+                    except OSError:
+                        continue  # it has ended, which its own connection tells
+
+    def _listen(self) -> None:
+        with selectors.DefaultSelector() as waiting:
+            pending: dict[int, bytes] = {}
+            for rank, link in self._links.news.items():
+                waiting.register(link, selectors.EVENT_READ, rank)
+            while waiting.get_map():
+                self._watch_exchange()
+                for key, _ in waiting.select(LOOK_SECONDS * 2):
+                    rank = key.data
+                    lines = self._read(key.fileobj, rank, pending)
+                    if lines is None:
+                        waiting.unregister(key.fileobj)
+                        self._end_of_connection(rank)
+                    for line in lines or ():
+                        self._learn(json.loads(line))
+                        if self.rank == 0:
+                            self._tell(json.loads(line), but=rank)
+
+    def _read(self, link: Any, rank: int, pending: dict[int, bytes]) -> list[bytes] | None:
+        """Whole lines that have come; None at the end."""
+        try:
+            more: bytes = link.recv(65536)
+        except OSError:
+            more = b""
+        if not more:
+            return None
+        *lines, pending[rank] = (pending.get(rank, b"") + more).split(b"\n")
+        return lines
+
+    def _learn(self, news: dict[str, Any]) -> None:
+        kind, rank = news.pop("kind"), news["rank"]
+        if kind == "where":
+            if rank == self.rank:
+                stack = stack_of_main_thread()
+                here: dict[str, Any] = {"place": place_of(stack), "stack": shown(stack)}
+                here |= {"step": self._step, "meets": self._is_meeting}
+                self._tell({"kind": "here", "rank": rank, **here})
+            return
+        with self._changed:
+            if kind == "note":
+                self._notes[rank] = (Failure(**news), time.monotonic())
+            elif kind == "clear":
+                self._notes.pop(rank, None)
+            elif kind == "bye":
+                self._left.add(rank)
+            elif kind == "here":
+                self._places[rank] = news
+            elif self.first is None:
+                self.first = Failure(**news)
+                threading.Thread(target=self._end_soon, name="end-of-job", daemon=True).start()
+            self._changed.notify_all()
+
+    def _forget(self, rank: int) -> None:
+        with self._changed:
+            self._notes.pop(rank, None)
+
+    def _end_of_connection(self, rank: int) -> None:
+        with self._changed:
+            self._gone.add(rank)
+            self._changed.notify_all()
+            died = rank not in self._left and self.first is None
+        if died and not self._is_over:
+            peer = self.peers[rank]
+            noted, _ = self._notes.get(rank, (None, 0.0))
+            reason = (
+                f"its process {peer.pid} ended without a word: killed, perhaps by the system for want of memory "
+                "(dmesg tells), crashed, or ended by os._exit"
+            )
+            failure = noted or Failure(rank, peer.host, peer.log, reason)
+            self._learn({"kind": "fail", **failure.as_dict()})
+            self._tell({"kind": "fail", **failure.as_dict()})
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+    def _end_soon(self) -> None:
+        """The main thread may be in a collective of Paddle's that cannot be left; it has time to end by itself."""
+        began = time.monotonic()
+        while time.monotonic() - began < self._grace():
+            time.sleep(LOOK_SECONDS / 5)
+        self.end_at_once()
+
+    def _grace(self) -> float:
+        if self.first is not None and self.first.rank == self.rank:
+            return LOOK_SECONDS  # another rank has waited long enough for this one
+        return LONG_GRACE_SECONDS if self.rank in self._notes else GRACE_SECONDS
+
+    def end_at_once(self) -> None:
+        """The last words, and the end of this process without any teardown."""
+        self._say(str(self.first))
+        os._exit(EXIT_OTHER_RANK)
+
+    def await_news(self, seconds: float) -> bool:
+        """Whether another rank's failure is known, or comes to be known in this time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.first is not None, seconds)
+
+    def _say(self, words: str) -> None:
+        """Past Python's own streams, whose lock the main thread may hold."""
+        os.write(2, f"\n{words}\n".encode())
+
+    def before_abort(self) -> None:
+        """Gloo is about to abort this process: most often because another has died, of which the news is on its way."""
+        if not self.await_news(GRACE_SECONDS):
+            mine = self.peers[self.rank]
+            others = [peer for peer in self.peers if peer.rank != self.rank]
+            places = [f"{peer} is in {self.where(peer.rank).get('place', 'an unknown place')}" for peer in others]
+            reason = f"its process aborts, as gloo does after 30 s without an answer in a backward; {', '.join(places)}"
+            self.end_with(Failure(mine.rank, mine.host, mine.log, reason))
+        self.end_at_once()
+
+    def _on_uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if os.getpid() != self._pid:
+            self._hook(kind, error, trace)
+            return
+        is_told = isinstance(error, (RankFailedError, KeyboardInterrupt))
+        failure = self._failure_of(error)
+        if not is_told and (failure.rank != self.rank or _is_of_a_collective(error)):
+            self.await_news(
+                GRACE_SECONDS
+            )  # where another process has died, that is the reason and not what Paddle says
+        is_first = self.first is None and not is_told
+        if is_first:
+            self.end_with(failure)
+        self._hook(kind, error, trace)
+        if self.first is not None and not is_told:
+            self._say(str(self.first))
+        if is_first:  # the others' collectives would be torn apart before they have heard
+            with self._changed:
+                self._changed.wait_for(lambda: self._gone | self._left >= set(self._links.news), 2 * GRACE_SECONDS)
+
+    def _leave(self) -> None:
+        if os.getpid() == self._pid:
+            self._is_over = True
+            self._tell({"kind": "bye", "rank": self.rank})
+
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    """Whether an error is what Paddle says where a peer of a collective is gone."""
+    words = str(error)
+    return any(word in words for word in ("gloo", "TIMEOUT", "Connection closed", "Connection reset", "NCCL", "xccl"))
+
+
+_meeting: list[Meeting] = []
+
+
+def meeting_of(rank: int, world_size: int, timeout_seconds: float) -> Meeting:
+    """This process's own, opened by the first call, which all ranks make."""
+    if not _meeting:
+        _meeting.append(Meeting(rank, world_size, timeout_seconds))
+    return _meeting[0]
