@@ -311,7 +311,7 @@ class ModelCheckpoint(Callback):
         """One line where a fit ends: whose weights are best, and where they are."""
         best = self._best()[:1] if self._best_pins and trainer.is_global_zero else []
         for entry in best:
-            score = f"{self._metric.name} {entry.metrics[self._metric.name]:.6g}"
+            score = f"{self._metric.name} {self._score_in(entry):.6g}"
             where = f"{trainer.run_dir}/{self._best_pins[0]}.pdparams"
             trainer.print(f"Best: {score}, of epoch {entry.epoch}, step {entry.step}: {where}")
 
