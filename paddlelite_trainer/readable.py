@@ -177,17 +177,13 @@ class Readable(Settings):
     # -- numbers -------------------------------------------------------------------------------------------------------
     @property
     def callback_metrics(self) -> dict[str, float]:
-        """The newest value of every name logged, as numbers; reading brings waiting values to the host.
+        """The newest value of every name that what runs, or ran last, has logged; reading copies them to the host.
 
-        They are those of what runs, or ran last: in `validate` and `test` after a fit nothing of the fit is there. An
-        evaluation within a fit finds the fit's too.
+        An evaluation within a fit finds the fit's too.
         """
-        top = self._running[-1] if self._running else self._last
-        if isinstance(top, Fit):
+        if isinstance(self._running[-1] if self._running else self._last, Fit):
             return self._fit.book.callback_metrics
-        if len(self._running) <= 1:
-            return dict(self._evaluated)
-        return {**self._fit.book.callback_metrics, **self._evaluated}
+        return {**(self._fit.book.callback_metrics if len(self._running) > 1 else {}), **self._evaluated}
 
     @property
     def logged_metrics(self) -> dict[str, float]:

@@ -389,8 +389,7 @@ class Trainer(Readable):
                 entered.enter_context(isolated_random_states())  # training goes on as if there had been none
             try:
                 subject = self._begin(evaluation, stage, module, datamodule, entered, is_in_a_run=is_in_a_run)
-                if not is_nested:
-                    let_log(evaluation, self._fit.run, self._fit.book, entered)
+                let_log(evaluation, self._fit.run, self._fit.book, entered, is_nested=is_nested)
                 if ckpt_path is not None:
                     take_checkpoint(evaluation, ckpt_path, self._fit.run, self.print, self._fit.subject is not None)
                 sources = sources_of(stage, dataloaders, subject)
@@ -422,8 +421,7 @@ class Trainer(Readable):
 
     # -- before any of them ------------------------------------------------------------------------------------------
     def _new_fit(self) -> Fit:
-        machine = Machine(self.ranks, self.device, self.precision)
-        return Fit(self, machine, self._loggers, self.print)
+        return Fit(self, Machine(self.ranks, self.device, self.precision), self._loggers, self.print)
 
     @contextlib.contextmanager
     def _entered(self, run: Fit | Evaluation) -> Iterator[contextlib.ExitStack]:

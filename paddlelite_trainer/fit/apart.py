@@ -79,12 +79,14 @@ def tell_of_weights(run: Run, step: int, print_: Callable[..., None]) -> None:
     print_(f"Weights as the fit has left them, at step {step}{other}")
 
 
-def let_log(evaluation: Evaluation, run: Run, book: Book, stack: contextlib.ExitStack) -> None:
+def let_log(evaluation: Evaluation, run: Run, book: Book, stack: contextlib.ExitStack, *, is_nested: bool) -> None:
     """Before any fit: give the loggers that were asked for a directory, until the stack is unwound.
 
     Every rank calls it. Those that Trainer adds by itself write with a fit alone: looking at a model leaves no trace.
     """
-    if not (run.settings.logs_evaluations and book.loggers and run.path is None) or evaluation.stage == "predict":
+    if is_nested or evaluation.stage == "predict" or run.path is not None:
+        return
+    if not (run.settings.logs_evaluations and book.loggers):
         return
     assert evaluation.subject is not None
     if run.open_logs(book.loggers, evaluation.subject.module.hparams_to_log):
