@@ -58,7 +58,8 @@ def test_what_is_evaluated_after_the_fit_stands_there_too(tmp_path: Path) -> Non
     trainer = trainer_in(tmp_path)
     trainer.fit(Classifier(), make_batches(4))
     trainer.test(dataloaders=make_batches(1))
-    assert re.search(r"Finished.*\nWeights as .*\nTest: 1 batches.*\n +test metric +value\n +test_loss", log_of(trainer))
+    told = r"Finished.*\nWeights as .*\nTest: 1 batches.*\n +test metric +value\n +test_loss"
+    assert re.search(told, log_of(trainer))
 
 
 @pytest.mark.parametrize("settings", [{"fast_dev_run": True}, {"enable_checkpointing": False}])
