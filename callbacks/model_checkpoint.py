@@ -208,9 +208,7 @@ class ModelCheckpoint(Callback):
             return None
         if reason == "lr_drop":
             return self._pins_before_lr_drop(trainer, save_point) if self.save_before_lr_drop else None
-        if not self.save_weights_only and (
-            reason == "exception" or (reason == "stop" and trainer.signals.received is not None)
-        ):
+        if save_point.is_added and not self.save_weights_only:
             return self._added(trainer, save_point)
         if self.monitor is not None and reason == "train_epoch" and not self._ranks_by_counter:
             self._metric.look(trainer)

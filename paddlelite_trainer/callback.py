@@ -33,11 +33,18 @@ class SavePoint:
     `reason` is "train_batch" after any batch but an epoch's last, "validation" after a batch that was followed by
     validation, "train_epoch" after an epoch's end, "lr_drop" just before a scheduler lowers the learning rate in one
     jump, "exception" when user code raised (the state is that of the last completed batch) and "stop" when the run
-    ends within an epoch. Only the fit makes it.
+    ends within an epoch. `is_added` says that an undisturbed run has no such moment, as it comes of an exception or a
+    signal. Only the fit makes it.
     """
 
-    def __init__(self, reason: Reason, candidate: Callable[[], Entry], entries: Callable[[], Sequence[Entry]]) -> None:
-        self.reason = reason
+    def __init__(
+        self,
+        reason: Reason,
+        candidate: Callable[[], Entry],
+        entries: Callable[[], Sequence[Entry]],
+        is_added: bool = False,
+    ) -> None:
+        self.reason, self.is_added = reason, is_added
         self._candidate, self._entries = candidate, entries
 
     @functools.cached_property

@@ -98,7 +98,7 @@ class Saver:
         weights_only = True  # where nobody asks for more
         point = error = None
         if self.savers:
-            point = SavePoint(reason, self.awaited_candidate, self.entries)
+            point = SavePoint(reason, self.awaited_candidate, self.entries, self._is_added(reason))
             try:
                 for callback, ask in self.savers:
                     wanted = ask(point)
@@ -124,6 +124,10 @@ class Saver:
             self.take(pins, weights_only=weights_only, point=point)
         if self.keeps_marks and reason in ("train_batch", "validation"):
             self.remember(BATCH)
+
+    def _is_added(self, reason: Reason) -> bool:
+        """Whether the undisturbed run has no such save point."""
+        return reason == "exception" or (reason == "stop" and not self.stopping.training_is_over)
 
     def entries(self) -> Sequence[Entry]:
         """Checkpoints on disk, oldest first; one that is still being written is waited for."""
