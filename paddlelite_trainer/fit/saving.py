@@ -98,7 +98,8 @@ class Saver:
         weights_only = True  # where nobody asks for more
         point = error = None
         if self.savers:
-            point = SavePoint(reason, self.awaited_candidate, self.entries, self._is_added(reason))
+            is_added = reason == "exception" or (reason == "stop" and not self.stopping.training_is_over)
+            point = SavePoint(reason, self.awaited_candidate, self.entries, is_added)
             try:
                 for callback, ask in self.savers:
                     wanted = ask(point)
@@ -116,7 +117,8 @@ class Saver:
             theirs, pins, weights_only, self.requested, self.saved_at = agreed
             if theirs is not None:
                 self.ranks.raise_of_rank_zero(theirs if error is None else error)
-        wants_all = reason == "stop" or (leaving and reason != "lr_drop")
+        # Where training is over too, the run's own last save comes next, as in an undisturbed one.
+        wants_all = reason == "stop" or (leaving and reason != "lr_drop" and not self.stopping.training_is_over)
         if wants_all and self.settings.enable_checkpointing and self.hooks.savers:
             pins.setdefault("latest", [])  # filled in with this checkpoint
             weights_only = False
@@ -124,10 +126,6 @@ class Saver:
             self.take(pins, weights_only=weights_only, point=point)
         if self.keeps_marks and reason in ("train_batch", "validation"):
             self.remember(BATCH)
-
-    def _is_added(self, reason: Reason) -> bool:
-        """Whether the undisturbed run has no such save point."""
-        return reason == "exception" or (reason == "stop" and not self.stopping.training_is_over)
 
     def entries(self) -> Sequence[Entry]:
         """Checkpoints on disk, oldest first; one that is still being written is waited for."""
