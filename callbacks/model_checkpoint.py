@@ -120,7 +120,7 @@ class ModelCheckpoint(Callback):
         self._dirpath = None if dirpath is None else Path(dirpath).expanduser().absolute()
         self._trainer: Trainer | None = None
         self._metric = MonitoredMetric(monitor or "")
-        self._validated_at: int | None = None  # the step of this fit's last validation
+        self._validated_at: int | None = None  # the step of the last validation
         self._ranks_scores = self._told_that_it_cannot = False
         self._owes_loggers_word = False  # of a checkpoint that was not there yet when it was asked for
         self._saved_at: int | None = None  # the step of this fit's last save that was due
@@ -141,6 +141,7 @@ class ModelCheckpoint(Callback):
             "seconds_since_save": time.monotonic() - self._last_save,
             "current_score": self._current_score,
             "step_due": self._step_due,
+            "validated_at": self._validated_at,
             "metric": self._metric.state_dict(),
         }
 
@@ -148,6 +149,7 @@ class ModelCheckpoint(Callback):
         self._last_save = time.monotonic() - state_dict["seconds_since_save"]
         self._current_score = state_dict["current_score"]
         self._step_due = state_dict.get("step_due")
+        self._validated_at = state_dict.get("validated_at")
         self._metric.load_state_dict(state_dict.get("metric"))
 
     # -- when --------------------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ class ModelCheckpoint(Callback):
         if stage != "fit":
             return
         self._trainer = trainer
-        self._step_due, self._owes_loggers_word = None, False
+        self._step_due, self._validated_at, self._owes_loggers_word = None, None, False
         if not trainer.enable_checkpointing and not trainer.fast_dev_run:
             raise ConfigurationError(
                 "a ModelCheckpoint was passed together with enable_checkpointing=False: drop one of the two"
@@ -185,7 +187,6 @@ class ModelCheckpoint(Callback):
         return sorted(starts)
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        self._validated_at = None
         if self._step_due is None:
             self._step_due = trainer.global_step
         imported, store = trainer.imported_best, trainer.checkpoint_store

@@ -37,7 +37,7 @@ def finish(fit: Fit) -> None:
     if fit.schedules is not None:
         fit.schedules.warn_of_missing()
     if progress.epoch_is_open:
-        _end_open_epoch(fit)
+        end_open_epoch(fit)
     if limit is not None:
         stopping.request(limit, for_good=False)
     fit.call_apart("on_train_end")
@@ -59,7 +59,7 @@ def _how_far(fit: Fit) -> str:
     return f"Finished {progress.current_epoch}{of} epochs, {progress.global_step} steps, in {seconds}"
 
 
-def _end_open_epoch(fit: Fit) -> None:
+def end_open_epoch(fit: Fit) -> None:
     """The hooks and values of an epoch that is left early, as far as it came; the counters stay within it.
 
     A run that goes on does so from what was saved before them.

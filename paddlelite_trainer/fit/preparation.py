@@ -19,6 +19,7 @@ from ..progress import Progress
 from ..reporting.terminal import facts
 from ..run.resolve import copies_of, resolve
 from . import state
+from .ending import end_open_epoch
 from .loop import validate
 from .mark import Mark
 from .optimization import Optimization, refuse_number, refuse_unfit
@@ -89,6 +90,9 @@ def prepare(fit: Fit, request: Request) -> bool:
     over = fit.stopping.already_over if goes_on else None
     if over is not None:
         fit.print(over)
+        if fit.progress.epoch_is_open:  # what an epoch that is left early has at its end came after the last save
+            fit.target.collect(fit.book.train, on_step=True)
+            end_open_epoch(fit)
         fit.hooks.call("on_already_over")
         return False
     # 10. The hooks that begin a fit, around the sanity check.

@@ -108,3 +108,18 @@ def test_a_limit_at_an_epoch_s_end_ends_it_once() -> None:
     module = Logs()
     quiet_trainer(max_steps=8, max_epochs=3).fit(module, make_batches(4))
     assert module.order == ["epoch end after 4", "epoch end after 8", "train end"]
+
+
+@pytest.mark.parametrize("how", ["max_steps", "should_stop"])
+def test_the_same_command_again_has_the_same_values_and_rows(tmp_path: Path, how: str) -> None:
+    def run() -> tuple[Any, ...]:
+        as_if_started_again()
+        settings = {**settings_of(how), "enable_checkpointing": True, "default_root_dir": tmp_path, "run_name": "run"}
+        trainer = quiet_trainer(**settings, logger=CSVLogger())
+        trainer.fit(Logs(), make_batches(4), make_batches(1), ckpt_path="last")
+        rows = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8")
+        return rows, trainer.history, sorted(trainer.callback_metrics.items()), trainer.global_step
+
+    first = run()
+    assert run() == first
+    assert run() == first
