@@ -113,6 +113,10 @@ class CheckpointStore(CheckpointReader):
         """
         self._job.wait()
 
+    def settle(self) -> None:
+        """Return when no save is under way; the error of one that failed stays for `wait` or the next save."""
+        self._job.join()
+
     def close(self) -> None:
         """Wait for the background save and let go of the host memory; raises as `wait` does."""
         self._opened = None

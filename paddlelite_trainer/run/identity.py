@@ -120,8 +120,10 @@ class Run:
 
     @property
     def holds_checkpoints(self) -> bool:
-        """Whether this run has saved anything, or is about to; every rank gives rank 0's answer."""
-        return self.ranks.broadcast_object(self.store is not None and (self.store.busy or bool(self.store.entries())))
+        """Whether this run has saved anything; waits for a save under way. Every rank gives rank 0's answer."""
+        if self.store is not None:
+            self.store.settle()
+        return self.ranks.broadcast_object(self.store is not None and bool(self.store.entries()))
 
     @property
     def name(self) -> str | None:
