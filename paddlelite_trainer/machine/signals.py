@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the run to save and stop, the second ends the process at once."""
+"""SIGTERM and SIGINT: the first asks the run to save and stop, the second ends the process at once; SIGHUP: neither."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class SignalWatch:
 
     Until `wait_for_save_point` is called there is nothing to save, so the first ends the process as soon as Python runs
     again: SystemExit(75) or KeyboardInterrupt is raised. After that it is only remembered; but a wait for data, which
-    may last longer than a machine's grace, is ended by WaitingEnded.
+    may last longer than a machine's grace, is ended by WaitingEnded. Where SIGHUP would end the process, as the
+    terminal's connection is lost, the run goes on without a terminal, as under nohup.
 
     Entered in any thread but the main one it does nothing, since Python delivers signals there only. Paddle installs a
     C-level SIGTERM handler when it is imported that Python cannot see; setting ours afterwards replaces it.
@@ -39,6 +40,7 @@ class SignalWatch:
         self._waits = False
         self._may_leave: Callable[[], bool] = lambda: False
         self._previous: dict[signal.Signals, Any] = {}
+        self._terminals: list[int] = []  # asked before they are gone, as they are none any more then
 
     def __enter__(self) -> SignalWatch:
         self.received = None
@@ -46,6 +48,9 @@ class SignalWatch:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._on_signal)
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+                self._terminals = [descriptor for descriptor in (0, 1, 2) if _is_terminal(descriptor)]
+                self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._go_on_without_a_terminal)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -61,6 +66,16 @@ class SignalWatch:
         """What some rank received, all have."""
         self.received = received
 
+    def _go_on_without_a_terminal(self, number: int, frame: FrameType | None) -> None:
+        """What is written to the terminal goes nowhere from here on, instead of raising an error in whoever writes."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+        if 2 not in self._terminals:
+            with contextlib.suppress(OSError, ValueError):
+                print("SIGHUP: the terminal is gone, and training goes on; SIGTERM stops it.", file=sys.stderr)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             if number == signal.SIGINT and in_notebook():
@@ -72,13 +87,20 @@ class SignalWatch:
             print(f"\n{self.received.name}: {what}. Once more to stop at once.", file=sys.stderr)
         if not launched_by_paddle():
             # From now on the kernel itself ends us, even in the middle of a long kernel of Paddle's.
-            for other in self._previous:
+            for other in (signal.SIGTERM, signal.SIGINT):
                 if not (other == signal.SIGINT and in_notebook()):  # where it would take the user's work with it
                     signal.signal(other, signal.SIG_DFL)
         if not self._waits:
             raise SystemExit(EXIT_PREEMPTED) if number == signal.SIGTERM else KeyboardInterrupt
         if not launched_by_paddle() and self._may_leave() and _waits_for_data(frame):
             raise WaitingEnded
+
+
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
 
 
 def _waits_for_data(frame: FrameType | None) -> bool:
