@@ -283,6 +283,10 @@ def keyed(callbacks: Sequence[Callback]) -> list[tuple[str, Any]]:
     return pairs
 
 
+_MODES = (
+    "a layer stays in the mode that you have put it in, and an evaluation puts every mode back; "
+    "set modes in on_train_epoch_start"
+)
 NOT_CALLED = {
     "optimizer_step": "return a scheduler of interval 'step' from configure_optimizers for warm-up, "
     "or set automatic_optimization = False and step by hand",
@@ -303,6 +307,7 @@ NOT_CALLED = {
     "on_pretrain_routine_end": "write on_fit_start",
     "on_init_start": "write setup",
     "on_init_end": "write setup",
+    **{f"on_{stage}_model_{mode}": _MODES for stage in ("validation", "test", "predict") for mode in ("eval", "train")},
     "on_validation_model_zero_grad": "gradients stay as they are over a validation; drop them in on_validation_start",
     "on_configure_sharded_model": "write configure_model",
     "on_post_move_to_device": "do it in setup, when the module is on its device",

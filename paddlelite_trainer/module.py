@@ -191,22 +191,6 @@ class Module(paddle.nn.Layer):
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
     def on_exception(self, exception: BaseException) -> None: ...
 
-    def on_validation_model_eval(self) -> None:
-        """Put layers into the modes of a validation; by default all into eval mode."""
-        self.eval()
-
-    def on_validation_model_train(self) -> None:
-        """Called after a validation, when every layer is in the mode again that it had before."""
-
-    def on_test_model_eval(self) -> None:
-        self.eval()
-
-    def on_test_model_train(self) -> None: ...
-    def on_predict_model_eval(self) -> None:
-        self.eval()
-
-    def on_predict_model_train(self) -> None: ...
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what else must survive; nested dicts, lists, numbers, strings, bytes, arrays and tensors."""
 
@@ -488,5 +472,4 @@ HOOKS = (CALLBACK_HOOKS - {"on_save_point"}) | {
     *("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device"),
     "backward",
     "configure_model",
-    *(f"on_{stage}_model_{mode}" for stage in ("validation", "test", "predict") for mode in ("eval", "train")),
 }

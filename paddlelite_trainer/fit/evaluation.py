@@ -69,8 +69,7 @@ class Evaluation:
     def run(self, subject: Subject, sources: Sequence[BatchSource]) -> list[Any]:
         """Each loader's metrics, or each loader's outputs for predict.
 
-        The module's and every sublayer's train or eval mode is as before afterwards, after an error too, unless the
-        module's own on_validation_model_train says otherwise.
+        The module's and every sublayer's train or eval mode is as before afterwards, after an error too.
         """
         self.sources, self.is_at_work = sources, True
         module = subject.module
@@ -79,15 +78,13 @@ class Evaluation:
         self.collector.look_at(self._batch_size)
         try:
             with self.target.into(None if self.stage == "predict" else self.collector), paddle.no_grad():
-                getattr(module, f"on_{self.word}_model_eval")()
-                results = self._pass(subject)
+                module.eval()
+                return self._pass(subject)
         finally:
             self.batch, self.is_at_work = None, False
             # Paddle's metrics too: a checkpoint must not hold their counts as the next evaluation's beginning.
             self.collector.clear()
             put_modes_back(found)
-        getattr(module, f"on_{self.word}_model_train")()
-        return results
 
     def _pass(self, subject: Subject) -> list[Any]:
         call, word = subject.hooks.call, self.word

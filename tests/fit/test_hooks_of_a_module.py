@@ -143,56 +143,6 @@ def test_manual_backward_may_keep_the_graph() -> None:
         np.testing.assert_allclose(weights_of(twice)[name], value, rtol=1e-5)
 
 
-# -- modes around an evaluation ----------------------------------------------------------------------------------------
-class Dropping(Classifier):
-    """Keeps its dropout at work in evaluations, and says afterwards how its layers are to be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = paddle.nn.Dropout(0.5)
-        self.seen: list[Any] = []
-
-    def _note(self, batch: Any, batch_idx: int) -> None:
-        self.seen.append((self.training, self.drop.training))
-
-    validation_step = test_step = predict_step = _note  # type: ignore[assignment]
-
-    def on_validation_model_eval(self) -> None:
-        super().on_validation_model_eval()
-        self.drop.train()
-
-    on_test_model_eval = on_predict_model_eval = on_validation_model_eval
-
-    def on_validation_model_train(self) -> None:
-        self.seen.append("train")
-        self.net.eval()
-
-    on_test_model_train = on_predict_model_train = on_validation_model_train
-
-
-def test_a_module_says_itself_in_which_modes_it_is_evaluated() -> None:
-    module, trainer = Dropping(), quiet_trainer()
-    trainer.fit(module, make_batches(2), make_batches(1))
-    assert module.seen == [(False, True), "train"]
-    assert (module.training, module.drop.training, module.net.training) == (True, True, False)
-    for stage in ("validate", "test", "predict"):
-        module.seen.clear()
-        getattr(trainer, stage)(module, make_batches(1))
-        assert module.seen == [(False, True), "train"]
-
-
-def test_after_an_error_in_an_evaluation_every_mode_is_as_before() -> None:
-    class Fails(Dropping):
-        def test_step(self, batch: Any, batch_idx: int) -> None:
-            raise ValueError("bad batch")
-
-    module = Fails()
-    with pytest.raises(ValueError, match="bad batch"):
-        quiet_trainer().test(module, make_batches(1))
-    assert all(layer.training for layer in module.sublayers(include_self=True))
-    assert module.seen == []
-
-
 # -- no optimizer ------------------------------------------------------------------------------------------------------
 class Counts(Classifier):
     """Learns nothing and counts what it sees."""
