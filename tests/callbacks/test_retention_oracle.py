@@ -70,6 +70,7 @@ class Point:
     reason: str
     candidate: Entry
     entries: list[Entry]
+    is_added: bool = False
 
 
 event = st.fixed_dictionaries(
