@@ -136,7 +136,14 @@ class Tuner:
         with _left_as_found(model, datamodule):
             self._short_trainer(num_training, [sweep]).fit(model, train_dataloaders, datamodule=datamodule)
         rate = sweep.result.suggestion()
-        if target is not None and rate is not None:
+        if rate is None:
+            losses = sweep.result.losses
+            self.trainer.print(
+                f"Tuner: lr_find has nothing to suggest: {len(losses)} rates were tried, {sum(map(math.isfinite, losses))} "
+                "with a finite loss, of which the first 10 and the last are left out and 3 must be left"
+                + ("" if target is None else f"; {target[2]} stays {_get(*target[:2])!r}")
+            )
+        elif target is not None:
             owner, name, shown = target
             if update_attr:
                 _set(owner, name, rate)

@@ -384,6 +384,18 @@ def test_lr_find_says_that_it_sets_nothing_where_there_is_something_to_set(
     assert "nothing is set; lr_find(update_attr=True) sets hparams.lr" in told
 
 
+@pytest.mark.parametrize("update_attr", [False, True])
+def test_lr_find_says_where_it_has_nothing_to_suggest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], update_attr: bool
+) -> None:
+    module = net()
+    found = Tuner(trainer(tmp_path)).lr_find(module, num_training=5, update_attr=update_attr)
+    assert (found.suggestion(), module.hparams.lr) == (None, 0.1)
+    told = capsys.readouterr().out
+    assert "Tuner: lr_find has nothing to suggest: 5 rates were tried, 5 with a finite loss" in told
+    assert "first 10 and the last are left out and 3 must be left; hparams.lr stays 0.1" in told
+
+
 def test_lr_find_refuses_to_set_what_is_not_there_before_it_tries(tmp_path: Path) -> None:
     module = net()
     tuner = Tuner(trainer(tmp_path))
