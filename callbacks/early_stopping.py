@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from paddlelite_trainer import Callback, Module, SavePoint, Trainer
-from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, explains_unknown_arguments
 
 from .monitoring import Mode, MonitoredMetric, check_monitor, is_better, not_logged, should_be_there
 
@@ -56,6 +56,7 @@ class EarlyStopping(Callback):
     comes_last_at_epoch_end = True
     BEST_PIN = "early-stopping-best"
 
+    @explains_unknown_arguments({})
     def __init__(
         self,
         monitor: str,

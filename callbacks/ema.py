@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paddlelite_trainer import Module, Trainer
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
 from .averaged_weights import AveragedWeights
 
@@ -23,6 +23,7 @@ class ExponentialMovingAverage(AveragedWeights):
     Checkpoints hold the average in `<name>.pdparams`; what it covers and where it is used: see AveragedWeights.
     """
 
+    @explains_unknown_arguments({})
     def __init__(
         self,
         decay: float = 0.999,

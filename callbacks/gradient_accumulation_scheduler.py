@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
 
 class GradientAccumulationScheduler(Callback):
@@ -14,6 +14,7 @@ class GradientAccumulationScheduler(Callback):
     `Trainer(accumulate_grad_batches={0: 8, 4: 2})` is the same without a callback.
     """
 
+    @explains_unknown_arguments({})
     def __init__(self, scheduling: Mapping[int, int]) -> None:
         if not scheduling:
             raise ConfigurationError("GradientAccumulationScheduler needs {epoch: batches}, got an empty mapping")

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 from paddlelite_trainer.gradients import norm_of
 from paddlelite_trainer.optimizers import parameters_of
 
@@ -21,6 +21,7 @@ class GradientNormWatch(Callback):
     `per_layer` `grad_norm/<top-level layer>` is logged as well, by a pass of its own.
     """
 
+    @explains_unknown_arguments({})
     def __init__(self, every_n_steps: int | None = None, *, per_layer: bool = False) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigurationError(f"GradientNormWatch(every_n_steps=...) must be >= 1, got {every_n_steps!r}")
@@ -60,6 +61,7 @@ class LossSpikeWatch(Callback):
     run.
     """
 
+    @explains_unknown_arguments({})
     def __init__(
         self,
         *,

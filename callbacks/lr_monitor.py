@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 from paddlelite_trainer.optimizers import coefficient, default, parameter_groups
 
 
@@ -30,6 +30,7 @@ class LRMonitor(Callback):
 
     comes_last_at_epoch_start = True
 
+    @explains_unknown_arguments({})
     def __init__(
         self,
         logging_interval: Literal["step", "epoch"] | None = None,

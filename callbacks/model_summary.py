@@ -8,7 +8,7 @@ from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callback import table
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class ModelSummary(Callback):
     Running statistics of normalisation layers are parameters in Paddle, not trained ones.
     """
 
+    @explains_unknown_arguments({})
     def __init__(self, max_depth: int = 1) -> None:
         if type(max_depth) is not int or max_depth < -1:
             raise ConfigurationError(f"ModelSummary(max_depth=...) must be an integer >= -1, got {max_depth!r}")

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.errors import ConfigurationError, NonFiniteError, did_you_mean
+from paddlelite_trainer.errors import ConfigurationError, NonFiniteError, did_you_mean, explains_unknown_arguments
 from paddlelite_trainer.gradients import entries_of
 from paddlelite_trainer.optimizers import parameters_of
 
@@ -35,6 +35,7 @@ class NonFiniteGuard(Callback):
         NonFiniteError: as told above; CheckpointNotFoundError where there is no healthy checkpoint to roll back to.
     """
 
+    @explains_unknown_arguments({})
     def __init__(self, action: Action = "stop", *, max_in_a_row: int = 10) -> None:
         if action not in get_args(Action):
             raise ConfigurationError(

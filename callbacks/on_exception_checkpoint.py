@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paddlelite_trainer import Callback, Module, SavePoint, Trainer
 from paddlelite_trainer.checkpoint import is_managed
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
 
 class OnExceptionCheckpoint(Callback):
@@ -25,6 +25,7 @@ class OnExceptionCheckpoint(Callback):
 
     save_on_exception = True
 
+    @explains_unknown_arguments({})
     def __init__(self, dirpath: str | os.PathLike[str] | None = None, filename: str = "on_exception") -> None:
         if not filename or is_managed(filename) or set(filename) & set('<>:"/\\|?*'):
             raise ConfigurationError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
 _STAGES = re.compile(r"^(train|val|valid|validation|test)[_/]|_(epoch|step)$")
 _COLOURS = {"train": "#4c72b0", "val": "#dd8452"}
@@ -28,6 +28,7 @@ class PlotCurves(Callback):
         every_n_epochs: also draw it while the run goes on.
     """
 
+    @explains_unknown_arguments({})
     def __init__(self, filename: str = "curves.png", every_n_epochs: int | None = None) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ConfigurationError(f"PlotCurves(every_n_epochs=...) must be >= 1, got {every_n_epochs!r}")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callback import overridden
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
 
 class BasePredictionWriter(Callback):
@@ -24,6 +24,7 @@ class BasePredictionWriter(Callback):
         write_interval: "batch", "epoch" or "batch_and_epoch"; the latter two keep all predictions until the end.
     """
 
+    @explains_unknown_arguments({})
     def __init__(self, write_interval: Literal["batch", "epoch", "batch_and_epoch"] = "batch") -> None:
         if write_interval not in ("batch", "epoch", "batch_and_epoch"):
             raise ConfigurationError(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.checkpoint import Copier, Remote, is_managed
-from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, explains_unknown_arguments
 
 BEST = ("best", "best_*", "imported-best", "early-stopping-best")
 """What "best" stands for: all that later checkpoints are ranked against."""
@@ -48,6 +48,7 @@ class RemoteCopy(Callback):
         ConfigurationError: at construction, for a URL that nothing installed can open; it says what to install.
     """
 
+    @explains_unknown_arguments({})
     def __init__(
         self,
         url: str,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.duration import Duration, seconds
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
 Stage = Literal["train", "validate", "test"]
 
@@ -22,6 +22,7 @@ class Timer(Callback):
     "step" or each "epoch".
     """
 
+    @explains_unknown_arguments({})
     def __init__(
         self,
         duration: Duration | None = None,

@@ -25,7 +25,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -121,7 +126,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def explains_unknown_arguments(
     instead: Mapping[str, str], *, called: Mapping[str, str] | None = None, by_name_only: bool = False
 ) -> Callable[[Init], Init]:
-    """Make an `__init__` answer an unknown argument with the one that was meant, or with what to do instead.
+    """Make an `__init__` answer an unknown argument with the one that was meant, or with what to do instead, and a
+    value that is not of the type that is annotated with that type.
 
     `instead` holds arguments of Lightning's that are not here, with what to do; `called` words of others, with ours.
     """
@@ -144,9 +150,58 @@ def explains_unknown_arguments(
                 raise ConfigurationTypeError(
                     f"{type(self).__name__} takes arguments by name only, got {positional[0]!r} without one"
                 )
-            init(self, *positional, **arguments)
+            try:
+                init(self, *positional, **arguments)
+            except ConfigurationTypeError:
+                raise
+            except TypeError as error:
+                if wrong := _of_a_wrong_type(init, (self, *positional), arguments):
+                    raise ConfigurationTypeError(f"{type(self).__name__}({wrong}") from error
+                raise
+            if wrong := _of_a_wrong_type(init, (self, *positional), arguments):
+                raise ConfigurationTypeError(f"{type(self).__name__}({wrong}")
 
         vars(checked).update(instead=dict(instead))  # for those who tell people of all of them
         return checked  # type: ignore[return-value]
 
     return explaining
+
+
+def _of_a_wrong_type(init: Callable[..., Any], positional: Sequence[Any], arguments: Mapping[str, Any]) -> str | None:
+    """`name=...) must be an int, got '3'` of the first argument that is not as annotated; None where all are."""
+    try:
+        hints = typing.get_type_hints(init)
+        given = inspect.signature(init).bind(*positional, **arguments).arguments
+    except (NameError, TypeError):  # a name that is there for type checkers alone; an argument that is missing
+        return None
+    for name, value in given.items():
+        kinds = _kinds(hints.get(name, Any))
+        if kinds is not None and not any(is_one(value) for is_one, _ in kinds):
+            words = list(dict.fromkeys(word for _, word in kinds))
+            return f"{name}=...) must be {' or '.join(filter(None, (', '.join(words[:-1]), words[-1])))}, got {value!r}"
+    return None
+
+
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    type(None): (lambda value: value is None, "None"),
+    bool: (lambda value: type(value).__name__.startswith("bool"), "True or False"),
+    int: (lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool), "an int"),
+    float: (lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"),
+    str: (lambda value: isinstance(value, str), "a str"),
+    os.PathLike: (lambda value: isinstance(value, os.PathLike), "a path"),
+    timedelta: (lambda value: isinstance(value, timedelta), "a timedelta"),
+    Callable: (callable, "a function"),
+    Mapping: (lambda value: isinstance(value, Mapping), "a dict"),
+    Sequence: (lambda value: isinstance(value, Sequence) and not isinstance(value, str), "a list"),
+}
+
+
+def _kinds(hint: Any) -> list[tuple[Callable[[Any], bool], str]] | None:
+    """What an annotation lets in, with its words; None where it has more than can be told here."""
+    found = []
+    for one in typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,):
+        kind = _KINDS.get(typing.get_origin(one) or one)
+        if kind is None:
+            return None
+        found.append(kind)
+    return found

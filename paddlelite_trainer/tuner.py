@@ -138,9 +138,10 @@ class Tuner:
         rate = sweep.result.suggestion()
         if rate is None:
             losses = sweep.result.losses
+            finite = sum(map(math.isfinite, losses))
             self.trainer.print(
-                f"Tuner: lr_find has nothing to suggest: {len(losses)} rates were tried, {sum(map(math.isfinite, losses))} "
-                "with a finite loss, of which the first 10 and the last are left out and 3 must be left"
+                f"Tuner: lr_find has nothing to suggest: {len(losses)} rates were tried, {finite} with a finite loss"
+                ", of which the first 10 and the last are left out and 3 must be left"
                 + ("" if target is None else f"; {target[2]} stays {_get(*target[:2])!r}")
             )
         elif target is not None:
