@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import paddle
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigurationError, ConfigurationTypeError, did_you_mean
 from ..hyperparameters import HyperParameters, constructed, keep
 from .batch import move_to_device
 
@@ -66,12 +67,19 @@ class DataModule:
     ) -> DataModuleType:
         """A datamodule of these datasets; `arguments` go to `__init__`.
 
-        Training data are shuffled where they have a length. In place of a dataset there may be a list of several.
+        Training data are shuffled where they have a length. In place of a dataset there may be a list of several,
+        for training a dict too.
+
+        Raises:
+            ConfigurationError, ConfigurationTypeError: no loader can be made of what was given.
         """
+        _refuse_unknown(cls, arguments)
+        _refuse_sizes(batch_size, num_workers)
         made = cls(**arguments)
         given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
         for stage, dataset in given.items():
             if dataset is not None:
+                _refuse_no_dataset(f"{stage}_dataset", dataset)
                 loader = functools.partial(_loaders, dataset, stage == "train", batch_size, num_workers)
                 vars(made)[f"{stage}_dataloader"] = loader
         return made
@@ -142,6 +150,34 @@ class DataModule:
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch when it is on the device."""
         return batch
+
+
+def _refuse_unknown(cls: type[DataModule], arguments: dict[str, Any]) -> None:
+    known = inspect.signature(cls).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in arguments:
+        if name not in known:
+            meant = did_you_mean(name, [*inspect.signature(cls.from_datasets).parameters, *known])
+            raise ConfigurationTypeError(f"{cls.__name__}.from_datasets has no argument {name!r}.{meant}")
+
+
+def _refuse_sizes(batch_size: Any, num_workers: Any) -> None:
+    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not is_int or value < least:
+            kind = ConfigurationError if is_int else ConfigurationTypeError
+            raise kind(f"from_datasets({name}=...) must be an int >= {least}, got {value!r}")
+
+
+def _refuse_no_dataset(name: str, given: Any) -> None:
+    if isinstance(given, (list, tuple, dict)):
+        for one in given.values() if isinstance(given, dict) else given:
+            _refuse_no_dataset(name, one)
+    elif isinstance(given, (str, bytes)) or not (hasattr(given, "__getitem__") or hasattr(given, "__iter__")):
+        raise ConfigurationTypeError(
+            f"from_datasets({name}=...) must be a dataset, or a list or dict of them, got {given!r}"
+        )
 
 
 def _loaders(dataset: Any, is_training: bool, batch_size: int, num_workers: int) -> Any:

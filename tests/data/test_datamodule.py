@@ -12,7 +12,7 @@ from models import Classifier, make_batches, quiet_trainer
 from paddle.io import IterableDataset, TensorDataset
 
 from paddlelite_trainer import DataModule, Logger
-from paddlelite_trainer.errors import CheckpointError, ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.errors import CheckpointError, ConfigurationError, ConfigurationTypeError, TrainerError
 
 
 def dataset(count: int, seed: int = 0) -> Any:
@@ -68,6 +68,29 @@ def test_a_subclass_is_made_with_its_own_arguments_and_a_stream_is_not_shuffled(
     assert isinstance(data, Sized)
     assert data.hparams == {"count": 7, "size": 8}
     assert sum(1 for _ in data.train_dataloader()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"train_dataset": 3}, "from_datasets(train_dataset=...) must be a dataset, or a list or dict of them, got 3"),
+        (
+            {"val_dataset": [dataset(2), 3]},
+            "from_datasets(val_dataset=...) must be a dataset, or a list or dict of them, got 3",
+        ),
+        ({"batch_size": "4"}, "from_datasets(batch_size=...) must be an int >= 1, got '4'"),
+        ({"batch_size": 0}, "from_datasets(batch_size=...) must be an int >= 1, got 0"),
+        ({"num_workers": -1}, "from_datasets(num_workers=...) must be an int >= 0, got -1"),
+        (
+            {"train_datasets": 3},
+            "DataModule.from_datasets has no argument 'train_datasets'. Did you mean 'train_dataset'?",
+        ),
+    ],
+)
+def test_from_datasets_refuses_what_no_loader_can_be_made_of(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(TrainerError) as error:
+        DataModule.from_datasets(**arguments)
+    assert str(error.value) == told
 
 
 # -- hyper-parameters --------------------------------------------------------------------------------------------------
