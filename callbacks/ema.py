@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 from paddlelite_trainer import Module, Trainer
@@ -65,8 +67,19 @@ class ExponentialMovingAverage(AveragedWeights):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._step_seen = trainer.global_step
-        if not self.averages and trainer.global_step >= self.start_step:
+        if self.averages:
+            return
+        if trainer.global_step >= self.start_step:
             self.begin(trainer, module)
+            return
+        # In manual optimization a batch may make any number of steps.
+        last = trainer.estimated_stepping_batches if module.automatic_optimization else math.inf
+        if last <= self.start_step and not trainer.fast_dev_run:
+            warnings.warn(
+                f"ExponentialMovingAverage(start_step={self.start_step}) averages nothing: "
+                f"the fit ends with step {last}",
+                stacklevel=2,
+            )
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         before, self._step_seen = self._step_seen, trainer.global_step

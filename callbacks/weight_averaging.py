@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -102,6 +103,14 @@ class StochasticWeightAveraging(AveragedWeights):
             raise ConfigurationError(
                 f"StochasticWeightAveraging(swa_lrs=...) has {len(self.swa_lrs)} learning rates for "
                 f"{len(trainer.optimizers)} optimizers"
+            )
+
+        first, last = self.first_epoch(trainer), trainer.max_epochs
+        if last is not None and 0 <= last <= first and not trainer.fast_dev_run:
+            warnings.warn(
+                f"StochasticWeightAveraging(swa_epoch_start={self.swa_epoch_start}) averages nothing: it begins with "
+                f"epoch {first}, counted from 0, and the Trainer has max_epochs={last}",
+                stacklevel=2,
             )
 
     def first_epoch(self, trainer: Trainer) -> int:

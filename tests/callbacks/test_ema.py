@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,15 @@ def test_it_costs_no_copy_to_the_host(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_setting_out_of_range_is_an_error(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         ExponentialMovingAverage(**settings)
+
+
+def test_a_start_that_the_run_never_comes_to_is_told_at_its_begin(tmp_path: Path) -> None:
+    steps = 2 * BATCHES
+    with pytest.warns(UserWarning, match=rf"start_step={steps}\) averages nothing: the fit ends with step {steps}"):
+        trainer(tmp_path / "a", [ExponentialMovingAverage(start_step=steps)]).fit(net(), batches())
+    with warnings.catch_warnings(record=True) as told:
+        trainer(tmp_path / "b", [ExponentialMovingAverage(start_step=steps - 1)]).fit(net(), batches())
+    assert not [one for one in told if "averages nothing" in str(one.message)]
 
 
 # -- validation inside fit ---------------------------------------------------------------------------------------------

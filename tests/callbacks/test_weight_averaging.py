@@ -134,6 +134,14 @@ def test_a_share_of_max_epochs_without_max_epochs_is_an_error(tmp_path: Path) ->
         trainer(tmp_path, [StochasticWeightAveraging(0.1)], max_epochs=-1, max_steps=4).fit(net(), batches())
 
 
+@pytest.mark.parametrize("start", [2, 7, 1.0])
+def test_a_start_that_the_run_never_comes_to_is_told_at_its_begin(tmp_path: Path, start: float) -> None:
+    swa = StochasticWeightAveraging(0.1, swa_epoch_start=start)
+    with pytest.warns(UserWarning, match=rf"swa_epoch_start={start}\) averages nothing: .* max_epochs=2"):
+        trainer(tmp_path, [swa]).fit(net(), batches())
+    assert swa.n_averaged == 0
+
+
 def test_evaluation_cannot_use_two_averages(tmp_path: Path) -> None:
     both = [StochasticWeightAveraging(0.1, evaluate_with_average=True), ExponentialMovingAverage()]
     with pytest.raises(ConfigurationError, match="evaluation can use one average"):
