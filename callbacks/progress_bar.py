@@ -36,7 +36,7 @@ class ProgressBar(Callback):
     Args:
         refresh_seconds: least time between redraws.
         leave: write the line per epoch above the bar too; False leaves nothing but the last bar.
-        every_n_steps: a line after so many batches of an epoch; None leaves it to the clock.
+        every_n_steps: a line after so many batches of an epoch or an evaluation; None leaves it to the clock.
         every_seconds: a line at the latest after this time; None for none by the clock.
     """
 
@@ -74,7 +74,7 @@ class ProgressBar(Callback):
         self._other_done = 0
         self._other_words, self._other_total = "", 0.0
         self._next_redraw = self._next_line = self._next_look = math.inf
-        self._next_line_at = math.inf  # batches of the epoch
+        self._next_line_at = math.inf  # batches of the epoch or the evaluation
         self._epoch_started = 0.0
         self._epoch_has_its_line = False
         self._batches = 0
@@ -127,7 +127,7 @@ class ProgressBar(Callback):
         self._epoch_started = time.monotonic()
         self._batches = batches
         self._pace.mark(trainer, batches)
-        self._plan_line()
+        self._plan_line(self._batches)
         if self._bar is None:
             return
         if self._train_task is not None:
@@ -143,13 +143,13 @@ class ProgressBar(Callback):
             self._redraw()
         if now >= self._next_line or self._batches >= self._next_line_at:
             self._write_line(trainer, self._step_line(trainer, loss, batch))
-            self._plan_line()
+            self._plan_line(self._batches)
         self._next_look = min(self._next_redraw, self._next_line)
 
-    def _plan_line(self) -> None:
+    def _plan_line(self, done: int) -> None:
         """When the next line is due, which begins anew with an epoch, a validation, and each line."""
         every = self.every_n_steps
-        self._next_line_at = math.inf if every is None else (self._batches // every + 1) * every
+        self._next_line_at = math.inf if every is None else (done // every + 1) * every
         self._next_line = math.inf if self.every_seconds is None else time.monotonic() + self.every_seconds
         self._next_look = min(self._next_redraw, self._next_line)
 
@@ -191,7 +191,7 @@ class ProgressBar(Callback):
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._other_done += 1
-        if time.monotonic() >= self._next_look:
+        if time.monotonic() >= self._next_look or self._other_done >= self._next_line_at:
             self._look_at_stage(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
@@ -223,7 +223,7 @@ class ProgressBar(Callback):
         self._other_done, self._other_words, self._other_total = 0, words, sum(lengths)
         self._stage_started = time.monotonic()
         self._open(trainer)
-        self._plan_line()
+        self._plan_line(0)
         if self._bar is not None:
             if self._train_task is not None:
                 self._bar.update(self._train_task, completed=self._batches)
@@ -235,19 +235,19 @@ class ProgressBar(Callback):
         if now >= self._next_redraw:
             self._bar.update(self._other_task, completed=self._other_done)
             self._redraw()
-        if now >= self._next_line:
+        if now >= self._next_line or self._other_done >= self._next_line_at:
             done, total, seconds = self._other_done, self._other_total, now - self._stage_started
             parts = [_epoch_words(trainer, "epoch")] if trainer.state == "fit" else []
             parts.append(f"{self._other_words.lower()} {done}{_of(total)}")
             if not math.isinf(total):
                 parts.append(f"eta {clock(seconds / done * (total - done))}")
             self._write_line(trainer, "  ".join(parts))
-            self._plan_line()
+            self._plan_line(done)
         self._next_look = min(self._next_redraw, self._next_line)
 
     def _end_stage(self, trainer: Trainer) -> None:
         self._pace.leave_out(time.monotonic() - self._stage_started)
-        self._plan_line()
+        self._plan_line(self._batches)
         in_fit = trainer.state == "fit"
         if self._bar is None:
             if not in_fit:

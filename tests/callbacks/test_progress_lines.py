@@ -230,3 +230,19 @@ def test_a_fit_ends_with_where_its_best_is(tmp_path: Path, capsys: pytest.Captur
 def test_where_nothing_is_monitored_nothing_is_called_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, Scripted(), ModelCheckpoint())
     assert "Best" not in capsys.readouterr().out
+
+
+def test_every_n_batches_a_validation_says_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = Trainer(
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[ProgressBar(every_n_steps=4, every_seconds=None)],
+    )
+    trainer.fit(Scripted({"val_loss": float}), batches(5), batches(9))
+    found = [re.sub(r"  (lr|eta) .*", "", line) for line in step_lines(capsys.readouterr().out)]
+    assert found == ["epoch 1/1  step 4/5", "epoch 1/1  validation 4/9", "epoch 1/1  validation 8/9"]
+    trainer.test(Scripted(), batches(5))
+    assert "test 4/5  eta" in capsys.readouterr().out
