@@ -56,6 +56,9 @@ def normalise(returned: Any, *, steps_schedulers: bool = True) -> tuple[list[Opt
     optimizers = [optimizer for optimizer, _ in pairs]
     for optimizer in optimizers:
         _refuse_wrapped(optimizer)
+        if next(parameters_of(optimizer), None) is None:
+            what = f"configure_optimizers returned {type(optimizer).__name__} without parameters"
+            raise ConfigurationError(f"{what}: pass it parameters=self.parameters(), or those that it is to move")
     if len({id(optimizer) for optimizer in optimizers}) != len(optimizers):
         raise ConfigurationError("configure_optimizers returned the same optimizer twice")
     configs: list[LRSchedulerConfig] = []

@@ -16,6 +16,7 @@ from .errors import CheckpointError, ConfigurationError, explains_unknown_argume
 from .fit import state as fit_state
 from .fit.apart import (
     let_log,
+    module_of,
     refuse_other_weights_in_fit,
     sources_of,
     take_checkpoint,
@@ -372,9 +373,7 @@ class Trainer(Readable):
         if isinstance(dataloaders, DataModule):
             dataloaders, datamodule = None, dataloaders
         refuse_both(datamodule, dataloaders)
-        module = model if model is not None else self.model
-        if module is None:
-            raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
+        module = module_of(stage, model, self.model)
         is_in_a_run = module.is_in_a_run  # another Trainer's perhaps
         is_nested = self.is_running or is_in_a_run
         refuse_other_weights_in_fit(stage, ckpt_path, is_in_a_run=is_in_a_run)

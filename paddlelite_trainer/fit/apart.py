@@ -9,20 +9,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, ConfigurationError
+from ..errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
 from ..machine.precision import is_out_of_memory
 from ..module import is_written
 from ..run.resolve import resolve
 from ..run.weights import state_at
 from .ending import out_of_memory
 from .loading import METHODS
+from .subject import the_module
 
 if TYPE_CHECKING:
     from ..data.source import BatchSource
+    from ..module import Module
     from ..reporting.book import Book
     from ..run.identity import Run
     from .evaluation import Evaluation, Stage
     from .subject import Subject
+
+
+def module_of(stage: Stage, model: Any, fitted: Module | None) -> Module:
+    """The module that was given, or else the one that the trainer has fitted."""
+    if model is None and fitted is None:
+        raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
+    return the_module(stage, fitted if model is None else model)
 
 
 def refuse_other_weights_in_fit(stage: str, ckpt_path: str | Path | None, *, is_in_a_run: bool) -> None:
@@ -39,6 +48,9 @@ def sources_of(stage: Stage, dataloaders: Any, subject: Subject) -> list[BatchSo
     sources = subject.loading.sources(stage, dataloaders)
     word = {"validate": "validation"}.get(stage, stage)
     if not sources:
+        if subject.loading.settings.limits[stage] == 0:
+            limit = f"limit_{'val' if stage == 'validate' else stage}_batches=0"
+            raise ConfigurationError(f"Trainer({limit} leaves trainer.{stage}() no data")
         raise ConfigurationError(
             f"trainer.{stage}() needs data: pass dataloaders=, a datamodule, or write {METHODS[stage]} in the module"
         )
@@ -64,7 +76,8 @@ def checkpoint_of(stage: str, ckpt_path: str | Path, run: Run, print_: Callable[
         lambda: resolve(ckpt_path, default_root_dir=settings.default_root_dir, run_name=name)
     )
     if resolution.entry is None:
-        raise CheckpointError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {resolution.message}")
+        said = resolution.message.removesuffix(": fresh run")
+        raise CheckpointNotFoundError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {said}")
     for finding in resolution.findings:
         print_(f"WARNING: {finding}")
     print_(f"Weights of {resolution.entry.path}")

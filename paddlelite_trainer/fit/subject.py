@@ -78,17 +78,23 @@ class Subject:
         stack.callback(self.life.call, "teardown", stage)
 
 
+def the_module(stage: str, model: Any) -> Module:
+    """`model`, which must be a Module; else ConfigurationTypeError says what it is."""
+    if isinstance(model, Module):
+        return model
+    takes = f"trainer.{stage} takes a paddlelite_trainer.Module, got"
+    if isinstance(model, paddle.nn.Layer):
+        raise ConfigurationTypeError(
+            f"{takes} {type(model).__name__}: derive it from Module instead of paddle.nn.Layer"
+        )
+    if isinstance(model, type):
+        raise ConfigurationTypeError(f"{takes} the class {model.__name__}; pass an object: {model.__name__}()")
+    raise ConfigurationTypeError(f"{takes} {type(model).__name__}")
+
+
 def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:
     """Raise ConfigurationError for a module or datamodule that this stage cannot use."""
-    if not isinstance(model, Module):
-        takes = f"trainer.{stage} takes a paddlelite_trainer.Module, got"
-        if isinstance(model, paddle.nn.Layer):
-            raise ConfigurationTypeError(
-                f"{takes} {type(model).__name__}: derive it from Module instead of paddle.nn.Layer"
-            )
-        if isinstance(model, type):
-            raise ConfigurationTypeError(f"{takes} the class {model.__name__}; pass an object: {model.__name__}()")
-        raise ConfigurationTypeError(f"{takes} {type(model).__name__}")
+    the_module(stage, model)
     refuse_static_mode(f"trainer.{stage}")
     refuse_what_is_never_called(model, Module)
     if stage == "fit":

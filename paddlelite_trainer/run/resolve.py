@@ -181,7 +181,7 @@ def _resolve_here(
         return Resolution(None, None, True, "fresh run")
     if not isinstance(ckpt_path, (str, os.PathLike)):
         raise ConfigurationTypeError(
-            f"ckpt_path must be None, 'last', 'best', a tag or a path, got {ckpt_path!r}, a {type(ckpt_path).__name__}"
+            f"ckpt_path must be None, 'last', 'best', a tag or a path, got {ckpt_path!r} ({type(ckpt_path).__name__})"
         )
     text = os.fspath(ckpt_path)
     if not text:

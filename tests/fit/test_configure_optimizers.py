@@ -260,3 +260,8 @@ def test_optimizer_state_is_put_back_into_a_fresh_or_a_used_optimizer(name: str,
     by_hand(source, optimizer, epochs=1)
     by_hand(target, other, epochs=1)
     assert differing(weights(source), weights(target)) == []
+
+
+def test_an_optimizer_without_parameters_is_refused_before_training() -> None:
+    with pytest.raises(ConfigurationError, match=r"returned SGD without parameters.*parameters=self\.parameters\(\)"):
+        trainer(max_epochs=1).fit(net(lambda _: SGD(0.1, parameters=[])), batches(2))

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import paddle
 import pytest
 from models import Classifier, make_batches, quiet_trainer
 
 from paddlelite_trainer import CSVLogger, Logger, TensorBoardLogger
+from paddlelite_trainer.errors import CheckpointNotFoundError, ConfigurationError, ConfigurationTypeError
 
 
 def rows(path: Path) -> list[str]:
@@ -94,3 +96,31 @@ def test_a_logger_that_another_trainer_has_opened_stays_there(tmp_path: Path) ->
     quiet_trainer(logger=logger, default_root_dir=tmp_path).test(module, make_batches(2))
     assert [path.name for path in tmp_path.iterdir()] == ["version_0"]
     assert "test_loss" in rows(tmp_path / "version_0" / "metrics.csv")[0]
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_what_is_no_module_is_refused_as_in_fit(stage: str) -> None:
+    evaluate = getattr(quiet_trainer(), stage)
+    takes = rf"trainer\.{stage} takes a paddlelite_trainer\.Module, got "
+    with pytest.raises(ConfigurationTypeError, match=takes + "Linear: derive it from Module"):
+        evaluate(paddle.nn.Linear(4, 3), make_batches(2))
+    with pytest.raises(ConfigurationTypeError, match=takes + "list"):
+        evaluate(make_batches(2), Classifier())
+    with pytest.raises(ConfigurationTypeError, match=takes + r"the class Classifier; pass an object: Classifier\(\)"):
+        evaluate(Classifier, make_batches(2))
+
+
+@pytest.mark.parametrize(("stage", "limit"), [("validate", "val"), ("test", "test"), ("predict", "predict")])
+def test_a_limit_of_zero_is_named_where_it_leaves_no_data(stage: str, limit: str) -> None:
+    trainer = quiet_trainer(**{f"limit_{limit}_batches": 0})
+    with pytest.raises(ConfigurationError, match=rf"limit_{limit}_batches=0 leaves trainer\.{stage}\(\) no data"):
+        getattr(trainer, stage)(Classifier(), make_batches(2))
+
+
+@pytest.mark.parametrize("word", ["last", "latest"])
+def test_no_checkpoint_to_evaluate_is_not_called_a_fresh_run(tmp_path: Path, word: str) -> None:
+    trainer = quiet_trainer(default_root_dir=tmp_path)
+    with pytest.raises(CheckpointNotFoundError) as error:
+        trainer.validate(Classifier(), make_batches(2), ckpt_path=word)
+    assert str(error.value) == f"trainer.validate(ckpt_path={word!r}): no checkpoint in {tmp_path} yet"

@@ -211,7 +211,7 @@ def test_a_directory_of_something_else_points_to_load_weights(tmp_path):
 
 
 def test_another_type_is_refused(tmp_path):
-    with pytest.raises(ConfigurationTypeError, match=r"ckpt_path must be None, 'last'.*got True, a bool"):
+    with pytest.raises(ConfigurationTypeError, match=r"ckpt_path must be None, 'last'.*got True \(bool\)"):
         resolve(True, default_root_dir=tmp_path)
 
 
