@@ -40,6 +40,12 @@ class CombinedLoader:
         self.iterables, self.mode = iterables, mode
         named = iterables.items() if isinstance(iterables, Mapping) else enumerate(iterables)
         self.by_key: dict[Any, Any] = dict(named)
+        for key, loader in self.by_key.items():
+            if isinstance(loader, (Mapping, CombinedLoader)) or are_several_loaders(loader):
+                raise ConfigurationTypeError(
+                    f"CombinedLoader was given several loaders, a {type(loader).__name__}, as its loader {key!r}: "
+                    "loaders are not nested here, give all of them side by side"
+                )
 
     def together(self, batches: list[Any]) -> Any:
         """One batch of each, as the loaders came."""

@@ -450,7 +450,7 @@ def _restore_optimizers(fit: Fit, saved: Saved, keep_learning_rate: bool) -> lis
         before = rest["learning_rate"]
         present = None if before is None else float(optimizer.get_lr())
         restore_optimizer(optimizer, names, own, rest, keep_learning_rate=keep_learning_rate)
-        if present is not None and present != before:
+        if present is not None and present != before and not fit.hooks.rates_are_set_by_a_callback:
             kept, left = (present, before) if keep_learning_rate else (before, present)
             how = "as override asks" if keep_learning_rate else "pass override=('learning_rate',) for the other"
             notes.append(

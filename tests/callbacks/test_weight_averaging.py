@@ -97,6 +97,16 @@ def test_a_resumed_run_ends_with_the_same_average(tmp_path: Path, cut: int) -> N
     assert differing(expected, whole_state(resumed)) == []
 
 
+def test_a_run_resumed_at_the_rates_of_the_average_is_not_told_that_its_own_rate_has_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for settings, ckpt_path in (({"max_steps": 6}, None), ({}, "last")):
+        swa = StochasticWeightAveraging(0.01, swa_epoch_start=1, annealing_epochs=0)
+        trainer(tmp_path, [swa], max_epochs=3, **settings).fit(net(), batches(), ckpt_path=ckpt_path)
+    told = capsys.readouterr().out
+    assert "Resumed from" in told and "learning rate: saved" not in told
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_finished_run_has_its_average_when_it_is_started_again(tmp_path: Path, shuffle: bool) -> None:
     def run() -> dict[str, np.ndarray]:

@@ -168,6 +168,16 @@ def test_the_epoch_s_mean_weighs_by_the_first_loader(recwarn: pytest.WarningsRec
     assert not [warning for warning in recwarn if "size of a batch" in str(warning.message)]
 
 
+def test_loaders_within_loaders_are_refused() -> None:
+    for nested in ({"x": loader(2)}, [loader(2), loader(4)], (loader(2),), CombinedLoader([loader(2)])):
+        with pytest.raises(ConfigurationTypeError) as error:
+            CombinedLoader({"a": loader(2), "b": nested})
+        assert str(error.value) == (
+            f"CombinedLoader was given several loaders, a {type(nested).__name__}, as its loader 'b': "
+            "loaders are not nested here, give all of them side by side"
+        )
+
+
 def test_what_cannot_be_combined_is_one_clear_error() -> None:
     for wrong, told in (({}, "no loader"), ({"a": 3}, r"train_dataloader\['a'\] must be a paddle.io.DataLoader")):
         with pytest.raises((ConfigurationError, ConfigurationTypeError), match=told):
