@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import paddle
 
-from ..errors import ConfigurationError, ConfigurationTypeError, DataError
+from ..errors import ConfigurationError, ConfigurationTypeError, DataError, explains_unknown_arguments
 from ..machine.rng import derive_seed
 from .fetch import END
 from .streams import Replay, Stream
@@ -28,6 +28,7 @@ class CombinedLoader:
     A dict, list or tuple of loaders that `fit` is given, or train_dataloader returns, is one of mode "min_size".
     """
 
+    @explains_unknown_arguments({})
     def __init__(self, iterables: Mapping[Any, Any] | Sequence[Any], mode: Mode = "min_size") -> None:
         if mode not in _MODES:
             raise ConfigurationError(f"CombinedLoader(mode=...) must be one of {', '.join(_MODES)}, got {mode!r}")

@@ -200,3 +200,8 @@ def test_a_part_that_ends_before_it_said_is_an_error() -> None:
     for mode in ("min_size", "max_size_cycle"):
         with pytest.raises(DataError, match=r"said that .* 6 batches and ended after 4"):
             fitted(CombinedLoader([Says(4), loader(20)], mode=mode))  # type: ignore[arg-type]
+
+
+def test_a_misspelt_argument_of_a_combined_loader_has_a_suggestion() -> None:
+    with pytest.raises(ConfigurationTypeError, match=r"CombinedLoader has no argument 'modes'\. Did you mean 'mode'\?"):
+        CombinedLoader([loader(2)], modes="min_size")  # type: ignore[call-arg]
