@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import paddle
 
 from paddlelite_trainer import Module, Trainer
@@ -55,7 +56,7 @@ class StochasticWeightAveraging(AveragedWeights):
         *,
         evaluate_with_average: bool = False,
     ) -> None:
-        rates = [swa_lrs] if isinstance(swa_lrs, (int, float)) else list(swa_lrs)
+        rates = list(swa_lrs) if isinstance(swa_lrs, (Sequence, np.ndarray)) else [float(swa_lrs)]
         if not rates or any(rate <= 0 for rate in rates):
             raise ConfigurationError(f"StochasticWeightAveraging(swa_lrs=...) must be > 0, got {swa_lrs!r}")
         if swa_epoch_start < 0 or (isinstance(swa_epoch_start, float) and swa_epoch_start > 1):

@@ -192,7 +192,7 @@ _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     timedelta: (lambda value: isinstance(value, timedelta), "a timedelta"),
     Callable: (callable, "a function"),
     Mapping: (lambda value: isinstance(value, Mapping), "a dict"),
-    Sequence: (lambda value: isinstance(value, Sequence) and not isinstance(value, str), "a list"),
+    Sequence: (lambda value: hasattr(value, "__getitem__") and not isinstance(value, (str, Mapping)), "a list"),
 }
 
 

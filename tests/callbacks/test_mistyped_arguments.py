@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paddlelite_trainer import callbacks
@@ -71,3 +72,9 @@ def test_a_value_of_a_wrong_type_is_an_error_that_names_it(name: str, arguments:
     with pytest.raises(TrainerError) as error:
         CLASSES[name](**arguments)
     assert str(error.value).startswith(f"{name}({told}")
+
+
+@pytest.mark.parametrize("rates", [np.float32(0.5), np.array([0.5]), (0.5,), [0.5], 0.5])
+def test_numbers_and_arrays_of_numpy_are_taken_where_numbers_and_lists_are(rates: Any) -> None:
+    assert callbacks.StochasticWeightAveraging(rates).swa_lrs == [0.5]
+    assert callbacks.ExponentialMovingAverage(np.float32(0.5), start_step=np.int64(3)).start_step == 3
