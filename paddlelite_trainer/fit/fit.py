@@ -205,13 +205,14 @@ class Fit:
             self.print(f"WARNING: {sentence}")
 
     def tell_of_a_bad_loss(self) -> None:
-        """Warn once where the last loss is NaN or infinite; a copy to the host, for where values are read anyway."""
+        """Warn once where the last loss, or a weight stepped by hand, is NaN or infinite; for where values are read."""
         if self._told_of_bad_loss or not self.ranks.is_zero or self.optimization is None:
             return
-        if not self.optimization.loss_is_finite():
+        what = self.optimization.what_is_not_finite()
+        if what is not None:
             self._told_of_bad_loss = True
             warnings.warn(
-                f"the loss is not finite, at or before step {self.progress.global_step}, and training goes on. "
+                f"{what} is not finite, at or before step {self.progress.global_step}, and training goes on. "
                 "Trainer(detect_anomaly=True) raises at the operation that makes it so, and the callback "
                 "NonFiniteGuard stops before such a step, skips it or rolls back",
                 stacklevel=2,

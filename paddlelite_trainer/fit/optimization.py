@@ -362,11 +362,20 @@ class Optimization:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         return loss if isinstance(loss, _TENSOR) and loss.is_floating_point() and loss.size else None
 
-    def loss_is_finite(self) -> bool:
-        """Of the last batch, where there is one; a copy to the host, so not for the batch path."""
+    def what_is_not_finite(self) -> str | None:
+        """The last batch's loss, or weights stepped by hand where there is none; a copy to the host."""
         loss = self.last_loss_tensor
+        if loss is not None:
+            what, values = "the loss", [loss]
+        elif self.is_automatic:
+            return None  # the step was skipped, or there was none
+        else:
+            what = "a weight"
+            of_optimizers = (parameter for optimizer in self.optimizers for parameter in parameters_of(optimizer))
+            values = [value for value in of_optimizers if value.is_floating_point() and value.size]
         with paddle.no_grad():
-            return loss is None or bool(paddle.isfinite(loss).all().item())
+            are_finite = [paddle.isfinite(value).all() for value in values]
+            return None if not are_finite or bool(paddle.stack(are_finite).all().item()) else what
 
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         self.backward, self.step = timed("backward", self.backward), timed("optimizer step", self.step)
