@@ -218,6 +218,15 @@ class Fit:
                 stacklevel=2,
             )
 
+    def tell_of_no_step(self) -> None:
+        """Warn once where a manual training_step has made no step in the epoch that is over."""
+        if self.optimization is not None and self.optimization.manual_epoch_without_a_step:
+            self.tell_once(
+                f"{type(self.module).__name__}.training_step made no optimizer step in a whole epoch, so nothing was "
+                "learned, and max_steps is never reached so. With automatic_optimization = False call step() of what "
+                "self.optimizers() returns"
+            )
+
     # -- the end, and profiling ----------------------------------------------------------------------------------------
     def let_go(self) -> None:
         """Keep nothing of the last batch, and take no more values."""

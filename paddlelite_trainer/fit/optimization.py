@@ -58,6 +58,7 @@ class Optimization:
         self.last_loss: Any = None
         self.skips_step = self._is_stepping = False
         self._skipped, self._skipped_at = 0, (0, 0)  # batches without a loss in a row, and where the row began
+        self._steps_before_epoch: int | None = None  # None where this process has not seen the epoch's first batch
         self.toggled: list[tuple[Any, bool]] = []
         self.clips = settings.gradient_clip_val is not None or is_written(module, "configure_gradient_clipping")
         self.needs_closure = self.is_automatic and type(self.optimizers[0]).__name__ == "LBFGS"
@@ -80,6 +81,7 @@ class Optimization:
         if self.window != 1 and not self.is_automatic:
             refuse_what_manual_steps_ignore(self.settings)  # a hook has just set it
         self.window_length = self._length_of_window()
+        self._steps_before_epoch = None if self.progress.epoch_is_open else self.progress.global_step
 
     def learn(self, outputs: Any, is_last: bool) -> None:
         """Backward through what training_step returned, and at a window's end the optimizer's step."""
@@ -376,6 +378,12 @@ class Optimization:
         with paddle.no_grad():
             are_finite = [paddle.isfinite(value).all() for value in values]
             return None if not are_finite or bool(paddle.stack(are_finite).all().item()) else what
+
+    @property
+    def manual_epoch_without_a_step(self) -> bool:
+        """Whether the epoch that is over was handled wholly here, by hand, and no optimizer has stepped in it."""
+        may_step = not self.is_automatic and bool(self.optimizers) and self.progress.batches_in_epoch > 0
+        return may_step and self.progress.global_step == self._steps_before_epoch
 
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         self.backward, self.step = timed("backward", self.backward), timed("optimizer step", self.step)
