@@ -218,9 +218,18 @@ class Fit:
                 stacklevel=2,
             )
 
-    def tell_of_no_step(self) -> None:
-        """Warn once where a manual training_step has made no step in the epoch that is over."""
-        if self.optimization is not None and self.optimization.manual_epoch_without_a_step:
+    def tell_of_what_does_not_learn(self) -> None:
+        """Warn once of parameters that came too late for the optimizers, and of a manual epoch without a step."""
+        assert self.optimization is not None
+        late = self.optimization.without_an_optimizer_since()
+        if late:
+            shown = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
+            self.tell_once(
+                f"{shown}: made or unfrozen after configure_optimizers, so no optimizer has them and they do "
+                "not learn. Make layers in __init__ or configure_model, and give configure_optimizers all that will "
+                "ever be trained; BackboneFinetuning and BaseFinetuning unfreeze with a parameter group"
+            )
+        if self.optimization.manual_epoch_without_a_step:
             self.tell_once(
                 f"{type(self.module).__name__}.training_step made no optimizer step in a whole epoch, so nothing was "
                 "learned, and max_steps is never reached so. With automatic_optimization = False call step() of what "

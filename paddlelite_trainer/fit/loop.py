@@ -154,7 +154,7 @@ def _close_epoch(fit: Fit) -> None:
     reseed_where_states_are_lost(fit, "epoch end", progress.current_epoch)
     fit.book.publish_epoch()
     fit.tell_of_a_bad_loss()
-    fit.tell_of_no_step()
+    fit.tell_of_what_does_not_learn()
     fit.schedules.step("epoch", progress.current_epoch + 1)
     fit.hooks.call("on_train_epoch_end")
     fit.book.publish_epoch()

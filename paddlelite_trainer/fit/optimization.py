@@ -59,6 +59,7 @@ class Optimization:
         self.skips_step = self._is_stepping = False
         self._skipped, self._skipped_at = 0, (0, 0)  # batches without a loss in a row, and where the row began
         self._steps_before_epoch: int | None = None  # None where this process has not seen the epoch's first batch
+        self._left_out = self._without_an_optimizer()
         self.toggled: list[tuple[Any, bool]] = []
         self.clips = settings.gradient_clip_val is not None or is_written(module, "configure_gradient_clipping")
         self.needs_closure = self.is_automatic and type(self.optimizers[0]).__name__ == "LBFGS"
@@ -378,6 +379,15 @@ class Optimization:
         with paddle.no_grad():
             are_finite = [paddle.isfinite(value).all() for value in values]
             return None if not are_finite or bool(paddle.stack(are_finite).all().item()) else what
+
+    def _without_an_optimizer(self) -> set[str]:
+        held = {id(parameter) for optimizer in self.optimizers for parameter in parameters_of(optimizer)}
+        learning = ((name, p) for name, p in self.module.named_parameters() if not p.stop_gradient)
+        return {name for name, parameter in learning if id(parameter) not in held}
+
+    def without_an_optimizer_since(self) -> list[str]:
+        """Parameters that learn and have no optimizer, and were not so when the optimizers were made."""
+        return sorted(self._without_an_optimizer() - self._left_out) if self.optimizers else []
 
     @property
     def manual_epoch_without_a_step(self) -> bool:
