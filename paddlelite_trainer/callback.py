@@ -174,7 +174,7 @@ class Callback:
         """
 
     def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> int | None:
-        """Called with the batch on its device; return -1 to end the epoch here."""
+        """Called with the batch on its device; return -1 to end the epoch here, with its validation."""
 
     def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None: ...
 

@@ -13,7 +13,7 @@ import pytest
 from models import Classifier, make_batches, quiet_trainer
 
 from paddlelite_trainer import Logger
-from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError
+from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError, ConfigurationTypeError
 
 
 class AttrDict(dict):
@@ -230,3 +230,19 @@ def test_strict_loading_of_a_module_is_what_load_from_checkpoint_goes_by(tmp_pat
         Half.load_from_checkpoint(path, strict=True)
     with pytest.raises(CheckpointMismatchError, match=r"more\.weight"):
         trainer.fit(Half(), make_batches(2), ckpt_path=path)
+
+
+class Assigns(Plain):
+    def __init__(self, hparams: Any) -> None:
+        super().__init__()
+        self.hparams = hparams
+
+
+@pytest.mark.parametrize("given", [argparse.Namespace(lr=0.1), 3, None])
+def test_hparams_that_were_assigned_and_are_no_mapping_are_refused_before_training(given: Any) -> None:
+    with pytest.raises(ConfigurationTypeError, match=r"Assigns\.hparams holds .*by self\.save_hyperparameters\("):
+        quiet_trainer().fit(Assigns(given), make_batches(1))
+
+
+def test_hparams_that_were_assigned_as_a_dict_are_those_of_the_module() -> None:
+    quiet_trainer(max_epochs=1).fit(Assigns({"lr": 0.1}), make_batches(1))

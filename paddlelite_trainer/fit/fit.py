@@ -205,16 +205,35 @@ class Fit:
             self.print(f"WARNING: {sentence}")
 
     def tell_of_a_bad_loss(self) -> None:
-        """Warn once where the last loss is NaN or infinite; a copy to the host, for where values are read anyway."""
+        """Warn once where the last loss, or a weight stepped by hand, is NaN or infinite; for where values are read."""
         if self._told_of_bad_loss or not self.ranks.is_zero or self.optimization is None:
             return
-        if not self.optimization.loss_is_finite():
+        what = self.optimization.what_is_not_finite()
+        if what is not None:
             self._told_of_bad_loss = True
             warnings.warn(
-                f"the loss is not finite, at or before step {self.progress.global_step}, and training goes on. "
+                f"{what} is not finite, at or before step {self.progress.global_step}, and training goes on. "
                 "Trainer(detect_anomaly=True) raises at the operation that makes it so, and the callback "
                 "NonFiniteGuard stops before such a step, skips it or rolls back",
                 stacklevel=2,
+            )
+
+    def tell_of_what_does_not_learn(self) -> None:
+        """Warn once of parameters that came too late for the optimizers, and of a manual epoch without a step."""
+        assert self.optimization is not None
+        late = self.optimization.without_an_optimizer_since()
+        if late:
+            shown = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
+            self.tell_once(
+                f"{shown}: made or unfrozen after configure_optimizers, so no optimizer has them and they do "
+                "not learn. Make layers in __init__ or configure_model, and give configure_optimizers all that will "
+                "ever be trained; BackboneFinetuning and BaseFinetuning unfreeze with a parameter group"
+            )
+        if self.optimization.manual_epoch_without_a_step:
+            self.tell_once(
+                f"{type(self.module).__name__}.training_step made no optimizer step in a whole epoch, so nothing was "
+                "learned, and max_steps is never reached so. With automatic_optimization = False call step() of what "
+                "self.optimizers() returns"
             )
 
     # -- the end, and profiling ----------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ def train(fit: Fit) -> None:
     reseed = None if paddle_cpu_generator_can_be_saved() else _reseed_for_batch
 
     while not stopping.end_before_an_epoch():
+        made_up_for = progress.batches_in_epoch if progress.validation_is_due else 0
         if not _open_epoch(fit):
             return  # a validation given up for a signal, or a stop right after it
         source, length = data.train, data.length
@@ -96,7 +97,13 @@ def train(fit: Fit) -> None:
                 return
         if not skip_rest:
             _refuse_short_epoch(fit)
-        if optimization.end_open_window():
+        ended_window = optimization.end_open_window()
+        if skip_rest and _is_to_be_validated(fit, validate_every, made_up_for):
+            progress.owe_validation(True)
+            validate()
+            if progress.validation_is_due:
+                return
+        if ended_window:
             catch_up()
         _close_epoch(fit)
 
@@ -154,6 +161,7 @@ def _close_epoch(fit: Fit) -> None:
     reseed_where_states_are_lost(fit, "epoch end", progress.current_epoch)
     fit.book.publish_epoch()
     fit.tell_of_a_bad_loss()
+    fit.tell_of_what_does_not_learn()
     fit.schedules.step("epoch", progress.current_epoch + 1)
     fit.hooks.call("on_train_epoch_end")
     fit.book.publish_epoch()
@@ -228,6 +236,17 @@ def _refuse_long_epoch(fit: Fit) -> None:
         f"came: validation, schedules and resume go by the length. Correct its __len__, leave it out, or pass "
         f"limit_train_batches={source.length}, which ends each epoch there."
     )
+
+
+def _is_to_be_validated(fit: Fit, validate_every: int, made_up_for: int) -> bool:
+    """Whether a hook ended an epoch before the last batch, with which a validation was due.
+
+    `made_up_for`: after how many batches of it a resumed run has already run the one that a signal had cut off.
+    """
+    assert fit.data is not None
+    by_epoch = fit.settings.check_val_every_n_epoch is not None
+    at_its_end = validate_every == _AT_EPOCH_END or (by_epoch and validate_every == fit.data.length)
+    return at_its_end and fit.progress.batches_in_epoch not in (0, made_up_for)
 
 
 def _refuse_short_epoch(fit: Fit) -> None:

@@ -58,6 +58,8 @@ class Optimization:
         self.last_loss: Any = None
         self.skips_step = self._is_stepping = False
         self._skipped, self._skipped_at = 0, (0, 0)  # batches without a loss in a row, and where the row began
+        self._steps_before_epoch: int | None = None  # None where this process has not seen the epoch's first batch
+        self._left_out = self._without_an_optimizer()
         self.toggled: list[tuple[Any, bool]] = []
         self.clips = settings.gradient_clip_val is not None or is_written(module, "configure_gradient_clipping")
         self.needs_closure = self.is_automatic and type(self.optimizers[0]).__name__ == "LBFGS"
@@ -80,6 +82,7 @@ class Optimization:
         if self.window != 1 and not self.is_automatic:
             refuse_what_manual_steps_ignore(self.settings)  # a hook has just set it
         self.window_length = self._length_of_window()
+        self._steps_before_epoch = None if self.progress.epoch_is_open else self.progress.global_step
 
     def learn(self, outputs: Any, is_last: bool) -> None:
         """Backward through what training_step returned, and at a window's end the optimizer's step."""
@@ -362,11 +365,35 @@ class Optimization:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         return loss if isinstance(loss, _TENSOR) and loss.is_floating_point() and loss.size else None
 
-    def loss_is_finite(self) -> bool:
-        """Of the last batch, where there is one; a copy to the host, so not for the batch path."""
+    def what_is_not_finite(self) -> str | None:
+        """The last batch's loss, or weights stepped by hand where there is none; a copy to the host."""
         loss = self.last_loss_tensor
+        if loss is not None:
+            what, values = "the loss", [loss]
+        elif self.is_automatic:
+            return None  # the step was skipped, or there was none
+        else:
+            what = "a weight"
+            of_optimizers = (parameter for optimizer in self.optimizers for parameter in parameters_of(optimizer))
+            values = [value for value in of_optimizers if value.is_floating_point() and value.size]
         with paddle.no_grad():
-            return loss is None or bool(paddle.isfinite(loss).all().item())
+            are_finite = [paddle.isfinite(value).all() for value in values]
+            return None if not are_finite or bool(paddle.stack(are_finite).all().item()) else what
+
+    def _without_an_optimizer(self) -> set[str]:
+        held = {id(parameter) for optimizer in self.optimizers for parameter in parameters_of(optimizer)}
+        learning = ((name, p) for name, p in self.module.named_parameters() if not p.stop_gradient)
+        return {name for name, parameter in learning if id(parameter) not in held}
+
+    def without_an_optimizer_since(self) -> list[str]:
+        """Parameters that learn and have no optimizer, and were not so when the optimizers were made."""
+        return sorted(self._without_an_optimizer() - self._left_out) if self.optimizers else []
+
+    @property
+    def manual_epoch_without_a_step(self) -> bool:
+        """Whether the epoch that is over was handled wholly here, by hand, and no optimizer has stepped in it."""
+        may_step = not self.is_automatic and bool(self.optimizers) and self.progress.batches_in_epoch > 0
+        return may_step and self.progress.global_step == self._steps_before_epoch
 
     def time_with(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         self.backward, self.step = timed("backward", self.backward), timed("optimizer step", self.step)

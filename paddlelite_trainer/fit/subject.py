@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,7 @@ def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:
     """Raise ConfigurationError for a module or datamodule that this stage cannot use."""
     the_module(stage, model)
     refuse_static_mode(f"trainer.{stage}")
+    _refuse_assigned_hparams(model)
     refuse_what_is_never_called(model, Module)
     if stage == "fit":
         for method in ("training_step", "configure_optimizers"):
@@ -109,7 +110,17 @@ def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:
         raise ConfigurationTypeError(
             f"datamodule must be a paddlelite_trainer.DataModule, got {type(datamodule).__name__}"
         )
+    _refuse_assigned_hparams(datamodule)
     refuse_misspelt_hooks(datamodule, DataModule, DATA_HOOKS)
+
+
+def _refuse_assigned_hparams(owner: Module | DataModule) -> None:
+    hparams = getattr(owner, "hparams", {})
+    if not isinstance(hparams, Mapping):
+        raise ConfigurationTypeError(
+            f"{type(owner).__name__}.hparams holds hyper-parameters by name, got {hparams!r}: keep them by "
+            "self.save_hyperparameters(...), which takes a Namespace too, or give the attribute another name"
+        )
 
 
 def refuse_both(datamodule: DataModule | None, *loaders: Any) -> None:

@@ -28,6 +28,20 @@ class TurnsNaN(Classifier):
         return loss
 
 
+class ByHand(Classifier):
+    """Its step returns nothing, so that only the weights tell what the loss did to them."""
+
+    def __init__(self, at: int = 3) -> None:
+        super().__init__()
+        self.automatic_optimization, self.at = False, at
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        self.manual_backward(self.loss(batch) * (float("nan") if self.global_step == self.at else 1.0))
+        optimizer.step()
+        optimizer.clear_grad()
+
+
 def told(module: Any, **settings: Any) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -59,8 +73,21 @@ def test_a_nan_loss_that_nobody_logs_is_told_at_a_save_point(tmp_path: Path) -> 
     assert "at or before step 5" in message
 
 
+def test_weights_that_a_manual_step_made_nan_are_told_at_the_epochs_end() -> None:
+    (message,) = told(ByHand(), max_epochs=3)
+    assert "a weight is not finite, at or before step 10" in message
+
+
+def test_weights_that_a_manual_step_made_nan_are_told_at_a_save_point(tmp_path: Path) -> None:
+    saves = ModelCheckpoint(every_n_train_steps=5)
+    kept: dict[str, Any] = {"enable_checkpointing": True, "callbacks": [saves], "default_root_dir": tmp_path}
+    (message,) = told(ByHand(), **kept)
+    assert "at or before step 5" in message
+
+
 def test_finite_losses_are_not_told() -> None:
     assert told(TurnsNaN(at=-1), max_epochs=2, log_every_n_steps=2) == []
+    assert told(ByHand(at=-1), max_epochs=2) == []
 
 
 def test_a_nan_that_a_guard_skips_is_not_told_again() -> None:

@@ -265,3 +265,56 @@ def test_optimizer_state_is_put_back_into_a_fresh_or_a_used_optimizer(name: str,
 def test_an_optimizer_without_parameters_is_refused_before_training() -> None:
     with pytest.raises(ConfigurationError, match=r"returned SGD without parameters.*parameters=self\.parameters\(\)"):
         trainer(max_epochs=1).fit(net(lambda _: SGD(0.1, parameters=[])), batches(2))
+
+
+# -- parameters that come too late -------------------------------------------------------------------------------------
+class MadeInTheFirstStep(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if not hasattr(self, "late"):
+            self.late = paddle.nn.Linear(3, 3)
+        return paddle.nn.functional.cross_entropy(self.late(self(batch[0])), batch[1])
+
+
+class UnfrozenInEpochOne(Net):
+    def setup(self, stage: str) -> None:
+        self.first.weight.stop_gradient = True
+
+    def configure_optimizers(self) -> Any:
+        return SGD(0.1, parameters=[parameter for parameter in self.parameters() if not parameter.stop_gradient])
+
+    def on_train_epoch_start(self) -> None:
+        self.first.weight.stop_gradient = self.current_epoch < 1
+
+
+class UnfrozenWithAGroup(UnfrozenInEpochOne):
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        if self.current_epoch == 1:
+            self.trainer.add_param_group([self.first.weight])
+
+
+class HeadAlone(Net):
+    def configure_optimizers(self) -> Any:
+        return SGD(0.1, parameters=self.second.parameters())
+
+
+@pytest.mark.parametrize(
+    "kind, told",
+    [
+        (MadeInTheFirstStep, "WARNING: late.bias, late.weight: made or unfrozen after configure_optimizers"),
+        (UnfrozenInEpochOne, "WARNING: first.weight: made or unfrozen after configure_optimizers"),
+    ],
+)
+def test_parameters_that_no_optimizer_has_since_they_came_late_are_told_once(
+    kind: type[Net], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(max_epochs=3).fit(kind(), batches())
+    assert capsys.readouterr().out.count(told) == 1
+
+
+@pytest.mark.parametrize("kind", [UnfrozenWithAGroup, HeadAlone])
+def test_parameters_that_have_an_optimizer_or_were_left_out_on_purpose_are_not_told(
+    kind: type[Net], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(max_epochs=3).fit(kind(), batches())
+    assert "after configure_optimizers" not in capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,58 @@ def test_the_same_command_again_has_the_same_values_and_rows(tmp_path: Path, how
     first = run()
     assert run() == first
     assert run() == first
+
+
+class EndsEpochs(Callback):
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.validated: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == self.at else None
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        self.validated.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("settings", "at", "expected"),
+    [
+        ({}, 4, [4, 8]),
+        ({"accumulate_grad_batches": 3}, 4, [2, 4]),
+        ({"check_val_every_n_epoch": 2}, 4, [8]),
+        ({"val_check_interval": 3}, 4, [3, 7]),
+        ({"check_val_every_n_epoch": None, "val_check_interval": 6}, 4, [6]),
+        ({}, 0, []),
+    ],
+)
+def test_an_epoch_that_a_hook_ends_is_validated_at_its_end(
+    settings: dict[str, Any], at: int, expected: list[int]
+) -> None:
+    ends = EndsEpochs(at)
+    quiet_trainer(max_epochs=2, callbacks=[ends], **settings).fit(Classifier(), make_batches(6), make_batches(1))
+    assert ends.validated == expected
+
+
+def test_an_epoch_that_a_hook_ends_is_validated_where_the_data_have_no_length() -> None:
+    class Endless:
+        def __iter__(self) -> Any:
+            while True:
+                yield make_batches(1)[0]
+
+    ends = EndsEpochs(2)
+    quiet_trainer(max_epochs=2, callbacks=[ends]).fit(Classifier(), Endless(), make_batches(1))
+    assert ends.validated == [2, 4]
+
+
+def test_a_validation_of_such_an_epoch_that_a_signal_cut_off_is_made_up_for_once(tmp_path: Path) -> None:
+    class Preempted(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    kept: dict[str, Any] = {"default_root_dir": tmp_path, "enable_checkpointing": True, "max_epochs": 2, "seed": 1}
+    with pytest.raises(SystemExit):
+        quiet_trainer(callbacks=[EndsEpochs(2)], **kept).fit(Preempted(), make_batches(6), make_batches(3))
+    ends = EndsEpochs(2)
+    quiet_trainer(callbacks=[ends], **kept).fit(Classifier(), make_batches(6), make_batches(3), ckpt_path="last")
+    assert ends.validated == [2, 4]

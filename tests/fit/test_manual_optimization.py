@@ -267,3 +267,31 @@ def test_lbfgs_with_clipping_or_a_skipped_step_is_an_error() -> None:
 def test_lbfgs_with_accumulation_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="LBFGS evaluates the loss several times a step"):
         trainer(accumulate_grad_batches=2).fit(net(lbfgs), batches())
+
+
+class StepsInEpochs(Net):
+    """Steps by hand, in the epochs that are given."""
+
+    automatic_optimization = False
+
+    def __init__(self, *epochs: int) -> None:
+        super().__init__()
+        self.epochs = epochs
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        if self.current_epoch in self.epochs:
+            optimizer = self.optimizers()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+            optimizer.clear_grad()
+
+    def configure_optimizers(self) -> Any:
+        return SGD(0.1, parameters=self.parameters())
+
+
+@pytest.mark.parametrize("epochs, told", [((), 1), ((0,), 1), ((0, 1, 2), 0)])
+def test_an_epoch_without_a_step_by_hand_is_told_once(
+    epochs: tuple[int, ...], told: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(max_epochs=3).fit(StepsInEpochs(*epochs), batches())
+    assert capsys.readouterr().out.count("StepsInEpochs.training_step made no optimizer step in a whole epoch") == told
