@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,12 @@ TOLD = {
     "paddle": "Paddle",
     "cpu_threads": "threads of a CPU operator",
     "samples": "samples in the training data",
+    "split": "which samples are trained on (Subset.indices; seed what splits the data)",
     "batch_size": "batch size",
     "batches_per_epoch": "batches per epoch",
 }
 """{field of `fingerprint`: its name in sentences}; a difference is allowed, and said once."""
-POSITION_DEPENDS_ON = ("world_size", "samples", "batch_size", "batches_per_epoch")
+POSITION_DEPENDS_ON = ("world_size", "samples", "split", "batch_size", "batches_per_epoch")
 """Fields that may only differ between epochs: within one, the position would mean other samples."""
 
 
@@ -42,6 +44,7 @@ def fingerprint(fit: Fit) -> dict[str, Any]:
         "accumulate_grad_batches": dict(settings.accumulation),
         "batches_per_epoch": source.length if source is not None else None,
         "samples": _length(getattr(loader, "dataset", None)),
+        "split": _split(getattr(loader, "dataset", None)),
         "batch_size": getattr(getattr(loader, "batch_sampler", None), "batch_size", None),
         "paddle": paddle.__version__,
         "cpu_threads": fit.cpu_threads,
@@ -58,7 +61,8 @@ def check(fit: Fit, saved: Saved, override: Collection[str]) -> list[str]:
         CheckpointMismatchError: lists everything that must not differ, with saved and present value and the remedy.
     """
     tree = saved.tree
-    before, now = tree["run"], fingerprint(fit)
+    now = fingerprint(fit)
+    before = {"split": now["split"], **tree["run"]}  # an earlier version did not save it
     changed = [field for field in TOLD if before.get(field) != now[field]]
     problems = []
     if tree["progress"]["epoch_is_open"] and "data" not in override:
@@ -132,6 +136,14 @@ def _scheduler_problems(fit: Fit, states: list[Mapping[str, Any]]) -> list[str]:
         for old, new in pairs
         if old != new
     ]
+
+
+def _split(dataset: Any) -> str | None:
+    """Tells two splits of one dataset apart, by 64 of a Subset's indices; None of anything else."""
+    if not isinstance(dataset, paddle.io.Subset) or len(dataset.indices) == 0:
+        return None
+    indices = list(dataset.indices[:: max(1, len(dataset.indices) // 64)])
+    return hashlib.sha256(repr([int(index) for index in indices]).encode()).hexdigest()[:12]
 
 
 def _length(dataset: Any) -> int | None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 import pytest
 from paddle.optimizer import lr
@@ -52,14 +53,16 @@ def fit(
     net: Any = Net,
     batch_size: int = 4,
     samples: int = 32,
+    split: int | None = None,
     workers: int = 0,
     callbacks: tuple[Callback, ...] = (),
     override: Any = (),
     **settings: Any,
 ) -> Trainer:
-    data = paddle.io.DataLoader(
-        Points(samples), batch_size=batch_size, shuffle=True, collate_fn=collate, num_workers=workers
-    )
+    points: Any = Points(samples)
+    if split is not None:
+        points = paddle.io.Subset(points, np.random.RandomState(split).permutation(samples)[:24].tolist())
+    data = paddle.io.DataLoader(points, batch_size=batch_size, shuffle=True, collate_fn=collate, num_workers=workers)
     options: dict[str, Any] = {"max_epochs": 3, "seed": 3, "logger": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "default_root_dir": root, **settings}
     keep = [*callbacks, ModelCheckpoint(every_n_train_steps=1, save_top_k=0)]
@@ -120,6 +123,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"samples": 40},
         r"samples in the training data: saved 32, now 40, in the middle of epoch 1\. .*override=\('data',\)",
     ),
+    "another split within an epoch": (
+        {**WITHIN, "split": 0},
+        {"split": 1},
+        r"which samples are trained on .*: saved \w{12}, now \w{12}, in the middle of epoch 1\. .*override=\('data',\)",
+    ),
     "state of a callback": (
         {**WITHIN, "callbacks": (Counter(),)},
         {"callbacks": (Counter("renamed"),)},
@@ -141,6 +149,11 @@ def test_what_does_not_fit_is_refused_by_name_with_both_values_and_the_remedy(ch
 TOLD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "batch size at an epoch's end": (AT_THE_END, {"batch_size": 8}, "batch size: saved 4, now 8. The run goes on"),
     "samples at an epoch's end": (AT_THE_END, {"samples": 40}, "samples in the training data: saved 32, now 40."),
+    "another split at an epoch's end": (
+        {**AT_THE_END, "split": 0},
+        {"split": 1},
+        "which samples are trained on (Subset.indices; seed what splits the data): saved ",
+    ),
     "accumulate_grad_batches": (
         WITHIN,
         {"accumulate_grad_batches": 2},
