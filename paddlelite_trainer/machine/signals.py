@@ -118,4 +118,7 @@ def launched_by_paddle() -> bool:
 
 def in_notebook() -> bool:
     """Whether this is an interactive session, where ending the process would lose the user's work."""
-    return hasattr(sys, "ps1") or "ipykernel" in sys.modules or bool(getattr(sys.flags, "interactive", 0))
+    if hasattr(sys, "ps1") or sys.flags.interactive:
+        return True
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", None)  # where a kernel runs, not where one is imported
+    return shell is not None and shell() is not None

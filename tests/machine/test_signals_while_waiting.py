@@ -88,3 +88,21 @@ def preempt_and_resume(tmp_path: Path, workers: int, where: str, settings: str =
 
 def _same(one: Any, other: Any) -> bool:
     return set(one.files) == set(other.files) and all(np.array_equal(one[name], other[name]) for name in one.files)
+
+
+def test_a_script_that_imports_ipython_and_its_kernel_is_no_notebook() -> None:
+    script = """
+import sys
+try:
+    import IPython, ipykernel
+except ImportError:  # what it looks like where they are
+    import types
+    sys.modules["IPython"] = sys.modules["ipykernel"] = module = types.ModuleType("IPython")
+    module.get_ipython = lambda: None
+from paddlelite_trainer.machine.signals import in_notebook
+print(in_notebook())
+sys.modules["IPython"].get_ipython = lambda: object()
+print(in_notebook())
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
