@@ -81,6 +81,10 @@ class ProgressBar(Callback):
         self._stage_started = 0.0
         self._pace = Pace()
 
+    def get_metrics(self, trainer: Trainer, module: Module) -> dict[str, float]:
+        """What is shown beside the loss: what was logged with `prog_bar=True`. Override it to show other values."""
+        return dict(trainer.progress_bar_metrics)
+
     def print(self, *values: Any, **options: Any) -> None:
         """print(), above the bar."""
         if hasattr(self._bar, "clear"):  # on another's terminal
@@ -109,7 +113,7 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._update(trainer, loss)
             self._redraw_if_due()
-        metrics = with_loss(trainer.progress_bar_metrics or trainer.callback_metrics, loss)
+        metrics = with_loss(self.get_metrics(trainer, module) or trainer.callback_metrics, loss)
         seconds = time.monotonic() - self._epoch_started
         parts = [_epoch_words(trainer), f"{self._batches} batches", f"{seconds:.1f} s", metrics_text(metrics)]
         line = "  ".join(part for part in parts if part)
@@ -169,7 +173,7 @@ class ProgressBar(Callback):
             _epoch_words(trainer, "epoch"),
             f"{word} {self._batches}{_of(trainer.num_training_batches)}",
             f"lr {rates}",
-            metrics_text(with_loss(trainer.progress_bar_metrics, loss)),
+            metrics_text(with_loss(self.get_metrics(trainer, trainer.model), loss)),
             f"ips {rate(samples)}/s",
             f"wait {100 * waited:.0f} %",
             "" if left is None else f"eta {clock(left)}",
@@ -177,7 +181,7 @@ class ProgressBar(Callback):
         return "  ".join(part for part in parts if part)
 
     def _update(self, trainer: Trainer, loss: float | None) -> None:
-        metrics = with_loss(trainer.progress_bar_metrics, loss)
+        metrics = with_loss(self.get_metrics(trainer, trainer.model), loss)
         self._bar.update(self._train_task, completed=self._batches, metrics=metrics_text(metrics))
 
     # -- validation, test, predict -------------------------------------------------------------------------------------

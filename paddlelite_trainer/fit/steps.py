@@ -31,6 +31,11 @@ def step_of(module: Module, stage: Stage, loaders: int = 1) -> Callable[..., Any
     except (TypeError, ValueError):  # a callable without one is taken at its word
         return step
     names = list(signature.parameters)
+    if names[:1] == ["dataloader_iter"]:
+        raise ConfigurationError(
+            f"{type(module).__name__}.{STEPS[stage]} takes dataloader_iter, and a step is given a batch here: write "
+            f"{STEPS[stage]}(self, batch, batch_idx); what reads several batches a step is an iterable of your own"
+        )
     named = [name for name in names if name in ("batch_idx", "dataloader_idx")]
     if _can_be(signature, given) and names[1:2] != ["dataloader_idx"]:
         return step

@@ -246,3 +246,13 @@ def test_every_n_batches_a_validation_says_where_it_is(tmp_path: Path, capsys: p
     assert found == ["epoch 1/1  step 4/5", "epoch 1/1  validation 4/9", "epoch 1/1  validation 8/9"]
     trainer.test(Scripted(), batches(5))
     assert "test 4/5  eta" in capsys.readouterr().out
+
+
+def test_a_subclass_says_what_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Shows(ProgressBar):
+        def get_metrics(self, trainer: Any, module: Any) -> dict[str, float]:
+            return {**super().get_metrics(trainer, module), "parts": float(len(list(module.parameters())))}
+
+    fit(tmp_path, Silent(), Shows(every_n_steps=2), max_epochs=1, enable_progress_bar=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert ["parts 2" in line for line in lines if line.startswith(("Epoch ", "epoch "))] == [True] * 3

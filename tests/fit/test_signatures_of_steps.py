@@ -124,3 +124,14 @@ def test_an_evaluation_by_a_step_of_none_is_an_error(stage: str) -> None:
     setattr(module, f"{word}_step", None)
     with pytest.raises(ConfigurationError, match=rf"trainer\.{stage}\(\) needs Classifier\.{word}_step"):
         getattr(quiet_trainer(), stage)(module, make_batches(1))
+
+
+def test_a_step_that_takes_the_loader_s_iterator_is_refused_with_the_remedy() -> None:
+    class Reads(Classifier):
+        def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+            return self.loss(next(dataloader_iter))
+
+    with pytest.raises(
+        ConfigurationError, match=r"takes dataloader_iter.*write training_step\(self, batch, batch_idx\)"
+    ):
+        quiet_trainer().fit(Reads(), make_batches(2))

@@ -301,7 +301,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "refresh_rate": "`refresh_seconds`",
         "process_position": "one bar",
         "disable enable is_disabled is_enabled": "`Trainer(enable_progress_bar=False)`",
-        "get_metrics": "`trainer.progress_bar_metrics`",
         "total_train_batches total_val_batches": "`trainer.num_training_batches`, `num_val_batches`",
         "train_description validation_description test_description predict_description "
         "sanity_check_description init_train_tqdm init_validation_tqdm init_test_tqdm init_predict_tqdm "
@@ -312,7 +311,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "refresh_rate": "`refresh_seconds`",
         "theme configure_columns": "a bar of your own: a `Callback`",
         "disable enable": "`Trainer(enable_progress_bar=False)`",
-        "get_metrics": "`trainer.progress_bar_metrics`",
     },
     "Logger": {"group_separator": "`/` in a name", "log_graph": "nothing draws the graph"},
     "TensorBoardLogger": {
