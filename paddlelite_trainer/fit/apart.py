@@ -50,7 +50,7 @@ def sources_of(stage: Stage, dataloaders: Any, subject: Subject) -> list[BatchSo
     if not sources:
         if subject.loading.settings.limits[stage] == 0:
             limit = f"limit_{'val' if stage == 'validate' else stage}_batches=0"
-            raise ConfigurationError(f"Trainer({limit} leaves trainer.{stage}() no data")
+            raise ConfigurationError(f"Trainer({limit}) leaves trainer.{stage}() no data")
         raise ConfigurationError(
             f"trainer.{stage}() needs data: pass dataloaders=, a datamodule, or write {METHODS[stage]} in the module"
         )

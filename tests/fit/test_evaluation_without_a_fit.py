@@ -114,7 +114,7 @@ def test_what_is_no_module_is_refused_as_in_fit(stage: str) -> None:
 @pytest.mark.parametrize(("stage", "limit"), [("validate", "val"), ("test", "test"), ("predict", "predict")])
 def test_a_limit_of_zero_is_named_where_it_leaves_no_data(stage: str, limit: str) -> None:
     trainer = quiet_trainer(**{f"limit_{limit}_batches": 0})
-    with pytest.raises(ConfigurationError, match=rf"limit_{limit}_batches=0 leaves trainer\.{stage}\(\) no data"):
+    with pytest.raises(ConfigurationError, match=rf"limit_{limit}_batches=0\) leaves trainer\.{stage}\(\) no data"):
         getattr(trainer, stage)(Classifier(), make_batches(2))
 
 
