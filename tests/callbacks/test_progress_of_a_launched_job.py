@@ -101,6 +101,7 @@ def test_a_terminal_that_is_gone_ends_nothing(launcher: Launcher, log: Any) -> N
     for _ in range(2):
         bar.draw()
     bar.stop()
+    assert launcher.shown() == "", "nothing was left to draw on"
 
 
 @pytest.mark.parametrize(("name", "value"), [("PADDLE_TRAINER_ID", "1"), ("PADDLE_TRAINERS_NUM", "1")])
