@@ -308,6 +308,6 @@ class EarlyStopping(Callback):
 
 def _is_over(trainer: Trainer) -> bool:
     """Whether a stop is carried out at once: both minima are reached, no validation or epoch's end was cut off."""
-    if trainer.progress.validation_is_due or trainer.progress.epoch_end_is_due:
+    if trainer.progress.owes_something:
         return False
     return trainer.current_epoch >= trainer.min_epochs and trainer.global_step >= trainer.min_steps

@@ -44,6 +44,11 @@ class Progress:
         """Tells two states of one run apart."""
         return self.global_step, self.total_batches, self.current_epoch, self.epoch_is_open, self.validation_is_due
 
+    @property
+    def owes_something(self) -> bool:
+        """Whether what belongs to the last batch, a validation or the epoch's end, was not run to its end."""
+        return self.validation_is_due or self.epoch_end_is_due
+
     def begin_epoch_again(self) -> None:
         """Go back to the start of the running epoch; what was learned in it stays."""
         self.epoch_is_open = self.validation_is_due = self.epoch_end_is_due = False

@@ -132,7 +132,7 @@ class StopRequests:
     @property
     def training_is_over(self) -> bool:
         """Whether training has ended, as against a process that is asked to go."""
-        if self.progress.validation_is_due or self.progress.epoch_end_is_due:
+        if self.progress.owes_something:
             return False
         if self.signals.received is None and not self._agreed_to_leave:
             return True
@@ -143,7 +143,7 @@ class StopRequests:
     def already_over(self) -> str | None:
         """What to say where a run that goes on has nothing left to do."""
         progress, settings = self.progress, self.settings
-        if progress.validation_is_due or progress.epoch_end_is_due:
+        if progress.owes_something:
             return None
         if self.reason is not None and self.is_allowed:
             where = f"epoch {progress.current_epoch}, step {progress.global_step}"
