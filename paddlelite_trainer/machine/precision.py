@@ -134,7 +134,7 @@ class Precision:
                 if type(optimizer).__name__ == "LBFGS":
                     raise ConfigurationError(
                         f"precision={self.requested!r} scales the loss, and LBFGS searches along unscaled losses: "
-                        "use 'bf16-mixed' or '32-true' with it"
+                        "use '32-true' or '64-true' with it"
                     )
         if self.effective == "64-true":
             module.to(dtype="float64")
