@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from .callback import Callback
 from .checkpoint.links import check_tag
+from .configured import Configured
 from .data.module import DataModule
-from .defaults import default_callbacks, default_loggers, without_replaced
-from .errors import CheckpointError, ConfigurationError, explains_unknown_arguments
+from .errors import CheckpointError, ConfigurationError
 from .fit import state as fit_state
 from .fit.apart import (
     let_log,
@@ -32,115 +30,31 @@ from .fit.hooks import Hooks
 from .fit.loading import Loading
 from .fit.loop import train
 from .fit.preparation import Request, prepare
-from .fit.subject import Machine, Subject, refuse_both, refuse_unfit_for
-from .machine.device import resolve_device
+from .fit.subject import Subject, refuse_both, refuse_unfit_for
 from .machine.numerics import numeric_checks
-from .machine.precision import Precision
-from .machine.ranks import Ranks, launch_if_several
-from .machine.rng import isolated_random_states, seed_everything
+from .machine.rng import isolated_random_states
 from .machine.signals import WaitingEnded
 from .module import Module
 from .names_elsewhere import refuse_unknown
-from .readable import Readable
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
 from .reporting.summary import results_table
-from .reporting.terminal import print_line
 from .run.weights import load_weights_at
-from .settings import CALLED_HERE, NOT_HERE
 
 if TYPE_CHECKING:
     from .checkpoint import Entry
     from .fit.starting import InitFrom
-    from .reporting.loggers import Logger
 
 
-class Trainer(Readable):
+class Trainer(Configured):
     """Runs a Module: epochs, validation, checkpoints, exact resume.
 
         trainer = Trainer(max_epochs=100, callbacks=[ModelCheckpoint(monitor="val_acc", mode="max")])
         trainer.fit(Classifier(), train_loader, val_loader, ckpt_path="last")
         trainer.test(ckpt_path="best", dataloaders=test_loader)
 
-    Arguments have Lightning's names and meanings. One of `max_epochs`, `max_steps`, `max_time` must say when `fit`
-    ends. Beyond Lightning:
-    `precision_options`: `custom_white_list`, `custom_black_list`, `scaler_options` of `Precision`.
-    `run_name`: the run's directory under `default_root_dir` instead of `version_<N>`.
-    `seed`: of data order and augmentation; one that is given seeds everything, now and as `fit` begins.
-    `async_checkpoint`: "auto", True or False; write checkpoints beside the training.
-    `on_save_error`: "raise", or "warn" and train on.
-    `rank_timeout`: how long ranks wait for one that does not come; None for ever.
-    `cpu_threads`: of one operator on the CPU; see `device.use_cpu_threads`.
-    `prefetch_to_device`: copy the next batch to an accelerator beside the step: "auto" where it pays, True, False.
-    `look_ahead`: False asks an iterable for a batch only when the step before it is done, as data that depend on the
-    model need; the number of batches must be known then, by a `__len__` or a limit.
-    `profiler`: "simple" or "paddle". `inference_mode` changes nothing: evaluation is always under paddle.no_grad().
+    Arguments have Lightning's names and meanings; those beyond them, and all the others: see `__init__`.
     """
-
-    _last: Fit | Evaluation
-    _configured_for: Module | None = None
-
-    @explains_unknown_arguments(NOT_HERE, called=CALLED_HERE, by_name_only=True)
-    def __init__(
-        self,
-        *,
-        max_epochs: int | None = None,
-        min_epochs: int | None = None,
-        max_steps: int = -1,
-        min_steps: int | None = None,
-        max_time: str | timedelta | Mapping[str, int] | None = None,
-        accelerator: str = "auto",
-        devices: int | str | Sequence[int] = "auto",
-        precision: str | int = "32-true",
-        precision_options: Mapping[str, Any] | None = None,
-        logger: Logger | Sequence[Logger] | bool | None = None,
-        callbacks: Callback | Sequence[Callback] | None = None,
-        fast_dev_run: int | bool = False,
-        limit_train_batches: int | float | None = None,
-        limit_val_batches: int | float | None = None,
-        limit_test_batches: int | float | None = None,
-        limit_predict_batches: int | float | None = None,
-        overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | str | timedelta | Mapping[str, int] | None = None,
-        check_val_every_n_epoch: int | None = 1,
-        num_sanity_val_steps: int = 2,
-        log_every_n_steps: int = 50,
-        enable_checkpointing: bool = True,
-        enable_progress_bar: bool = True,
-        enable_model_summary: bool = True,
-        accumulate_grad_batches: int | Mapping[int, int] = 1,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
-        deterministic: bool | Literal["warn"] = False,
-        detect_anomaly: bool = False,
-        inference_mode: bool = True,
-        reload_dataloaders_every_n_epochs: int = 0,
-        default_root_dir: str | Path = "runs",
-        run_name: str | None = None,
-        seed: int | None = None,
-        profiler: Literal["simple", "paddle"] | None = None,
-        cpu_threads: int | Literal["auto"] = "auto",
-        prefetch_to_device: bool | Literal["auto"] = "auto",
-        look_ahead: bool = True,
-        async_checkpoint: bool | Literal["auto"] = "auto",
-        on_save_error: Literal["raise", "warn"] = "raise",
-        rank_timeout: str | timedelta | Mapping[str, int] | None = "00:00:30:00",
-    ) -> None:
-        super().__init__(locals())
-        launch_if_several(accelerator, devices, self.default_root_dir / "launch_logs")
-        if self.given_seed is not None:
-            seed_everything(self.given_seed, workers=True)  # so that a module made next has the same weights each time
-        self.ranks = Ranks(self.rank_timeout_seconds)
-        self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
-        self.precision = Precision(precision, device=self.device, **(precision_options or {}))
-        self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run))
-        self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-        self._module_callbacks: list[Callback] = []
-        self.callbacks = self._with_defaults(self._given_callbacks)
-        self._merged = list(self.callbacks)  # what else is in `callbacks` is the user's
-        self._running: list[Fit | Evaluation] = []
-        self._evaluated: dict[str, float] = {}
-        self._last = self._fit = self._new_fit()
 
     # -- entry points --------------------------------------------------------------------------------------------------
     def fit(
@@ -350,13 +264,6 @@ class Trainer(Readable):
         """Send numbers to every logger, at `global_step` unless told otherwise, with the epoch beside them."""
         self._fit.book.log_metrics(metrics, step)
 
-    def print(self, *values: Any, **options: Any) -> None:
-        """print() on rank 0 that does not tear the progress bar."""
-        if not self.is_global_zero:
-            return
-        self._fit.train_log.printed(values, options)
-        getattr(self.progress_bar_callback, "print", print_line)(*values, **options)
-
     # -- an evaluation of its own ------------------------------------------------------------------------------------
     def _evaluate(
         self,
@@ -420,10 +327,6 @@ class Trainer(Readable):
         return values
 
     # -- before any of them ------------------------------------------------------------------------------------------
-    def _new_fit(self) -> Fit:
-        machine = Machine(self.ranks, self.device, self.precision)
-        return Fit(self, machine, self._loggers, self.print)
-
     @contextlib.contextmanager
     def _entered(self, run: Fit | Evaluation) -> Iterator[contextlib.ExitStack]:
         """Within, `run` is what this Trainer does; a run that it interrupts finds everything as it was."""
@@ -479,21 +382,3 @@ class Trainer(Readable):
         run.begin(subject)
         subject.set_up(stage, self.ranks, self)
         return subject
-
-    def _merge_callbacks(self, model: Module, stage: str) -> None:
-        if model is self._configured_for and stage != "fit":
-            return  # the objects that the fit has used, with what they know
-        wanted = model.configure_callbacks()
-        wanted = [wanted] if isinstance(wanted, Callback) else list(wanted)
-        had, self._module_callbacks, self._configured_for = self._module_callbacks, wanted, model
-        if not wanted and not had:
-            return
-        self._given_callbacks += [one for one in self.callbacks if not any(one is known for known in self._merged)]
-        kept = without_replaced(self._given_callbacks, wanted, model, self.print)
-        self.callbacks = self._with_defaults([*kept, *wanted])
-        self._merged = list(self.callbacks)
-
-    def _with_defaults(self, callbacks: list[Callback]) -> list[Callback]:
-        bar, summary = (self.is_global_zero and on for on in (self.enable_progress_bar, self.enable_model_summary))
-        checkpointing = self.enable_checkpointing
-        return default_callbacks(callbacks, checkpointing=checkpointing, progress_bar=bar, model_summary=summary)

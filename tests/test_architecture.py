@@ -219,6 +219,13 @@ def test_trainer_module_and_callback_take_keywords_by_name(cls: type) -> None:
         assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{cls.__name__}.{name} hides its signature"
 
 
+def test_every_argument_of_trainer_is_explained() -> None:
+    explained = re.findall(r"^ {4}(\w+): ", inspect.getdoc(Trainer.__init__) or "", re.MULTILINE)
+    assert explained == [
+        name for name in inspect.signature(Trainer.__init__).parameters if name not in ("self", "unknown")
+    ]
+
+
 def test_trainer_takes_keywords_only() -> None:
     parameters = list(inspect.signature(Trainer).parameters.values())
     assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}

@@ -20,6 +20,7 @@ PACKAGE = "paddlelite_trainer"
 LAYERS = (
     {"tuner"},
     {"trainer"},
+    {"configured"},
     {"readable"},
     {"fit"},
     {"module", "defaults"},
