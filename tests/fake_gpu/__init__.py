@@ -5,6 +5,9 @@ impossible) and runs a test file in a process of its own, in which the device ex
 imported, so no process that has imported Paddle can get one.
 
 Inside, in tests/on_fake_gpu/: `device_to_host_copies()`, `set_memory_limit(bytes)` and the other counters.
+
+Several: `launch(script, ..., ranks=2)` runs a script in a process for each device under Paddle's launcher. They talk by
+shared memory, and sum in rank order, so every run has the same bits; `collectives()` and `bytes_sent()` count.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).with_name("fake_gpu.cc")
+COLLECTIVES = Path(__file__).with_name("fake_ccl.h")
 ROOT = SOURCE.parents[2]
 LIBRARY = "libfake_gpu.so"
 UNLIMITED = 1 << 30
@@ -38,7 +42,8 @@ def build() -> Path:
     if compiler is None or platform.machine() != "x86_64" or not sys.platform.startswith("linux"):
         pytest.skip("the fake accelerator needs g++ on x86-64 Linux")
     command = [compiler, *_flags(_paddle_directory())]
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(command).encode() + _paddle_version()).hexdigest()[:16]
+    sources = SOURCE.read_bytes() + COLLECTIVES.read_bytes()
+    key = hashlib.sha256(sources + " ".join(command).encode() + _paddle_version()).hexdigest()[:16]
     directory = Path(tempfile.gettempdir(), f"fake_gpu-{os.getuid()}", key)
     if not (directory / LIBRARY).exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +88,33 @@ def run_pytest(path: Path, *options: str, **settings: str) -> None:
     print(done.stdout)
 
 
+def launch(
+    script: Path, *arguments: str, log_dir: Path, ranks: int = 2, timeout: float = 150.0, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `script` under Paddle's launcher, a process for each of so many devices; the logs of all are in `log_dir`.
+
+    A rank waits 60 s for a collective of the others, then it fails. Rank 0's output is in what is returned.
+    """
+    devices = ",".join(map(str, range(ranks)))
+    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--devices", devices]
+    command += ["--log_dir", str(log_dir), str(script), *arguments]
+    backend = {"PADDLE_DISTRI_BACKEND": "xccl", "PADDLE_XCCL_BACKEND": "fake_gpu"}  # 2.6 does not find it by itself
+    variables = environment(**backend, **{"FAKE_GPU_CCL_TIMEOUT": "60", **settings})
+    return subprocess.run(
+        command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout
+    )
+
+
+def collectives() -> int:
+    """Calls of collectives so far in this process: each all_reduce, gathering, broadcast, send and receive is one."""
+    return int(_library().fake_gpu_collectives())
+
+
+def bytes_sent() -> int:
+    """Bytes that this process has given to collectives so far."""
+    return int(_library().fake_gpu_bytes_sent())
+
+
 def device_to_host_copies() -> int:
     """Copies from the device to the host so far; each one makes a real accelerator wait."""
     return int(_library().fake_gpu_device_to_host_copies())
@@ -119,7 +151,8 @@ def memory_limit(bytes: int) -> Iterator[None]:
 @functools.cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(os.path.join(os.environ["CUSTOM_DEVICE_ROOT"], LIBRARY))
-    for name in ("host_to_device_copies", "device_to_host_copies", "synchronizations", "memory_used"):
+    counters = ["host_to_device_copies", "device_to_host_copies", "synchronizations", "collectives", "bytes_sent"]
+    for name in (*counters, "memory_used"):
         getattr(library, f"fake_gpu_{name}").restype = ctypes.c_uint64
     library.fake_gpu_set_memory_limit.argtypes = [ctypes.c_uint64]
     return library

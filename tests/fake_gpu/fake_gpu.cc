@@ -10,12 +10,21 @@
 // inputs to float32, runs the float32 kernel and rounds the outputs to nearest even: what a GPU kernel that accumulates
 // in float32 does at its borders. (A cast has a CPU kernel, and 2.6's truncates where it should round.)
 //
+// Part 3, fake_ccl.h, lets the devices of several processes talk.
+//
 // It is a model of an accelerator's rules, not of its arithmetic, its speed or its asynchrony: a missing synchronize()
 // cannot show. x86-64 Linux only (System V calling convention). It must be built against the headers of the very wheel
 // that loads it; harness.py does that.
 //
 // Environment, read when Paddle is imported: FAKE_GPU_NAME, the device type (fake_gpu); FAKE_GPU_COUNT, devices (1).
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,6 +32,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -183,8 +193,11 @@ phi::CPUContext* HostContextOf(const phi::DeviceContext& device) {
     context->cpu.SetAllocator(&context->allocator);
   }
   context->allocator.device = &device.GetAllocator();
-  context->cpu.SetGenerator(device.GetGenerator());  // random operators draw from the device's generator
-  context->cpu.SetHostGenerator(device.GetHostGenerator());
+  try {
+    context->cpu.SetGenerator(device.GetGenerator());  // random operators draw from the device's generator
+    context->cpu.SetHostGenerator(device.GetHostGenerator());
+  } catch (...) {  // a communicator's context has none
+  }
   return &context->cpu;
 }
 
@@ -608,6 +621,12 @@ void RegisterKernels(const char* device_type) {
 }
 }  // namespace
 
+// ---- Part 3: the collectives ---------------------------------------------------------------------------------------
+
+namespace {
+#include "fake_ccl.h"
+}  // namespace
+
 // ---- What Paddle and the tests call -----------------------------------------------------------------------------
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -615,6 +634,8 @@ void RegisterKernels(const char* device_type) {
 EXPORTED uint64_t fake_gpu_host_to_device_copies() { return h2d; }
 EXPORTED uint64_t fake_gpu_device_to_host_copies() { return d2h; }
 EXPORTED uint64_t fake_gpu_synchronizations() { return synchronizations; }
+EXPORTED uint64_t fake_gpu_collectives() { return fake_ccl::calls; }
+EXPORTED uint64_t fake_gpu_bytes_sent() { return fake_ccl::bytes_sent; }
 EXPORTED uint64_t fake_gpu_memory_used(int device) { return used[device % kMaxDevices]; }
 EXPORTED void fake_gpu_set_memory_limit(uint64_t bytes) { limit = bytes; }
 
@@ -660,6 +681,7 @@ EXPORTED void InitPlugin(CustomRuntimeParams* params) {
   device->async_memory_copy_d2h = CopyOnStream<&d2h>;
   device->async_memory_copy_d2d = CopyOnStream<&d2d>;
   device->async_memory_copy_p2p = CopyAcrossOnStream;
+  fake_ccl::Fill(device);
 
   RegisterKernels(type.c_str());
 }
