@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -124,7 +125,7 @@ class Configured(Readable):
             on_save_error: where a checkpoint cannot be written: "raise", or "warn" and train on.
             rank_timeout: how long ranks wait for one that does not come; None: for ever.
         """
-        super().__init__(locals())
+        super().__init__(locals(), _DEFAULTS)
         launch_if_several(accelerator, devices, self.default_root_dir / "launch_logs")
         if self.given_seed is not None:
             seed_everything(self.given_seed, workers=True)  # so that a module made next has the same weights each time
@@ -168,3 +169,10 @@ class Configured(Readable):
         bar, summary = (self.is_global_zero and on for on in (self.enable_progress_bar, self.enable_model_summary))
         checkpointing = self.enable_checkpointing
         return default_callbacks(callbacks, checkpointing=checkpointing, progress_bar=bar, model_summary=summary)
+
+
+_DEFAULTS = {
+    name: argument.default
+    for name, argument in inspect.signature(Configured.__init__).parameters.items()
+    if name != "self"
+}

@@ -134,8 +134,14 @@ class Settings:
     Only Trainer's construction writes it; `accumulation` may be set later, up to on_train_epoch_start of the epoch.
     """
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
+    def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         check_settings(given)
+        self.asked_for = {
+            name: given[name]
+            for name, default in defaults.items()
+            if name not in ("callbacks", "logger") and given[name] != default
+        }
+        """The arguments that are no default, without callbacks and loggers."""
         fast_dev_run = given["fast_dev_run"]
         self.fast_dev_run = int(fast_dev_run)
         self.max_epochs: int | None = 1 if fast_dev_run else given["max_epochs"]

@@ -107,6 +107,7 @@ def tear_down(fit: Fit, outcome: str) -> None:
             if fit.run.directory is not None:
                 ended = fit.stopping.how_it_ended(outcome, on_its_way)
                 stack.callback(fit.run.directory.close, ended)
+                stack.callback(fit.journal.end, ended)
                 if fit.run.store is not None:
                     stack.callback(fit.run.store.close)
             if fit.data is not None:

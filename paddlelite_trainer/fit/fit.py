@@ -16,6 +16,7 @@ from ..reporting.log_target import LogTarget
 from ..reporting.metrics import MetricCollector, paddle_metrics_of
 from ..reporting.train_log import TrainLog
 from ..run.identity import Run
+from ..run.journal import Journal
 from .evaluation import Evaluation
 from .plain_tensors import PlainTensors
 from .stopping import StopRequests
@@ -52,6 +53,7 @@ class Fit:
         self.train_log = TrainLog(print_)
         # What is there from the start.
         self.progress = Progress()
+        self.journal = Journal(self.progress, print_)
         self.target = LogTarget()
         self.stopping = StopRequests(settings, self.progress, self.ranks)
         self.book = Book(
@@ -60,6 +62,7 @@ class Fit:
             loggers,
             self.target,
             print_,
+            mark=self.journal.mark,
             log_every_n_steps=settings.log_every_n_steps,
             may_fail=settings.on_save_error == "warn",
         )

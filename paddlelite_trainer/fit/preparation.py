@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,6 +83,8 @@ def prepare(fit: Fit, request: Request) -> bool:
     notes += _restore(fit, request, resolution, saved, override, start)
     for logger in fit.book.loggers if fit.ranks.is_zero else ():
         logger.log_hyperparams(_hyper_parameters_to_log(fit))
+    if fit.run.directory is not None:
+        fit.journal.begin(fit.run.directory.path, fit.run.ckpt_path, **_told_of(fit))
     if saved is None and request.fitted_before:
         notes.append("a fresh fit: counters, optimizers and schedules begin anew, on the weights that the module has")
     announce_fit(fit, notes)
@@ -115,6 +119,22 @@ def _hyper_parameters_to_log(fit: Fit) -> dict[str, Any]:
         clashes = name in logged and repr(logged[name]) != repr(value)
         logged[f"{type(datamodule).__name__}.{name}" if clashes else name] = value
     return logged
+
+
+def _told_of(fit: Fit) -> dict[str, Any]:
+    """What the journal keeps of a fit: where it runs, what it was asked for."""
+    assert fit.subject is not None and fit.optimization is not None and fit.schedules is not None
+    place = {"platform": platform.platform(), "cores": os.cpu_count(), "cpu_threads": fit.cpu_threads}
+    parts = {
+        "callbacks": [callback.state_key for callback in fit.subject.callbacks],
+        "optimizers": [type(optimizer).__name__ for optimizer in fit.optimization.optimizers],
+        "schedules": [config.describe() for config in fit.schedules.configs],
+    }
+    return {
+        "environment": {**state.environment(fit), **place},
+        "trainer": {**fit.settings.asked_for, "seed": fit.seed, **parts},
+        "hyper_parameters": _hyper_parameters_to_log(fit),
+    }
 
 
 def refuse_endless(fit: Fit) -> None:

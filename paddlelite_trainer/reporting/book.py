@@ -29,11 +29,12 @@ class Book:
         target: LogTarget,
         print_: Callable[..., None],
         *,
+        mark: Callable[[], None],
         log_every_n_steps: int,
         may_fail: bool,
     ) -> None:
         self.progress, self.ranks, self.loggers, self.target, self.print = progress, ranks, loggers, target, print_
-        self.log_every_n_steps, self.may_fail = log_every_n_steps, may_fail
+        self.mark, self.log_every_n_steps, self.may_fail = mark, log_every_n_steps, may_fail
         self.train, self.val = MetricCollector(), MetricCollector()
         self.train.keep_apart_from(lambda: self.val.series())
         self.val.keep_apart_from(lambda: self.train.series())
@@ -107,6 +108,7 @@ class Book:
 
     def close_epoch(self) -> None:
         """After the last hook of the epoch: what it logged counts too."""
+        self.mark()
         self.train.read()
         values = self.train.callback_values(epoch_end=True)
         self.published.update(values)
@@ -185,6 +187,7 @@ class Book:
         if self.progress.global_step < self.next_log:
             return
         self.go_on_logging()
+        self.mark()
         values = self.train.step_values(logger=True)
         if values:
             if not all(map(math.isfinite, values.values())):
