@@ -220,7 +220,7 @@ def _require_file_name(name: str, *suffixes: str) -> None:
 
 
 def manifest_head(entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]], links: bool) -> dict[str, Any]:
-    """The manifest without its files."""
+    """The manifest without its files. Without an owner it has no "run": readers take both."""
     info, tensors = encode_state(entry.info, "info")
     if tensors:
         raise UnserializableStateError(f"info holds arrays ({', '.join(tensors)}); put them into a state")
@@ -233,6 +233,7 @@ def manifest_head(entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]]
         "revision": entry.revision,
         "epoch": entry.epoch,
         "sequence": sequence,
+        **({"run": entry.owner.to_json()} if entry.owner is not None else {}),
         "created": entry.created,
         "healthy": entry.healthy,
         "metrics": encode_state(entry.metrics, "metrics")[0],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointCorruptError
+from .owner import Owner, parse_owner
 from .state import decode_state
 
 _NAME = re.compile(r"step-(\d{9}|[1-9]\d{9,17})(?:-r([1-9]\d{0,8}))?")
@@ -31,6 +32,8 @@ class Entry:
     info: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
     """Of the manifest, which has those of all files: equal exactly for equal checkpoints. Empty before the commit."""
+    owner: Owner | None = None
+    """Whose it is; None of what was saved before runs had an id."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -68,6 +71,7 @@ def entry_from_manifest(path: Path, manifest: Mapping[str, Any], pins: tuple[str
             created=manifest["created"],
             info=decode_state(manifest["info"], {}),
             sha256=manifest["sha256"],
+            owner=parse_owner(manifest.get("run")),
         )
         if parse_entry_name(entry.name) != entry.order:
             raise ValueError(f"name {entry.name!r}, step {entry.step!r}, revision {entry.revision!r}")

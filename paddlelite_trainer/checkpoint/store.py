@@ -34,6 +34,7 @@ from .entry import Entry, entry_name, parse_entry_name
 from .filesystem import REAL, FileSystem
 from .format import Layout
 from .links import check_pin_name
+from .owner import Owner
 from .pins import PINS_FILE, Pins
 from .reader import QUARANTINE, SUPERSEDED, CheckpointReader
 from .saved import inspect, read_manifest
@@ -55,7 +56,9 @@ class CheckpointStore(CheckpointReader):
     died left half done. Damaged checkpoints that `newest` passes over are moved to `checkpoints/.quarantine/`.
     """
 
-    def __init__(self, run_dir: str | Path, *, file_system: FileSystem = REAL) -> None:
+    def __init__(self, run_dir: str | Path, *, owner: Owner | None = None, file_system: FileSystem = REAL) -> None:
+        self.owner = owner
+        """The run, on its present branch, that each save is of; None says nothing of it."""
         self.save_seconds: float | None = None
         """How long the last save's writing took; what `background="auto"` goes by."""
         self._job = BackgroundJob()
@@ -98,6 +101,7 @@ class CheckpointStore(CheckpointReader):
             nbytes=0,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             info=dict(info or {}),
+            owner=self.owner,
         )
 
     @property

@@ -80,6 +80,7 @@ def prepare(fit: Fit, request: Request) -> bool:
         fit.train_log.open(fit.run.directory.path)
     _make_saver(fit)
     # 8. The saved state, all at once.
+    notes += fit.run.findings
     notes += _restore(fit, request, resolution, saved, override, start)
     for logger in fit.book.loggers if fit.ranks.is_zero else ():
         logger.log_hyperparams(_hyper_parameters_to_log(fit))

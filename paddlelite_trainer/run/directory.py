@@ -16,24 +16,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..checkpoint.entry import parse_entry_name
 from ..checkpoint.filesystem import atomic_file
 from ..checkpoint.links import CHECKPOINTS
+from ..checkpoint.owner import MAIN, Owner, parse_owner
 from ..errors import (
     CheckpointSaveError,
     ConfigurationError,
     RunLockedError,
     TrainerError,
 )
+from .whose import RUN_FILE, beginning, read_json
 
-if TYPE_CHECKING:
-    pass
-
-RUN_FILE = "run.json"
 OUTCOMES = ("finished", "stopped", "failed", "interrupted")
 
 _VERSION = re.compile(r"version_(\d+)")
@@ -52,14 +50,22 @@ class RunDirectory:
         run.close("stopped: val_acc did not improve for 5 epochs")
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, fresh: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, fresh: bool = False, owner: Owner | None = None) -> None:
         """Lock an existing directory, one without checkpoints if `fresh`, and say in its run.json who runs there.
+
+        `owner` is the run that it is where nothing in the directory says so.
 
         Raises:
             RunLockedError: another process holds it; the message names its pid and host.
             ConfigurationError: it is asked to be fresh, and holds checkpoints.
         """
         self.path = absolute(path)
+        self.owner: Owner
+        """The run, with the branch that it is on."""
+        self.ancestors: tuple[str, ...] = ()
+        """Ids of runs whose checkpoints here are this one's past: the directory was copied from theirs."""
+        self.copied_from: Path | None = None
+        """The directory that this one was found to be a copy of as this process began; a new run began with that."""
         self._lock = _acquire(self.path)
         _held.add(self)
         try:
@@ -68,8 +74,13 @@ class RunDirectory:
                     f"{self.path} already holds a run with checkpoints. To go on with it pass ckpt_path='last'; "
                     "for a fresh run choose another run_name, or move that directory away."
                 )
-            before = _read_json(self.path / RUN_FILE)
+            before = read_json(self.path / RUN_FILE)
+            self.owner, self.ancestors, self.copied_from = beginning(self.path, before, owner)
             self._record = {
+                "id": self.owner.id,
+                "branch": self.owner.branch,
+                "ancestors": list(self.ancestors),
+                "path": str(self.path),
                 "status": "running",
                 "reason": None,
                 "pid": os.getpid(),
@@ -77,7 +88,7 @@ class RunDirectory:
                 "started": _now(),
                 "ended": None,
                 "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
-                "created": before.get("created") or _now(),
+                "created": self.owner.begun,
                 "sessions": int(before.get("sessions") or 0) + 1,
             }
             _write_json(self.path / RUN_FILE, self._record)
@@ -109,13 +120,23 @@ class RunDirectory:
         return cls(path, fresh=True)
 
     @classmethod
-    def resume(cls, path: str | os.PathLike[str]) -> RunDirectory:
-        """Lock the directory of a run that goes on in place; `resolve` says which.
+    def resume(cls, path: str | os.PathLike[str], owner: Owner | None = None) -> RunDirectory:
+        """Lock the directory of a run that goes on in place; `resolve` says which, and whose if nothing there does.
 
         Raises:
             RunLockedError: it is running.
         """
-        return cls(path)
+        return cls(path, owner=owner)
+
+    def branch_off(self, step: int) -> Owner:
+        """From here on the run is on a branch of its own, which left the one that it was on at `step`."""
+        self.owner = self.owner.branching(step)
+        self._record.update(branch=self.owner.branch)
+        try:
+            _write_json(self.path / RUN_FILE, self._record)
+        except OSError as error:
+            raise CheckpointSaveError(f"cannot write the run directory {self.path}: {error}") from error
+        return self.owner
 
     def close(self, outcome: str | None = None) -> None:
         """Record how the run ended, if said, and let other processes write here; called twice it does nothing.
@@ -272,6 +293,8 @@ class RunInfo:
     ended: str | None
     command: str
     sessions: int
+    owner: Owner | None = None
+    """None of a run that no version with ids has gone on with."""
 
     def __str__(self) -> str:
         if self.status == "running":
@@ -283,7 +306,7 @@ class RunInfo:
 
 def read_run(path: str | os.PathLike[str]) -> RunInfo | None:
     """What is recorded of the run in `path`, or None where there is no readable run.json. Takes no lock."""
-    record = _read_json(Path(path) / RUN_FILE)
+    record = read_json(Path(path) / RUN_FILE)
     try:
         status, pid, host = record["status"], int(record["pid"]), str(record["host"])
         if status == "running" and host == socket.gethostname() and not _is_alive(pid):
@@ -297,6 +320,7 @@ def read_run(path: str | os.PathLike[str]) -> RunInfo | None:
             ended=record["ended"],
             command=str(record["command"]),
             sessions=int(record["sessions"]),
+            owner=parse_owner({**record, "begun": record.get("created"), "branch": record.get("branch") or MAIN}),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -316,14 +340,6 @@ def _is_alive(pid: int) -> bool:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from .directory import RunDirectory, absolute, holds_checkpoints
+from .whose import Standing, refuse_others
 
 if TYPE_CHECKING:
     from ..checkpoint import CheckpointReader, CheckpointStore, Entry
@@ -55,7 +56,9 @@ class Run:
                 self.directory = RunDirectory.resume(resolution.run_dir)
             else:
                 self.directory = RunDirectory.create(settings.default_root_dir, run_name=settings.run_name)
-            self.store = CheckpointStore(self.directory.path)
+            self.store = CheckpointStore(self.directory.path, owner=self.directory.owner)
+            standing = Standing(self.directory.owner, self.directory.ancestors)
+            refuse_others(self.directory.path, self.store.entries(), standing)
             for logger in loggers:
                 logger.open(self.directory.path, None if goes_on else {})
             return self.directory.path
@@ -133,9 +136,9 @@ class Run:
         return self.settings.run_name
 
     def set_aside_after(self, entry: Entry, damaged: Sequence[str]) -> list[str]:
-        """Move what an earlier process saved after `entry` away: once `entry` fits, it is no longer this run's.
+        """Move what an earlier process saved after `entry` away: once `entry` fits, the run goes on without it.
 
-        Returns sentences about what was moved.
+        What is saved from here on is on a branch of its own. Returns sentences about what was moved.
         """
         if self.store is None:
             return []
@@ -143,13 +146,27 @@ class Run:
         notes = [f"moved to checkpoints/.quarantine/: {', '.join(moved)}"] if moved else []
         newer = self.store.set_aside_after(entry.step, entry.revision)
         if newer:
+            assert self.directory is not None
+            branched = self.store.owner = self.directory.branch_off(entry.step)
             names = sorted({pin for other in newer for pin in other.pins} - set(self.store.pins()))
             free = f"; their names are free again: {', '.join(names)}" if names else ""
             notes.append(
                 f"{len(newer)} checkpoint{'s' if len(newer) > 1 else ''} after step {entry.step} moved to "
-                f"checkpoints/.superseded/, since the run goes on from here{free}"
+                f"checkpoints/.superseded/, since the run goes on from here, on its branch "
+                f"{branched.branch}{free}"
             )
         return notes
+
+    @property
+    def findings(self) -> list[str]:
+        """Sentences about what was found of the directory as this fit began, on rank 0."""
+        directory = self.directory
+        if directory is None or directory.copied_from is None:
+            return []
+        return [
+            f"{directory.path} is a copy of {directory.copied_from}, which is still there: from here on it is a run of "
+            f"its own, {directory.owner.id}"
+        ]
 
     def where_it_stands(self) -> str | None:
         """The newest checkpoint's name."""

@@ -14,6 +14,7 @@ from ..checkpoint.entry import Entry, entry_from_manifest
 from ..checkpoint.filesystem import REAL
 from ..checkpoint.foreign_files import locate, url_scheme
 from ..checkpoint.links import CHECKPOINTS
+from ..checkpoint.owner import MAIN
 from ..checkpoint.reader import CheckpointReader
 from ..checkpoint.remote import Remote, RemoteCheckpoint
 from ..checkpoint.saved import SavedCheckpoint, read_manifest, resolve_checkpoint
@@ -28,6 +29,7 @@ from ..errors import (
 )
 from . import remote_run
 from .directory import absolute, new_run, numbered_runs, read_run, subdirectories
+from .whose import refuse_others
 
 _SUFFIXES = (".pdparams", ".pdopt")
 
@@ -311,11 +313,13 @@ def _refuse_foreign(path: Path) -> None:
 def _continue(
     run: Path, entry: Entry, opened: SavedCheckpoint | None = None, searched: CheckpointReader | None = None
 ) -> Resolution:
+    refuse_others(run, [entry])
     findings = tuple(searched.findings) if searched is not None else ()
     info = read_run(run)
     told = info is not None and info.status not in ("running", "killed") and not findings
     state = f", {info}" if told else ""
-    message = f"going on with {run} from {entry.name} (step {entry.step}, epoch {entry.epoch}{state})"
+    branch = f", branch {entry.owner.branch}" if entry.owner is not None and entry.owner.branch != MAIN else ""
+    message = f"going on with {run} from {entry.name} (step {entry.step}, epoch {entry.epoch}{branch}{state})"
     return Resolution(run, entry, False, message, opened, findings, tuple(searched.damaged) if searched else ())
 
 
