@@ -104,6 +104,10 @@ class CheckpointStore(CheckpointReader):
             owner=self.owner,
         )
 
+    def belong_to(self, owner: Owner) -> None:
+        """What is saved from here on is this owner's."""
+        self.owner = owner
+
     @property
     def busy(self) -> bool:
         """Whether a background save is under way."""

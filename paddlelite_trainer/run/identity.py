@@ -147,7 +147,8 @@ class Run:
         newer = self.store.set_aside_after(entry.step, entry.revision)
         if newer:
             assert self.directory is not None
-            branched = self.store.owner = self.directory.branch_off(entry.step)
+            branched = self.directory.branch_off(entry.step)
+            self.store.belong_to(branched)
             names = sorted({pin for other in newer for pin in other.pins} - set(self.store.pins()))
             free = f"; their names are free again: {', '.join(names)}" if names else ""
             notes.append(
