@@ -9,6 +9,7 @@ import paddle
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.checkpoint import open_checkpoint
 from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError
+from paddlelite_trainer.layers import move_towards
 from paddlelite_trainer.optimizers import master_weights
 
 
@@ -30,7 +31,8 @@ class AveragedWeights(Callback):
         self.evaluate_with_average = evaluate_with_average
         self._averages: dict[str, Any] = {}
         self._averaged_module: Module | None = None
-        self._pairs: list[tuple[Any, Any]] = []  # (average, parameter), found once
+        # {(average's type, whether it is wider than the parameter's): [(average, parameter)]}, found once
+        self._pairs: dict[tuple[Any, bool], list[tuple[Any, Any]]] = {}
         self._shares: dict[Any, tuple[float, Any]] = {}
         self._live_copies: list[tuple[Any, Any]] = []  # (parameter, its live value), while the averages are in place
 
@@ -48,20 +50,26 @@ class AveragedWeights(Callback):
                 name: _widened(masters.get(parameter.name, parameter)).clone()
                 for name, parameter in _averaged_parameters(module)
             }
-        self._averaged_module, self._pairs = module, []
+        self._averaged_module, self._pairs = module, {}
 
     def move(self, trainer: Trainer, module: Module, share: float) -> None:
         """average += share * (weight - average), on the device."""
         if not self._pairs:
-            self._pairs = [(self._averages[name], parameter) for name, parameter in _averaged_parameters(module)]
-        masters = _masters(trainer)
+            for name, parameter in _averaged_parameters(module):
+                average = self._averages[name]
+                kind = average.dtype, average.dtype != parameter.dtype
+                self._pairs.setdefault(kind, []).append((average, parameter))
         with paddle.no_grad():
-            for average, parameter in self._pairs:
-                value = _widened(masters.get(parameter.name, parameter)) if masters else _widened(parameter)
-                average.lerp_(value, self._share(share, average.dtype))
+            for (dtype, is_wider), pairs in self._pairs.items():
+                weight = self._share(share, dtype)
+                if is_wider:
+                    masters = _masters(trainer)
+                    pairs = [(average, _widened(masters.get(one.name, one))) for average, one in pairs]
+                for average, parameter in pairs:
+                    move_towards(average, parameter, weight)
 
     def _share(self, share: float, dtype: Any) -> Any:
-        # A tensor, kept: with a float, lerp_ makes one for every parameter, in 30 us.
+        # A tensor, kept: made for every parameter it would take 30 us.
         kept = self._shares.get(dtype)
         if kept is None or kept[0] != share:
             kept = self._shares[dtype] = (share, paddle.full([], share, dtype=dtype))
@@ -99,7 +107,7 @@ class AveragedWeights(Callback):
                 "have evaluate_with_average=True: set it to False for all but one"
             )
         if stage == "fit":
-            self._averages, self._averaged_module, self._pairs = {}, None, []
+            self._averages, self._averaged_module, self._pairs = {}, None, {}
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
@@ -119,7 +127,7 @@ class AveragedWeights(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         self.put_live_weights_back()
-        self._averaged_module = module
+        self._averaged_module, self._pairs = module, {}
         self._averages = (
             _averages_in(checkpoint["files"][self.file], module) if self.file in checkpoint["files"] else {}
         )

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import numpy as np
-import paddle
-
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import ConfigurationError, NonFiniteError, did_you_mean, explains_unknown_arguments
-from paddlelite_trainer.gradients import entries_of
+from paddlelite_trainer.gradients import all_finite
 from paddlelite_trainer.optimizers import parameters_of
 
 Action = Literal["stop", "skip", "roll_back"]
@@ -73,11 +70,10 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
         if type(optimizer).__name__ == "LBFGS":  # its losses come after this
             return
-        watched = self._losses
+        gradients: list[Any] = []
         if trainer.precision.scaler is None:
-            gradients = (parameter.grad for parameter in parameters_of(optimizer))
-            watched = watched + [gradient for gradient in gradients if gradient is not None]
-        bad = not _all_finite(watched)
+            gradients = [one for parameter in parameters_of(optimizer) if (one := parameter.grad) is not None]
+        bad = not all_finite(gradients, self._losses)
         if trainer.world_size > 1:
             bad = trainer.ranks.any(bad)
         if not bad:
@@ -90,7 +86,7 @@ class NonFiniteGuard(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._losses and any(type(optimizer).__name__ == "LBFGS" for optimizer in trainer.optimizers):
-            finite = _all_finite(self._losses)
+            finite = all_finite((), self._losses)
             self._losses.clear()
             if not finite:
                 self._act(trainer, "the loss")
@@ -124,13 +120,13 @@ class NonFiniteGuard(Callback):
         trainer.log_metrics(self._counts())
 
     def _describe(self, module: Module, optimizer: Any) -> str:
-        if not _all_finite(self._losses):
+        if not all_finite((), self._losses):
             return "the loss"
         names = {parameter.name: name for name, parameter in module.named_parameters()}
         bad = [
             names.get(parameter.name, parameter.name)
             for parameter in parameters_of(optimizer)
-            if parameter.grad is not None and not _all_finite([parameter.grad])
+            if parameter.grad is not None and not all_finite([parameter.grad])
         ]
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         return f"the gradient of {', '.join(bad[:3])}{more}" if bad else "a loss or gradient on another process"
@@ -148,16 +144,3 @@ class NonFiniteGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.steps, self.roll_backs = state_dict["steps"], state_dict["roll_backs"]
         self._in_a_row = state_dict["in_a_row"]
-
-
-def _all_finite(tensors: list[Any]) -> bool:
-    if not tensors:
-        return True
-    with paddle.no_grad():
-        tensors = [entries_of(tensor) for tensor in tensors]
-        # A sum is finite only if every entry is, and takes one operation; where it overflows, entries are looked at.
-        sums = [tensor.sum() for tensor in tensors]
-        sums = paddle.stack([one if one.dtype == paddle.float32 else one.astype("float32") for one in sums])
-        if np.isfinite(sums.numpy()).all():
-            return True
-        return bool(paddle.stack([paddle.isfinite(tensor).all() for tensor in tensors]).all().item())

@@ -6,6 +6,7 @@ used. Few operations know it; others end the process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import paddle
 
 from .errors import ConfigurationError
+from .machine import paddle_internals
 
 
 def entries_of(gradient: Any) -> Any:
@@ -20,6 +22,33 @@ def entries_of(gradient: Any) -> Any:
     if not gradient.is_selected_rows():
         return gradient
     return paddle.nn.clip.get_tensor_from_selected_rows(paddle.nn.clip.merge_selected_rows(gradient))
+
+
+def all_finite(gradients: Sequence[Any], losses: Sequence[Any] = ()) -> bool:
+    """Whether no entry is NaN or infinite, in one copy to the host; in two where the sum of all squares overflows.
+
+    `gradients`, dense or sparse, of any shape; `losses` of one entry each. All of real numbers, of any types.
+    """
+    float32, norm = paddle.float32, paddle_internals.squared_norm
+    with paddle.no_grad():
+        # Their sum is finite only if every entry is; each takes one operation, and a loss none.
+        squares = [
+            norm(one) if one.dtype == float32 and not one.is_selected_rows() else _sum_of_squares(one)
+            for one in gradients
+        ]
+        squares += [loss if loss.dtype == float32 else loss.astype("float32") for loss in losses]
+        if not squares or math.isfinite(paddle_internals.total(squares).item()):
+            return True
+        are_finite = [paddle.isfinite(entries_of(one)).all() for one in (*gradients, *losses)]
+        return bool(paddle.stack(are_finite).all().item())
+
+
+def _sum_of_squares(gradient: Any) -> Any:
+    """Float32, of shape [1]; of other types the plain sum, as half precision's squares would overflow at once."""
+    entries = entries_of(gradient)
+    if entries.dtype == paddle.float32:
+        return paddle_internals.squared_norm(entries)
+    return entries.sum().astype("float32").reshape([1])
 
 
 def scale_gradient(parameter: Any, factor: float) -> None:

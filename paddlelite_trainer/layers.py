@@ -1,4 +1,4 @@
-"""Layers of a model: their train and eval modes, and BatchNorm's running statistics and momentum."""
+"""Layers of a model: their train and eval modes, BatchNorm's running statistics and momentum, weights moved."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import paddle
 
-from .machine.paddle_internals import is_batch_norm, momentum, running_statistics, set_momentum
+from .machine.paddle_internals import is_batch_norm, momentum, move_towards, running_statistics, set_momentum
 
 __all__ = [
     "batch_norms",
     "in_eval_mode",
     "modes",
     "momentum",
+    "move_towards",
     "put_into_modes",
     "put_modes_back",
     "running_statistics",

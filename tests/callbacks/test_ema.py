@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,24 @@ def test_it_costs_no_copy_to_the_host(tmp_path: Path, monkeypatch: pytest.Monkey
     ema.move(run, module, 0.5)
     ema.put_averages_in_place(module, ema.averages)
     ema.put_live_weights_back()
+
+
+def test_a_move_takes_one_operation_a_parameter_and_no_python_beside_it(tmp_path: Path) -> None:
+    def calls(count: int) -> int:
+        module, ema = net(), ExponentialMovingAverage()
+        module.more = paddle.nn.LayerList([paddle.nn.Linear(2, 2) for _ in range(count)])
+        run = trainer(tmp_path, [ema])
+        run.fit(module, batches())
+        ema.move(run, module, 0.001)  # finds its pairs
+        seen: list[str] = []
+        sys.setprofile(lambda frame, event, argument: seen.append(event) if event == "call" else None)
+        try:
+            ema.move(run, module, 0.001)
+        finally:
+            sys.setprofile(None)
+        return len(seen)
+
+    assert calls(1) == calls(10)
 
 
 @pytest.mark.parametrize(

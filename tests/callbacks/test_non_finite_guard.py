@@ -139,6 +139,18 @@ def test_roll_back_puts_back_the_newest_healthy_checkpoint_and_goes_on_with_the_
     assert run.callback_metrics["non_finite_roll_backs"] == 1
 
 
+def test_after_a_roll_back_the_average_goes_on_from_the_one_that_was_put_back(tmp_path: Path) -> None:
+    ema, steps = ExponentialMovingAverage(0.5), Steps()
+    saver = ModelCheckpoint(every_n_train_steps=3, save_top_k=-1)
+    run = trainer(tmp_path, [NonFiniteGuard("roll_back"), ema, steps, saver])
+    run.fit(net(kind=NaNLoss), batches())
+    third = next(entry.path for entry in run.checkpoints.entries() if entry.step == 3)
+    expected = paddle.to_tensor(open_checkpoint(third).tensors("ema.pdparams")["head.weight"])
+    for weights_of_step in steps.weights[BAD:]:
+        expected.lerp_(paddle.to_tensor(weights_of_step["head.weight"]), 0.5)
+    assert (ema.averages["head.weight"].numpy() == expected.numpy()).all()
+
+
 @pytest.mark.parametrize("action", ["skip", "roll_back"])
 @pytest.mark.parametrize(
     "cut", [4, 6, 7]
