@@ -46,7 +46,7 @@ class Configured(Readable):
         devices: int | str | Sequence[int] = "auto",
         precision: str | int = "32-true",
         precision_options: Mapping[str, Any] | None = None,
-        logger: Logger | Sequence[Logger] | bool | None = None,
+        logger: Logger | str | Sequence[Logger | str] | bool | None = None,
         callbacks: Callback | Sequence[Callback] | None = None,
         fast_dev_run: int | bool = False,
         limit_train_batches: int | float | None = None,
@@ -91,7 +91,7 @@ class Configured(Readable):
             devices: how many devices, which ones, or "auto"; more than one starts a process for each.
             precision: "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true" or "64-true".
             precision_options: `custom_white_list`, `custom_black_list` (operators' names), `scaler_options`.
-            logger: where metrics go; None: CSV and TensorBoard files, False: nowhere.
+            logger: where metrics go: loggers, or names as "wandb"; None: CSV and TensorBoard files, False: nowhere.
             callbacks: one, or a list; they are called in the list's order.
             fast_dev_run: try everything on so many batches (True: 1), without checkpoints, logs or a run directory.
             limit_train_batches: batches of an epoch: a number, or a share from 0.0 to 1.0 of the loader's.
@@ -132,7 +132,7 @@ class Configured(Readable):
         self.ranks = Ranks(self.rank_timeout_seconds)
         self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
-        self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run))
+        self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run), is_zero=self.ranks.is_zero)
         self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         self._module_callbacks: list[Callback] = []
         self.callbacks = self._with_defaults(self._given_callbacks)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .callback import HOOKS, Callback, refuse_misspelt_hooks
-from .errors import ConfigurationTypeError
-from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
+from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
+from .reporting.loggers import BY_NAME, CSVLogger, Logger, TensorBoardLogger
 from .reporting.loggers.dry import DryLogger
+
+LoggersGiven = Logger | str | Sequence[Logger | str] | bool | None
+"""What Trainer(logger=...) takes."""
 
 
 def default_callbacks(
@@ -46,26 +51,52 @@ def without_replaced(
     return [callback for callback in given if type(callback) not in replaced]
 
 
-def default_loggers(logger: bool | Logger | Sequence[Logger] | None, *, is_dry: bool = False) -> list[Logger]:
+def default_loggers(given: LoggersGiven, *, is_dry: bool = False, is_zero: bool = True) -> list[Logger]:
     """The loggers meant by Trainer(logger=...): None and True are TensorBoard and CSV files in the run directory.
 
-    Where `is_dry`, each is one that writes nothing.
+    Where `is_dry`, and on other ranks than 0, each is one that writes nothing.
+
+    Raises:
+        ConfigurationError: no logger has that name, one's library is not installed, or one has the `open` of an earlier
+            version.
     """
-    loggers = _loggers(logger)
-    return [DryLogger() for _ in loggers] if is_dry else loggers
+    loggers = _loggers(given)
+    if is_zero and not is_dry:
+        return loggers
+    for logger in loggers:
+        logger.stand_aside()
+    return [DryLogger("fast_dev_run" if is_dry else "") for _ in loggers]
 
 
-def _loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Logger]:
-    if logger is None or logger is True:
+def _loggers(given: LoggersGiven) -> list[Logger]:
+    if given is None or given is True:
         return [TensorBoardLogger(), CSVLogger()]
-    if logger is False:
+    if given is False:
         return []
-    loggers = list(logger) if isinstance(logger, Sequence) and not isinstance(logger, str) else [logger]
-    for one in loggers:
-        if not isinstance(one, Logger):
-            raise ConfigurationTypeError(
-                "Trainer(logger=...) takes True, False, a Logger or a list of them, "
-                f"got {one!r} of type {type(one).__name__}. "
-                "A logger of your own derives from paddlelite_trainer.Logger and defines log_metrics(metrics, step)."
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    return [_logger(one) for one in (given if several else [given])]  # type: ignore[union-attr]
+
+
+def _logger(one: Any) -> Logger:
+    if isinstance(one, str):
+        if one not in BY_NAME:
+            raise ConfigurationError(
+                f"Trainer(logger={one!r}): no logger has that name.{did_you_mean(one, BY_NAME)} "
+                f"There are {', '.join(map(repr, BY_NAME))}; a logger with settings is passed as an object."
             )
-    return loggers
+        return BY_NAME[one]()
+    if not isinstance(one, Logger):
+        raise ConfigurationTypeError(
+            "Trainer(logger=...) takes True, False, a Logger, a name such as 'tensorboard', or a list of these, "
+            f"got {one!r} of type {type(one).__name__}. "
+            "A logger of your own derives from paddlelite_trainer.Logger and defines log_metrics(metrics, step)."
+        )
+    try:
+        inspect.signature(one.open).bind("run_dir", "run_id", False, None)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{type(one).__name__}.open is of an earlier version, which called open(run_dir, resume_state). "
+            "Now it is open(run_dir, run_id, resumed, state): `state` is what resume_state was, `run_id` names the run "
+            "at a service, `resumed` says whether it has been logged before; see paddlelite_trainer.Logger.open."
+        ) from error
+    return one

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.source import lengths
-from .defaults import default_loggers
+from .defaults import LoggersGiven, default_loggers
 from .errors import ConfigurationError
 from .fit.evaluation import Evaluation
 from .fit.fit import Fit
@@ -300,17 +300,18 @@ class Readable(Settings):
         return self.loggers[0] if self.loggers else None
 
     @logger.setter
-    def logger(self, value: bool | Logger | None) -> None:
+    def logger(self, value: LoggersGiven) -> None:
         self._set_loggers("logger", value)
 
-    def _set_loggers(self, name: str, value: bool | Logger | Sequence[Logger] | None) -> None:
+    def _set_loggers(self, name: str, value: LoggersGiven) -> None:
         if self._running:
             raise ConfigurationError(
                 f"trainer.{name} was set while {self.state} runs, which has opened its loggers: set it before, or pass "
                 "Trainer(logger=...)"
             )
         # The list stays the one that the last fit knows.
-        self._loggers[:] = default_loggers(False if value is None else value, is_dry=bool(self.fast_dev_run))
+        given, is_dry = False if value is None else value, bool(self.fast_dev_run)
+        self._loggers[:] = default_loggers(given, is_dry=is_dry, is_zero=self.ranks.is_zero)
 
     # -- callbacks -----------------------------------------------------------------------------------------------------
     @property

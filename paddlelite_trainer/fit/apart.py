@@ -100,7 +100,7 @@ def let_log(evaluation: Evaluation, run: Run, book: Book, stack: contextlib.Exit
     if not (run.settings.logs_evaluations and book.loggers and run.path is None) or evaluation.stage == "predict":
         return
     assert evaluation.subject is not None
-    if run.open_logs(book.loggers, evaluation.subject.module.hparams_to_log):
+    if run.open_logs(book, evaluation.subject.module.hparams_to_log):
         stack.callback(run.close_logs)
     else:
         name = run.settings.run_name

@@ -47,6 +47,7 @@ def finish(fit: Fit) -> None:
     fit.call_apart("on_fit_end")
     saver.take_requested()
     saver.await_save()
+    fit.book.log_summary()
 
 
 def _how_far(fit: Fit) -> str:
@@ -125,8 +126,9 @@ def tear_down_subject(stack: contextlib.ExitStack, subject: Subject, fit: Fit, o
     """In the end the hooks come first, then the datamodule, then the logs and the profile."""
     if fit.settings.profiler is not None:
         stack.callback(fit.settings.profiler.finish, fit)
+    is_over = outcome == "finished" and fit.stopping.training_is_over
     for logger in fit.book.open_loggers():
-        stack.callback(fit.book.finalize, logger, outcome)
+        stack.callback(fit.book.finalize, logger, "finished" if is_over else "failed")
     subject.end_with(stack, "fit")
 
 

@@ -22,6 +22,7 @@ from ..reporting.terminal import facts
 from ..run.resolve import copies_of, resolve
 from . import state
 from .ending import end_open_epoch
+from .logs import open_logs
 from .loop import validate
 from .mark import Mark
 from .optimization import Optimization, refuse_number, refuse_unfit
@@ -74,16 +75,17 @@ def prepare(fit: Fit, request: Request) -> bool:
     fit.use_verbs(_training_step(fit), partial(validate, fit))
     # 6. What a fresh run starts from, before there is a directory: what does not fit leaves none.
     start = _start(fit, request) if saved is None and request.init_from is not None else None
-    # 7. The directory with its lock, store and logs.
-    fit.run.open(resolution, fit.book.loggers)
+    # 7. The directory with its lock and store.
+    fit.run.open(resolution, has_loggers=bool(fit.book.loggers))
     if fit.run.directory is not None:  # on rank 0, where anything is written
         fit.train_log.open(fit.run.directory.path)
     _make_saver(fit)
-    # 8. The saved state, all at once.
+    # 8. The saved state, all at once; then the logs, which lose what came after it.
     notes += fit.run.findings
-    notes += _restore(fit, request, resolution, saved, override, start)
-    for logger in fit.book.loggers if fit.ranks.is_zero else ():
-        logger.log_hyperparams(_hyper_parameters_to_log(fit))
+    notes += _restore(fit, request, resolution, saved, override)
+    open_logs(fit, saved, _hyper_parameters_to_log(fit))
+    if start is not None:
+        notes += start.save_best(fit)
     if fit.run.directory is not None:
         fit.journal.begin(fit.run.directory.path, fit.run.ckpt_path, **_told_of(fit))
     if saved is None and request.fitted_before:
@@ -332,7 +334,6 @@ def _restore(
     resolution: Resolution | None,
     saved: Saved | None,
     override: Sequence[str],
-    start: Start | None,
 ) -> list[str]:
     """Notes on what was found, restored and moved away."""
     assert fit.saver is not None
@@ -348,8 +349,6 @@ def _restore(
         fit.saver.note_resumed()
         damaged = () if resolution is None else resolution.damaged
         notes += fit.ranks.on_rank_zero(lambda: fit.run.set_aside_after(saved.entry, damaged))
-    elif start is not None:
-        notes += start.save_best(fit)
     return notes
 
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
-from ..callback import keyed, overridden
+from ..callback import keyed
 from ..errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
     ConfigurationError,
-    LogWriteError,
     did_you_mean,
 )
 from ..gradients import put_gradient_back, saved_gradient
@@ -24,10 +23,10 @@ from ..machine import paddle_internals
 from ..machine.rng import derive_seed, random_states, set_random_states
 from ..optimizers import optimizer_state, restore_optimizer
 from ..progress import Progress
-from ..reporting.loggers import Logger
 from ..reporting.metrics import paddle_metrics_of, set_counts, stored_counts
 from ..run.weights import MODEL, TRAINER, load_weights_into, shown_to_hooks
 from .changes import check, fingerprint
+from .logs import class_of, saved_logs
 from .saved import Saved, open_saved
 
 if TYPE_CHECKING:
@@ -208,7 +207,8 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "history": fit.book.history,
         "epoch_record": fit.book.epoch_record,
         "callbacks": callbacks,
-        "loggers": _saved_logs(fit.book.loggers, as_of),
+        "loggers": saved_logs(fit.book.loggers, as_of),
+        "logger_classes": [class_of(logger) for logger in fit.book.loggers],
         **fit.stopping.state_dict(),
         "datamodule": subject.datamodule.state_dict() if subject.datamodule is not None else {},
         "datamodule_hyper_parameters": stored_of(subject.datamodule),
@@ -219,29 +219,6 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "eval_layers": in_eval_mode(fit.module),
         "run": fingerprint(fit),
     }
-
-
-def _saved_logs(loggers: Sequence[Logger], as_of: Mark | None) -> list[dict[str, Any]]:
-    """Positions in the logs, of which everything is on the disk.
-
-    Raises:
-        LogWriteError: of the first logger whose log could not be saved; the others' were.
-    """
-    failures: list[LogWriteError] = []
-    for logger in loggers:
-        if not overridden(logger, "state_dict", Logger):
-            continue  # the checkpoint promises nothing of it
-        try:
-            logger.save()
-        except LogWriteError as error:
-            failures.append(error)
-        except Exception as error:
-            failures.append(LogWriteError(f"{type(logger).__name__}.save() failed: {error!r}"))
-            failures[-1].__cause__ = error
-    if failures:
-        raise failures[0]
-    marked = as_of.loggers if as_of is not None else None
-    return [logger.state_dict() for logger in loggers] if marked is None else marked
 
 
 def environment(fit: Fit) -> dict[str, Any]:
@@ -343,9 +320,6 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     fit.book.load_state_dict(tree)
     if "stop" not in override:
         fit.stopping.load_state_dict(tree)
-    if fit.ranks.is_zero and fit.run.path == saved.entry.path.parent.parent:  # else it logs to other files
-        for logger, state in zip(fit.book.loggers, tree["loggers"]):
-            logger.load_state_dict(state)
     _restore_rank(fit, saved, override)
     if fit.progress.epoch_is_open:
         fit.book.publish_steps()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import LogWriteError
 from .loggers.dry import DryLogger
@@ -16,6 +18,20 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from .log_target import LogTarget
     from .loggers import Logger
+
+
+class LoggedRun(Protocol):
+    """What loggers are told of a run: its RunDirectory."""
+
+    path: Path
+    goes_on: bool
+
+    @property
+    def log_id(self) -> str: ...
+
+
+_ENDED: weakref.WeakKeyDictionary[Logger, tuple[Path, str]] = weakref.WeakKeyDictionary()
+"""{logger that was finalized, by whichever Trainer: directory and id of the run that it logged}."""
 
 
 class Book:
@@ -50,6 +66,7 @@ class Book:
         self.before_log: Callable[[], None] = lambda: None
         self.on_bad_values: Callable[[], None] = lambda: None
         self._told: set[str] = set()
+        self._place: tuple[Path, str] | None = None
 
     # -- reading -------------------------------------------------------------------------------------------------------
     @property
@@ -170,7 +187,7 @@ class Book:
         values = {name: float(value) for name, value in metrics.items()}
         refuse_taken_names(*values)
         self.sent.update({name: MetricValue(value) for name, value in values.items()})
-        loggers = self.open_loggers()
+        loggers = self.loggers_to_write()
         if loggers:
             self.before_log()
         for logger in loggers:
@@ -200,17 +217,47 @@ class Book:
         self.next_log = (self.progress.global_step // every + 1) * every
 
     # -- loggers -------------------------------------------------------------------------------------------------------
+    def open_logs(self, loggers: Sequence[Logger], run: LoggedRun, states: Sequence[Any]) -> None:
+        """Open those loggers, each with its own of `states`, as `Logger.open` explains. Rank 0 alone calls it."""
+        self._place = run.path, run.log_id
+        for logger, state in zip(loggers, states):
+            _ENDED.pop(logger, None)
+            logger.open(run.path, run.log_id, run.goes_on, state)
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        for logger in self.open_loggers():
+            logger.log_hyperparams(params)
+
     def open_loggers(self) -> list[Logger]:
         """Those that have somewhere to write: none before a fit has begun, and on rank 0 only."""
         if not self.ranks.is_zero:
             return []
         return [logger for logger in self.loggers if getattr(logger, "is_open", True)]
 
+    def loggers_to_write(self) -> list[Logger]:
+        """The same; those that were finalized are opened again."""
+        loggers = self.open_loggers()
+        for logger in loggers:
+            place = _ENDED.pop(logger, None)
+            if place is not None:
+                logger.open(*place, True, None)
+        return loggers
+
+    def log_summary(self) -> None:
+        """The fit has ended by itself: give the newest values to the loggers."""
+        for logger in self.open_loggers():
+            if logger not in _ENDED:
+                logger.log_summary({name: float(value) for name, value in self.sent.items()})
+
     def finalize(self, logger: Logger, outcome: str) -> None:
+        if logger in _ENDED:
+            return
         try:
             logger.finalize(outcome)
         except LogWriteError as error:
             self.after_failed_log(error)
+        if self._place is not None:
+            _ENDED[logger] = self._place
 
     def after_failed_log(self, error: LogWriteError) -> None:
         if not self.may_fail:

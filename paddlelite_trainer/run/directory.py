@@ -66,6 +66,8 @@ class RunDirectory:
         """Ids of runs whose checkpoints here are this one's past: the directory was copied from theirs."""
         self.copied_from: Path | None = None
         """The directory that this one was found to be a copy of as this process began; a new run began with that."""
+        self.goes_on: bool
+        """Whether the run had begun before, in this process or another."""
         self._lock = _acquire(self.path)
         _held.add(self)
         try:
@@ -91,6 +93,7 @@ class RunDirectory:
                 "created": self.owner.begun,
                 "sessions": int(before.get("sessions") or 0) + 1,
             }
+            self.goes_on = before.get("id") == self.owner.id
             _write_json(self.path / RUN_FILE, self._record)
         except BaseException as error:
             self.close()
@@ -127,6 +130,11 @@ class RunDirectory:
             RunLockedError: it is running.
         """
         return cls(path, owner=owner)
+
+    @property
+    def log_id(self) -> str:
+        """The run's id for who logs it: of a branch with its name, since its points are others than those before."""
+        return self.owner.id if self.owner.branch == MAIN else f"{self.owner.id}-{self.owner.branch}"
 
     def branch_off(self, step: int) -> Owner:
         """From here on the run is on a branch of its own, which left the one that it was on at `step`."""

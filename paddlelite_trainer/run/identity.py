@@ -15,7 +15,7 @@ from .whose import Standing, refuse_others
 if TYPE_CHECKING:
     from ..checkpoint import CheckpointReader, CheckpointStore, Entry
     from ..machine.ranks import Ranks
-    from ..reporting.loggers import Logger
+    from ..reporting.book import Book
     from ..settings import Settings
 
 NO_RUN = (
@@ -42,10 +42,10 @@ class Run:
         self.imported_best: Entry | None = None
         """The best checkpoint of another tool's run that `InitFrom(best=...)` has brought along, with its scores."""
 
-    def open(self, resolution: Any, loggers: Sequence[Logger]) -> None:
-        """Make or take the directory with its lock, store and loggers; every rank calls it."""
+    def open(self, resolution: Any, *, has_loggers: bool) -> None:
+        """Make or take the directory with its lock and store; every rank calls it."""
         settings = self.settings
-        if settings.fast_dev_run or not (settings.enable_checkpointing or loggers):
+        if settings.fast_dev_run or not (settings.enable_checkpointing or has_loggers):
             return
 
         from ..checkpoint import CheckpointReader, CheckpointStore
@@ -59,8 +59,6 @@ class Run:
             self.store = CheckpointStore(self.directory.path, owner=self.directory.owner)
             standing = Standing(self.directory.owner, self.directory.ancestors)
             refuse_others(self.directory.path, self.store.entries(), standing)
-            for logger in loggers:
-                logger.open(self.directory.path, None if goes_on else {})
             return self.directory.path
 
         self.path = self.ranks.on_rank_zero(open_on_disk)
@@ -68,7 +66,7 @@ class Run:
         if resolution is None or resolution.run_dir is None:
             _MAKERS[self.path] = weakref.ref(settings)
 
-    def open_logs(self, loggers: Sequence[Logger], hparams: Mapping[str, Any]) -> bool:
+    def open_logs(self, book: Book, hparams: Mapping[str, Any]) -> bool:
         """Let evaluations before any fit log, all into one directory of their own; every rank calls it.
 
         Returns False where `run_name` is a run that was trained, whose logs are the training's.
@@ -79,16 +77,15 @@ class Run:
             if self._logs is not None:
                 self._logs = RunDirectory.resume(self._logs.path)
                 return True
-            idle = [logger for logger in loggers if logger.log_dir is None]  # another Trainer may have opened it
+            idle = [logger for logger in book.loggers if logger.log_dir is None]  # another Trainer may have opened it
             if not idle:
                 return True
             root, name = absolute(settings.default_root_dir), settings.run_name
             if name is not None and holds_checkpoints(root / name):
                 return False
-            self._logs = RunDirectory.create(root, run_name=name)
-            for logger in idle:
-                logger.open(self._logs.path)
-                logger.log_hyperparams(hparams)
+            self._logs = directory = RunDirectory.create(root, run_name=name)
+            book.open_logs(idle, directory, [None] * len(idle))
+            book.log_hyperparams(hparams)
             return True
 
         return self.ranks.on_rank_zero(open_on_disk)

@@ -22,6 +22,7 @@ from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
 from paddlelite_trainer.reporting.loggers import CSVLogger, Logger, TensorBoardLogger, append_only, tensorboard
 
 ROOT = Path(__file__).resolve().parents[2]
+RUN_ID = "0123456789abcdef"
 
 
 def rows(run_dir: Path) -> list[dict[str, str]]:
@@ -39,7 +40,7 @@ def curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 def opened(logger_class: type[Logger], run_dir: Path, state: object = None) -> Logger:
     logger = logger_class()
     run_dir.mkdir(exist_ok=True)
-    logger.open(run_dir, state)
+    logger.open(run_dir, RUN_ID, bool(state), state)
     return logger
 
 
@@ -300,7 +301,7 @@ RUN = """
     saved = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "loggers": [{}, {}]}
     loggers = [CSVLogger(), TensorBoardLogger()]
     for logger, state in zip(loggers, saved["loggers"]):
-        logger.open(run_dir, state)
+        logger.open(run_dir, '0123456789abcdef', bool(state), state)
     for step in range(saved["step"], end):
         for logger in loggers:
             logger.log_metrics({"loss": step / 3}, step)
@@ -364,7 +365,7 @@ def test_a_logger_of_ones_own_needs_only_log_metrics(tmp_path: Path) -> None:
     logger = Remember()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        logger.open(tmp_path / "runs" / "version_3", {})
+        logger.open(tmp_path / "runs" / "version_3", RUN_ID, False, {})
         logger.log_metrics({"loss": 1.0}, 2)
         logger.log_hyperparams({})
         logger.finalize("success")

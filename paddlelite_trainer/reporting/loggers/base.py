@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,44 @@ from .append_only import AppendOnlyFile
 class Logger:
     """Base class of loggers; a logger of your own needs `log_metrics` and nothing else.
 
-    The Trainer calls `open` when a fit has its run directory, the rest as documented, on rank 0 only. What a logger
-    returns from `state_dict` is kept in every checkpoint; a fit that resumes calls `load_state_dict` with it, and one
-    that starts from nothing with `{}`, since nothing was logged then that is to stay.
+    The Trainer calls all of it on rank 0 only: `open` before anything is logged, the rest as documented, `finalize` at
+    the end; for what is logged after that, as by `trainer.test` after `fit`, it calls `open` and `finalize` again. What
+    a logger returns from `state_dict` is kept in every checkpoint.
 
         class PrintLogger(Logger):
             def log_metrics(self, metrics, step=None):
                 print(step, metrics)
+
+    `log_image`, `log_text`, `log_histogram`, `log_figure`, `log_audio` and `log_summary` are called where a subclass
+    has them. A logger that talks to a service derives from `ServiceLogger`.
     """
 
     _run_dir: Path | None = None
+    _run_id: str | None = None
+    _stands_aside = False
 
-    def open(self, run_dir: str | os.PathLike[str], resume_state: Mapping[str, Any] | None = None) -> None:
-        """Begin to log into a run directory.
+    def open(self, run_dir: Path, run_id: str, resumed: bool, state: Mapping[str, Any] | None) -> None:
+        """Begin, or go on, to log the run in `run_dir`.
 
-        A `resume_state` is given to `load_state_dict`, which takes back what was logged later. The Trainer passes `{}`
-        where a fit starts from nothing, and None, which only adds, where it resumes.
+        Args:
+            run_dir: the run's directory.
+            run_id: 16 hexadecimal digits, drawn when the run began: one run has one id, whichever process goes on with
+                it, also where the one before was killed before it had saved anything.
+            resumed: whether the run has been logged before, by another process or before `finalize`.
+            state: what `state_dict` returned for the checkpoint that is gone on from; what was logged later will be
+                logged again. `{}` where that is everything: a fit that begins, or was killed before its first
+                checkpoint. None where nothing is logged again: an evaluation, or a logger that the checkpoint does
+                not know.
+
+        Here, `state` is given to `load_state_dict`, unless it is None.
         """
-        self._run_dir = Path(run_dir)
-        if resume_state is not None:
-            self.load_state_dict(dict(resume_state))
+        self._run_dir, self._run_id, self._stands_aside = Path(run_dir), run_id, False
+        if state is not None:
+            self.load_state_dict(dict(state))
+
+    def stand_aside(self) -> None:
+        """Called instead of `open` where nothing is to be written: under fast_dev_run, and on all ranks but 0."""
+        self._stands_aside = True
 
     @property
     def is_open(self) -> bool:
@@ -82,6 +99,9 @@ class Logger:
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """Log what the run was configured with; called once per fit."""
 
+    def log_summary(self, metrics: Mapping[str, float]) -> None:
+        """The newest value of every name, as a fit has ended by itself; called once, before `finalize`."""
+
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Called with the ModelCheckpoint that has asked for a checkpoint, once that is there: to upload it, say.
 
@@ -92,9 +112,9 @@ class Logger:
         """Bring everything logged so far to the disk."""
 
     def finalize(self, status: str) -> None:
-        """Called once when a fit or an evaluation of its own ends, with "finished" or "failed"; more may follow.
+        """Called once when a fit or an evaluation of its own ends, with "finished" or "failed".
 
-        An interrupted one has failed.
+        An interrupted one has failed. Before anything more is logged `open` is called again.
         """
         self.save()
 
@@ -123,7 +143,7 @@ class FileLogger(Logger):
             "prefix": "pass directory=, or have it in the names that you log",
             "flush_logs_every_n_steps": "what is logged is on the disk at each save; Trainer(log_every_n_steps=...)",
             "log_graph": "nothing draws the graph",
-            "default_hp_metric": "hyper-parameters are a text",
+            "default_hp_metric": "every curve of the run stands beside its hyper-parameters",
         }
     )
     def __init__(self, directory: str = "") -> None:
@@ -134,10 +154,10 @@ class FileLogger(Logger):
         """Be as new: nothing open, nothing known of a run."""
         self._file = None
 
-    def open(self, run_dir: str | os.PathLike[str], resume_state: Mapping[str, Any] | None = None) -> None:
+    def open(self, run_dir: Path, run_id: str, resumed: bool, state: Mapping[str, Any] | None) -> None:
         self._close()
         self._forget()
-        super().open(run_dir, resume_state)
+        super().open(run_dir, run_id, resumed, state)
 
     @property
     def is_open(self) -> bool:

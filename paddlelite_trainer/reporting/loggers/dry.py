@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .base import Logger
-
-
-class Nothing:
-    """Takes every call and every attribute, and does nothing: a writer of whatever kind."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __call__(self, *arguments: Any, **named: Any) -> Nothing:
-        return self
-
-    def __enter__(self) -> Nothing:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(())
-
-    def __getitem__(self, key: Any) -> Nothing:
-        return self
+from .nothing import Nothing
 
 
 class DryLogger(Logger):
-    """Stands for a logger under `fast_dev_run`: everything that one could be asked for is taken, nothing is written."""
+    """Stands for a logger under `fast_dev_run` and on other ranks than 0.
+
+    Everything that one could be asked for is taken, nothing is written.
+    """
+
+    def __init__(self, name: str = "fast_dev_run") -> None:
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -42,7 +26,7 @@ class DryLogger(Logger):
 
     @property
     def name(self) -> str:
-        return "fast_dev_run"
+        return self._name
 
     @property
     def version(self) -> str:
@@ -55,5 +39,5 @@ class DryLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         pass
 
-    def open(self, run_dir: Any, resume_state: Mapping[str, Any] | None = None) -> None:
+    def open(self, run_dir: Path, run_id: str, resumed: bool, state: Mapping[str, Any] | None) -> None:
         pass

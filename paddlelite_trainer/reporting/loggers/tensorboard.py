@@ -15,6 +15,7 @@ from typing import Any
 
 from .append_only import AppendOnlyFile
 from .base import FileLogger, as_json, number_of
+from .nothing import Nothing
 
 _NOT_IN_A_TAG = re.compile(r"[^-/\w.]")
 
@@ -43,6 +44,8 @@ class TensorBoardLogger(FileLogger):
     @property
     def experiment(self) -> Any:
         """A tensorboardX `SummaryWriter` that writes into this logger's file."""
+        if self._stands_aside:
+            return Nothing()
         if self._experiment is None:
             self._experiment = _summary_writer(self)
         return self._experiment
