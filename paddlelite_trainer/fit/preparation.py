@@ -84,8 +84,7 @@ def prepare(fit: Fit, request: Request) -> bool:
     notes += fit.run.findings
     notes += _restore(fit, request, resolution, saved, override)
     open_logs(fit, saved, _hyper_parameters_to_log(fit))
-    if start is not None:
-        notes += start.save_best(fit)
+    notes += start.save_best(fit) if start is not None else []
     if fit.run.directory is not None:
         fit.journal.begin(fit.run.directory.path, fit.run.ckpt_path, **_told_of(fit))
     if saved is None and request.fitted_before:

@@ -157,7 +157,7 @@ def test_nothing_is_taken_out_of_a_log_where_the_run_is_refused(tmp_path: Path) 
     with pytest.raises(Killed):
         fit(tmp_path, CSVLogger(), Dies(3))
     before = (tmp_path / "version_0" / "metrics.csv").read_bytes()
-    with pytest.raises(Exception, match="hidden|shape|mismatch|differ"):
+    with pytest.raises(Exception, match=r"hidden|shape|mismatch|differ"):
         fit(tmp_path, CSVLogger(), Classifier(hidden=9))
     assert (tmp_path / "version_0" / "metrics.csv").read_bytes() == before
 
@@ -197,7 +197,7 @@ def test_loggers_are_given_by_name(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_name_has_a_suggestion() -> None:
-    with pytest.raises(ConfigurationError, match="no logger has that name. Did you mean 'tensorboard'"):
+    with pytest.raises(ConfigurationError, match=r"no logger has that name\. Did you mean 'tensorboard'"):
         quiet_trainer(logger="tensorbord")
     with pytest.raises(ConfigurationTypeError, match="takes True, False, a Logger, a name such as"):
         quiet_trainer(logger=[3])
