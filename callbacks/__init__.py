@@ -18,6 +18,7 @@ from .gradient_watch import GradientNormWatch, LossSpikeWatch
 from .lambda_callback import LambdaCallback
 from .lr_monitor import LRMonitor
 from .model_checkpoint import ModelCheckpoint
+from .model_export import ModelExport
 from .model_summary import ModelSummary
 from .non_finite_guard import NonFiniteGuard
 from .on_exception_checkpoint import OnExceptionCheckpoint
@@ -42,6 +43,7 @@ __all__ = [
     "LambdaCallback",
     "LossSpikeWatch",
     "ModelCheckpoint",
+    "ModelExport",
     "ModelSummary",
     "NonFiniteGuard",
     "OnExceptionCheckpoint",

@@ -9,6 +9,7 @@ TrainerError
 |  |- NonFiniteError                      NaN or infinity where a guard forbids it
 |  |- RankFailedError                     another rank of the job has failed; the message says which, where and why
 |  `- DeviceOutOfMemoryError              the accelerator's memory is full; names the batch
+|- ExportError (RuntimeError)             a module cannot be exported, or what was exported computes something else
 |- LogWriteError (OSError)                a log file could not be written; what was to be written waits
 `- CheckpointError (RuntimeError)
    |- CheckpointNotFoundError (FileNotFoundError)   nothing is there to load
@@ -71,6 +72,10 @@ class RankFailedError(TrainingError):
 
 class DeviceOutOfMemoryError(TrainingError):
     """The accelerator's memory is full; the message names the batch and what helps."""
+
+
+class ExportError(TrainerError, RuntimeError):
+    """A module cannot be exported, or what was exported computes something else; nothing was written."""
 
 
 class LogWriteError(TrainerError, OSError):

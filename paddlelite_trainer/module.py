@@ -13,6 +13,7 @@ import paddle
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback
 from .errors import ConfigurationError, NoTrainerError
+from .forward_inputs import ForwardInputs, Watch
 from .hyperparameters import HyperParameters, constructed, keep
 from .layers import statistics_of
 from .machine.device import refuse_static_mode
@@ -73,6 +74,8 @@ class Module(paddle.nn.Layer):
         """As `save_hyperparameters` was given them, whatever `hparams` becomes."""
         self.hparams_name: str | None = None
         """The argument that was given to `save_hyperparameters` whole: a dict, Namespace or dataclass."""
+        self.forward_inputs = ForwardInputs()
+        """What `forward` is called with, for an export."""
         self._logs_hparams = True
         self._has_configured_model = False
 
@@ -456,7 +459,10 @@ class Module(paddle.nn.Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled module is on its own: the trainer, its data and its open files do not come along.
-        return {**self.__dict__, "_trainer": None, "_run": None}
+        state = {**self.__dict__, "_trainer": None, "_run": None}
+        if isinstance(state.get("forward"), Watch):  # it watches this module alone
+            del state["forward"]
+        return state
 
 
 def is_written(module: Module, method: str) -> bool:

@@ -13,6 +13,7 @@ from .data.module import DataModule
 from .errors import CheckpointError, ConfigurationError
 from .fit import state as fit_state
 from .fit.apart import (
+    checkpoint_of,
     let_log,
     module_of,
     refuse_other_weights_in_fit,
@@ -43,6 +44,7 @@ from .run.weights import load_weights_at
 
 if TYPE_CHECKING:
     from .checkpoint import Entry
+    from .export.exporting import Exported
     from .fit.starting import InitFrom
 
 
@@ -256,6 +258,61 @@ class Trainer(Configured):
         self.progress.begin_step()  # what a mark remembers of the weights is over
         load_weights_at(self.model, entry.path)
 
+    def export(
+        self,
+        path: str | Path,
+        format: Literal["inference", "onnx", "safetensors", "pdparams"] = "inference",
+        checkpoint: str | Path | None = "best",
+        input_spec: Any = None,
+        *,
+        model: Module | None = None,
+        batch: Any = None,
+        weights: str | None = None,
+        tolerance: float = 1e-4,
+        opset_version: int = 13,
+        dry_run: bool = False,
+    ) -> Exported:
+        """Write `forward` as files for other programs, tried in another process and compared with the module.
+
+            trainer.export("out/model")  # out/model.json and out/model.pdiparams; with Paddle 2 .pdmodel
+            trainer.export("out/model.onnx", "onnx", checkpoint="last")
+
+        Args:
+            path: the files' name without suffix, or with the format's own; directories above it are made.
+            format: "inference" for `paddle.inference`, "onnx", or the weights alone: "safetensors", "pdparams".
+            checkpoint: whose weights: "best", "last", a tag, a path, or None for those that the module has.
+            input_spec: an InputSpec or an example Tensor or array for each argument of forward, nested as they are; by
+                default the first call of forward in the run tells, with the batch's axis free.
+            model: the module, by default the one that this trainer has.
+            batch: a batch that predict_step takes, whose call of forward tells the input.
+            weights: "model", "ema", "swa": the checkpoint's file; by default the averages where evaluation takes them.
+            tolerance: how far an output may be from eager, in parts of its largest number or of 1, whichever is more.
+            opset_version: of ONNX, raised where an operator needs a newer one.
+            dry_run: make and compare everything, and leave no file.
+
+        The module, its modes and buffers and all random numbers are as before. Rank 0 writes; all ranks must call it.
+
+        Raises:
+            ExportError: it cannot be traced, which names the line; the runtime refuses it; it computes something else.
+                What was at `path` before is there.
+            ConfigurationError: an argument, a package that is missing, or an input of which nothing is known.
+            CheckpointError: there is no such checkpoint.
+        """
+        from .export.exporting import Wanted, averages_of, export_module
+
+        wanted = Wanted(format, input_spec, batch, weights, tolerance, opset_version)
+        module = module_of("export", model, self.model)
+        has_fitted = self._fit.subject is not None
+        entry = None
+        if checkpoint is not None:
+            entry = checkpoint_of("export", checkpoint, self._fit.run, self.print, has_fitted, argument="checkpoint")
+        averages = averages_of(self.callbacks)
+        keep = not (dry_run or self.fast_dev_run)
+        exported = self.ranks.on_rank_zero(lambda: export_module(module, path, wanted, entry, averages, keep=keep))
+        if not dry_run:
+            self.print(exported if keep else f"fast_dev_run: {path} was tried and is not written")
+        return exported
+
     def record(self, name: str, value: float) -> None:
         """Put a number into callback_metrics and this epoch's history record, without a logger."""
         self._fit.book.record(name, value)
@@ -365,6 +422,7 @@ class Trainer(Configured):
         if stage == "fit" or datamodule is not None:
             self.datamodule = datamodule
         entered.callback(model.attach_run(self, run))
+        entered.callback(model.forward_inputs.watch(model, afresh=stage == "fit"))
         self.device.activate()
         if self.device.is_accelerator:
             model.to(self.device.name)

@@ -25,6 +25,7 @@ FOLDERS = {
     "paddlelite_trainer/machine": "Paddle and the machine below it: devices, precision, random numbers, signals, ranks",
     "paddlelite_trainer/checkpoint": "what a checkpoint holds and how it reaches the disk",
     "paddlelite_trainer/checkpoint/remote": "checkpoints at a remote, an object store or whatever fsspec reaches",
+    "paddlelite_trainer/export": "a module as files for other programs, tried in another process and compared",
     "paddlelite_trainer/cli": "the command line, without Paddle",
     "callbacks": "clients of the engine; imported as paddlelite_trainer.callbacks",
     "examples": "each runs in about a minute on a CPU, on real data",

@@ -1,4 +1,4 @@
-"""The command `paddlelite`: looks at checkpoints, checks them and puts them in order; needs no Paddle."""
+"""The command `paddlelite`: looks at checkpoints, checks them, puts them in order and exports them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import (
     ConfigurationError,
     RunLockedError,
 )
-from . import bringing, looking, tidying
+from . import bringing, exporting, looking, tidying
 from .output import FAILED, IN_USE, INTERRUPTED, NOT_FOUND, OK, PROBLEMS, USAGE
 
 EXIT_CODES = """\
@@ -96,8 +96,9 @@ def _warnings_in_one_line() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="paddlelite", description="Works on runs of paddlelite_trainer.")
     parser.add_argument("--version", action="version", version=f"paddlelite {__version__}")
-    parser.epilog = "See `paddlelite ckpt --help`."
-    groups = parser.add_subparsers(metavar="ckpt", required=True)
+    parser.epilog = "See `paddlelite ckpt --help` and `paddlelite export --help`."
+    groups = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_export(groups)
     group = _subparser(groups, "ckpt", "list, check and handle checkpoints", epilog=f"{EXAMPLES}\n{EXIT_CODES}")
     commands = group.add_subparsers(metavar="COMMAND", required=True)
     _add_looking(commands)
@@ -190,6 +191,36 @@ def _add_bringing(commands: Any) -> None:
         "--name", default="latest", help="latest (default), best, a tag, a step, or a checkpoint's name as ls shows it"
     )
     _with_json(fetch)
+
+
+def _add_export(groups: Any) -> None:
+    export = _subparser(
+        groups,
+        "export",
+        "write a checkpoint's network as files for paddle.inference or ONNX, compared with the module",
+        exporting.export,
+        epilog="paddlelite export runs/version_3 out/model --module train.py:Classifier\n"
+        "paddlelite export runs/version_3/best model.onnx --module mine.nets:Classifier "
+        "--input 'image:float32[any,3,224,224]'\n",
+    )
+    export.add_argument("checkpoint", help="a checkpoint; a run means its best one, or where it has none its newest")
+    export.add_argument("output", help="the file's name without suffix, or with the format's")
+    export.add_argument("--format", choices=exporting.FORMATS, help="by default as the suffix says, else inference")
+    export.add_argument("--module", metavar="FILE.py:CLASS", help="the module's class, or package.module:CLASS")
+    export.add_argument(
+        "--input",
+        action="append",
+        metavar="NAME:DTYPE[SIZES]",
+        help="one argument of forward, such as image:float32[any,3,224,224], or a .npy file with an example; by "
+        "default as the run has called it",
+    )
+    export.add_argument(
+        "--weights", help="model, ema or another average in it (default: the average where there is one)"
+    )
+    export.add_argument("--tolerance", type=float, default=1e-4, help="how far from the module (default: 1e-4)")
+    export.add_argument("--opset", type=int, default=13, help="of ONNX (default: 13)")
+    export.add_argument("--force", action="store_true", help="replace existing files")
+    _with_json(export)
 
 
 def _add_repair(commands: Any) -> None:

@@ -21,13 +21,17 @@ FILES = {"model": "model.pdparams", "ema": "ema.pdparams", "optimizer": "optimiz
 
 def export(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output).expanduser()
-    what = _what_to_export(output, arguments.what)
+    return write(arguments, arguments.checkpoint, output, _what_to_export(output, arguments.what))
+
+
+def write(arguments: argparse.Namespace, checkpoint: str, output: Path, what: str) -> int:
+    """Write one file of a checkpoint, `what` of FILES or an average's name, in the format that the suffix says."""
     if output.exists() and not arguments.force:
         raise ConfigurationError(f"{output} exists; --force replaces it")
     if not output.parent.is_dir():
         raise CheckpointError(f"{output} cannot be written: there is no directory {output.parent}")
-    saved = open_checkpoint(checkpoint_at(arguments.checkpoint))
-    file = FILES[what]
+    saved = open_checkpoint(checkpoint_at(checkpoint))
+    file = FILES.get(what, f"{what.removesuffix('.pdparams')}.pdparams")
     if file not in saved.files:
         raise CheckpointNotFoundError(f"{saved.entry.path} has no {file}; it has {', '.join(saved.files)}")
     try:

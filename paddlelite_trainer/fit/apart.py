@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 
-def module_of(stage: Stage, model: Any, fitted: Module | None) -> Module:
+def module_of(stage: str, model: Any, fitted: Module | None) -> Module:
     """The module that was given, or else the one that the trainer has fitted."""
     if model is None and fitted is None:
         raise ConfigurationError(f"trainer.{stage}() needs a model: this trainer has not fitted one yet")
@@ -60,16 +60,25 @@ def sources_of(stage: Stage, dataloaders: Any, subject: Subject) -> list[BatchSo
     return sources
 
 
-def checkpoint_of(stage: str, ckpt_path: str | Path, run: Run, print_: Callable[..., None], has_fitted: bool) -> Path:
+def checkpoint_of(
+    stage: str,
+    ckpt_path: str | Path,
+    run: Run,
+    print_: Callable[..., None],
+    has_fitted: bool,
+    argument: str = "ckpt_path",
+) -> Path:
     """The checkpoint that `ckpt_path` means; "best" and "last" mean those of `run`, once its trainer has fitted.
 
     Every rank calls it.
     """
+    asked = f"trainer.{stage}({argument}={str(ckpt_path)!r})"
     if str(ckpt_path) in ("best", "last", "latest") and has_fitted and not run.holds_checkpoints:
+        leave = "Pass checkpoint=None" if argument == "checkpoint" else f"Leave {argument} out"
         raise CheckpointError(
-            f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): the fit of this trainer saved nothing, so it has no "
-            "such checkpoint (enable_checkpointing=False, fast_dev_run, or none was due). "
-            "Leave ckpt_path out for the weights that the module has, or give a path."
+            f"{asked}: the fit of this trainer saved nothing, so it has no such checkpoint "
+            "(enable_checkpointing=False, fast_dev_run, or none was due). "
+            f"{leave} for the weights that the module has, or give a path."
         )
     settings, name = run.settings, run.name
     resolution = run.ranks.on_rank_zero(  # each rank could find another, while a save is under way
@@ -77,10 +86,11 @@ def checkpoint_of(stage: str, ckpt_path: str | Path, run: Run, print_: Callable[
     )
     if resolution.entry is None:
         said = resolution.message.removesuffix(": fresh run")
-        raise CheckpointNotFoundError(f"trainer.{stage}(ckpt_path={str(ckpt_path)!r}): {said}")
+        raise CheckpointNotFoundError(f"{asked}: {said}")
     for finding in resolution.findings:
         print_(f"WARNING: {finding}")
-    print_(f"Weights of {resolution.entry.path}")
+    if argument == "ckpt_path":
+        print_(f"Weights of {resolution.entry.path}")
     return resolution.entry.path
 
 

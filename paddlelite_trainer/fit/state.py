@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from .mark import Mark
 
 OPTIMIZER = "optimizer.pdopt"
+KEPT_WITH_WEIGHTS = (
+    *("hyper_parameters", "hyper_parameters_name", "progress"),
+    *("datamodule", "datamodule_hyper_parameters", "forward_inputs"),
+)
+"""What else a checkpoint of weights only holds."""
 OVERRIDES = ("callbacks", "data", "learning_rate", "lr_schedulers", "optimizer", "precision", "stop")
 """What `fit(override=...)` accepts: parts of a checkpoint that are left aside in favour of the present settings."""
 
@@ -98,8 +103,7 @@ def _contents(
     optimizer_tensors = tree.pop("optimizer_tensors")
     if weights_only:
         users = {key: value for key, value in tree.items() if key not in own}
-        kept = ("hyper_parameters", "hyper_parameters_name", "progress", "datamodule", "datamodule_hyper_parameters")
-        states[TRAINER] = {"weights_only": True, **{key: tree[key] for key in kept}, **users}
+        states[TRAINER] = {"weights_only": True, **{key: tree[key] for key in KEPT_WITH_WEIGHTS}, **users}
     else:
         files[OPTIMIZER] = optimizer_tensors
         states[TRAINER] = tree
@@ -214,6 +218,7 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "datamodule_hyper_parameters": stored_of(subject.datamodule),
         "hyper_parameters": stored(fit.module.hparams),
         "hyper_parameters_name": fit.module.hparams_name,
+        "forward_inputs": fit.module.forward_inputs.described,
         "added_param_groups": optimization.added_param_groups,
         "untrained": untrained(fit),
         "eval_layers": in_eval_mode(fit.module),
@@ -303,6 +308,7 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     tree, data = saved.tree, fit.data
     assert data is not None
     data.reload_as_before(Progress(**tree["progress"]))
+    fit.module.forward_inputs.recall(tree.get("forward_inputs"))
     notes = check(fit, saved, override)
     if not {"optimizer", "precision"} & set(override):  # first: in another precision the weights' types differ too
         fit.precision.load_state_dict(tree["precision"])

@@ -1,0 +1,1 @@
+"""A module as files that other programs load: an inference program, ONNX, or its weights."""
