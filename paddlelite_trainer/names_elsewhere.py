@@ -47,7 +47,7 @@ _SAME_NAME = (
 _METHODS = {
     "evaluate": "trainer.validate(module, loader) or trainer.test(module, loader) does it here",
     "prepare": "configure_optimizers of the module returns the optimizer, and training_step the loss",
-    "save": "trainer.save_checkpoint(name) keeps everything, trainer.export(path) writes the network for other programs",
+    "save": "trainer.save_checkpoint(name) keeps everything, trainer.export(path) the network for other programs",
     **dict.fromkeys(("to_onnx", "export_onnx"), "trainer.export(path, format='onnx') does it here"),
     "to_torchscript": "trainer.export(path) writes a program for paddle.inference",
     "load": "fit(ckpt_path=...) goes on with a run, Module.load_from_checkpoint(path) makes the module",

@@ -239,10 +239,10 @@ NOT_HERE: dict[str, dict[str, str]] = {
     "Trainer.save_checkpoint": {"filepath=": "`tag`, a name in the run directory", "storage_options=": "`RemoteCopy`"},
     "LightningModule": {
         "device_mesh fabric": "nothing takes their place",
-        "example_input_array": "nothing draws the graph",
+        "example_input_array": "set it in `__init__`: `trainer.export` takes it where no run has called `forward`",
         "on_gpu": "`self.trainer.device.is_accelerator`",
-        "to_onnx": "`paddle.onnx.export`",
-        "to_torchscript": "`paddle.jit.save`",
+        "to_onnx": "`trainer.export(path, 'onnx')`",
+        "to_torchscript": "`trainer.export(path)`, a program for `paddle.inference`",
         "to_tensorrt": "`paddle.inference`",
         "toggled_optimizer": "`toggle_optimizer` and `untoggle_optimizer`",
     },
