@@ -459,7 +459,7 @@ class Module(paddle.nn.Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled module is on its own: the trainer, its data and its open files do not come along.
-        state = {**self.__dict__, "_trainer": None, "_run": None}
+        state = {**self.__dict__, "_trainer": None, "_run": None, "forward_inputs": ForwardInputs()}
         if isinstance(state.get("forward"), Watch):  # it watches this module alone
             del state["forward"]
         return state
