@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .fit.starting import InitFrom
     from .machine.ranks import rank_zero_info, rank_zero_only
     from .machine.rng import seed_everything
+    from .machine.strategy import Strategy
     from .module import Module
     from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
     from .trainer import Trainer
@@ -34,6 +35,7 @@ __all__ = [
     "Logger",
     "Module",
     "SavePoint",
+    "Strategy",
     "TensorBoardLogger",
     "Trainer",
     "Tuner",
@@ -61,6 +63,7 @@ _HOME = {
     "TensorBoardLogger": ".reporting.loggers",
     "rank_zero_info": ".machine.ranks",
     "rank_zero_only": ".machine.ranks",
+    "Strategy": ".machine.strategy",
     "seed_everything": ".machine.rng",
 }
 

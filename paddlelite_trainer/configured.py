@@ -14,10 +14,11 @@ from .errors import explains_unknown_arguments
 from .fit.evaluation import Evaluation
 from .fit.fit import Fit
 from .fit.subject import Machine
-from .machine.device import resolve_device
+from .machine.device import Device, resolve_device
 from .machine.precision import Precision
 from .machine.ranks import Ranks, launch_if_several
 from .machine.rng import seed_everything
+from .machine.strategy import Strategy
 from .module import Module
 from .readable import Readable
 from .reporting.terminal import print_line
@@ -44,6 +45,10 @@ class Configured(Readable):
         max_time: str | timedelta | Mapping[str, int] | None = None,
         accelerator: str = "auto",
         devices: int | str | Sequence[int] = "auto",
+        strategy: str | Strategy = "auto",
+        num_nodes: int | None = None,
+        sync_batchnorm: bool = False,
+        find_unused_parameters: bool | None = None,
         precision: str | int = "32-true",
         precision_options: Mapping[str, Any] | None = None,
         logger: Logger | str | Sequence[Logger | str] | bool | None = None,
@@ -89,6 +94,11 @@ class Configured(Readable):
             max_time: end after this much training: "DD:HH:MM:SS", a timedelta, or {"hours": 2}.
             accelerator: "auto", "cpu", "gpu", or the name of one of Paddle's custom devices.
             devices: how many devices, which ones, or "auto"; more than one starts a process for each.
+            strategy: how training is spread over them: "auto" ("ddp" where there are several), "ddp",
+                "sharding_stage1", "sharding_stage2", "sharding_stage3"; words of Lightning and Paddle are understood.
+            num_nodes: how many machines the job has, as a check; None: as it was started.
+            sync_batchnorm: let BatchNorm's statistics be those of all ranks' batches together.
+            find_unused_parameters: whether a step may leave parameters without a gradient; None: in "ddp" it may.
             precision: "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true" or "64-true".
             precision_options: `custom_white_list`, `custom_black_list` (operators' names), `scaler_options`.
             logger: where metrics go: loggers, or names as "wandb"; None: CSV and TensorBoard files, False: nowhere.
@@ -126,11 +136,7 @@ class Configured(Readable):
             rank_timeout: how long ranks wait for one that does not come; None: for ever.
         """
         super().__init__(locals(), _DEFAULTS)
-        launch_if_several(accelerator, devices, self.default_root_dir / "launch_logs")
-        if self.given_seed is not None:
-            seed_everything(self.given_seed, workers=True)  # so that a module made next has the same weights each time
-        self.ranks = Ranks(self.rank_timeout_seconds)
-        self.device = resolve_device(accelerator, devices, local_rank=self.ranks.local_rank)
+        self.ranks, self.strategy, self.device = self._start(accelerator, devices)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
         self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run), is_zero=self.ranks.is_zero)
         self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
@@ -140,6 +146,14 @@ class Configured(Readable):
         self._running: list[Fit | Evaluation] = []
         self._evaluated: dict[str, float] = {}
         self._last = self._fit = self._new_fit()
+
+    def _start(self, accelerator: str, devices: int | str | Sequence[int]) -> tuple[Ranks, Strategy, Device]:
+        launch_if_several(accelerator, devices, self.strategy, self.default_root_dir / "launch_logs")
+        if self.given_seed is not None:
+            seed_everything(self.given_seed, workers=True)  # so that a module made next has the same weights each time
+        ranks = Ranks(self.rank_timeout_seconds)
+        device = resolve_device(accelerator, devices, local_rank=ranks.local_rank)
+        return ranks, self.strategy.on(ranks.world_size), device
 
     def print(self, *values: Any, **options: Any) -> None:
         """print() on rank 0 that does not tear the progress bar."""

@@ -80,21 +80,27 @@ def clip_gradients_by_value(parameters: Sequence[Any], value: float) -> None:
     paddle.nn.utils.clip_grad_value_(parameters, value)
 
 
-def clip_gradients_by_norm(parameters: Sequence[Any], max_norm: float) -> Any:
+def clip_gradients_by_norm(parameters: Sequence[Any], max_norm: float, norm: Any = None) -> Any:
     """Scale the gradients down together to a norm of `max_norm`, in place; returns the norm before, float32 or wider.
+
+    `norm` is theirs and that of other ranks' gradients together, where it is known.
 
     `paddle.nn.utils.clip_grad_norm_`, and its formula where it cannot be used: it fails on gradients of several types,
     which O2 has, and on sparse ones, and sums squares in float16, which overflows at a norm of 65504.
     """
     halves = (paddle.float16, paddle.bfloat16)
-    if not any(parameter.grad.is_selected_rows() or parameter.grad.dtype in halves for parameter in parameters):
+    if norm is None and not any(
+        parameter.grad.is_selected_rows() or parameter.grad.dtype in halves for parameter in parameters
+    ):
         return paddle.nn.utils.clip_grad_norm_(parameters, max_norm)
     with paddle.no_grad():
-        total = norm_of([parameter.grad for parameter in parameters])
+        total = norm_of([parameter.grad for parameter in parameters]) if norm is None else norm
         factor = paddle.clip(max_norm / (total + 1e-6), max=1.0)
         for parameter in parameters:
             if parameter.grad.is_selected_rows():
                 _multiply_rows(parameter, factor.reshape([1]))
+            elif parameter.grad.dtype not in halves:
+                parameter.grad.multiply_(factor)
             else:
                 scaled = parameter.grad.astype("float32") * factor
                 paddle.assign(scaled.astype(parameter.grad.dtype), parameter.grad)

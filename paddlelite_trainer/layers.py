@@ -7,6 +7,7 @@ from typing import Any
 
 import paddle
 
+from .errors import ConfigurationError
 from .machine.paddle_internals import is_batch_norm, momentum, move_towards, running_statistics, set_momentum
 
 __all__ = [
@@ -64,3 +65,20 @@ def saved_statistics(module: paddle.nn.Layer) -> dict[str, Any]:
     """Those of `statistics_of` that a checkpoint's weights hold."""
     saved = module.state_dict()
     return {name: value for name, value in statistics_of(module).items() if name in saved}
+
+
+def synchronise_batch_norm(module: paddle.nn.Layer, device: str) -> None:
+    """Let every BatchNorm in the module take its statistics over all ranks' batches, by paddle.nn.SyncBatchNorm.
+
+    Raises:
+        ConfigurationError: this device has no kernel for it.
+    """
+    trial = paddle.nn.SyncBatchNorm(1)
+    try:
+        trial(paddle.ones([2, 1]))
+    except (RuntimeError, NotImplementedError, OSError) as error:
+        raise ConfigurationError(
+            f"sync_batchnorm=True: Paddle {paddle.__version__} has no SyncBatchNorm for {device}. Leave it out, or use "
+            "a GroupNorm or LayerNorm, which need no other samples"
+        ) from error
+    paddle.nn.SyncBatchNorm.convert_sync_batchnorm(module)

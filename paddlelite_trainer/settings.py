@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from .duration import Duration, seconds
 from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
+from .machine.strategy import Strategy, strategy_of
 from .names_elsewhere import callback_here
 from .reporting.profiler import make_profiler
 
@@ -97,10 +98,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 # Arguments of Lightning's Trainer, of today and of before, that are not here, and what to do instead.
 NOT_HERE = {
-    "strategy": "devices=2 is data parallel already",
     "model_registry": "RemoteCopy copies checkpoints to an object storage",
-    "num_nodes": "start the job with python -m paddle.distributed.launch --nnodes",
-    "sync_batchnorm": "call paddle.nn.SyncBatchNorm.convert_sync_batchnorm(module) before fit",
     "use_distributed_sampler": "a DistributedBatchSampler is used as it is, "
     "any other sampler's batches are divided over ranks",
     "benchmark": "set FLAGS_cudnn_exhaustive_search with paddle.set_flags",
@@ -187,6 +185,9 @@ class Settings:
         self.cpu_threads: int | Literal["auto"] = given["cpu_threads"]
         self.look_ahead: bool = given["look_ahead"]
         self.prefetch_to_device: bool | Literal["auto"] = given["prefetch_to_device"]
+        names = ("strategy", "num_nodes", "sync_batchnorm", "find_unused_parameters", "precision")
+        self.strategy: Strategy = strategy_of(**{name: given[name] for name in names})
+        """As it was asked for, until it is known how many processes there are."""
 
     def window_of(self, epoch: int) -> int:
         """The accumulation window of an epoch."""

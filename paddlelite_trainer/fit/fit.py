@@ -23,6 +23,7 @@ from .stopping import StopRequests
 from .subject import Machine, Subject
 
 if TYPE_CHECKING:
+    from ..machine.engine import Engine
     from ..module import Module
     from ..reporting.loggers import Logger
     from ..settings import Settings
@@ -74,6 +75,7 @@ class Fit:
         self.cpu_threads: int | None = None
         self.data: TrainingData | None = None
         self.optimization: Optimization | None = None
+        self.engine: Engine | None = None
         self.schedules: Schedules | None = None
         self.saver: Saver | None = None
         # Where the fit is.
@@ -126,6 +128,11 @@ class Fit:
 
     def use_optimization(self, optimization: Optimization, schedules: Schedules) -> None:
         self.optimization, self.schedules = optimization, schedules
+
+    def use_engine(self, engine: Engine) -> None:
+        assert self.optimization is not None
+        self.engine = engine
+        self.optimization.use_engine(engine)
 
     def use_verbs(self, take_step: Callable[[Any, int], Any], validate: Callable[[], None]) -> None:
         self.take_step, self.validate = take_step, validate

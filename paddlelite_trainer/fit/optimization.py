@@ -16,6 +16,7 @@ from ..optimizers import ManualOptimizer, add_param_group, parameters_of, struct
 from .steps import step_of
 
 if TYPE_CHECKING:
+    from ..machine.engine import Engine
     from ..machine.precision import Precision
     from ..progress import Progress
     from ..settings import Settings
@@ -55,6 +56,9 @@ class Optimization:
         self.manual_optimizers = [ManualOptimizer(optimizer, self._manual_step) for optimizer in self.optimizers]
         self.added_param_groups: list[dict[str, Any]] = []
         self.gradient_norm: Any = None
+        self.engine: Engine | None = None
+        self.stepping = self.optimizers
+        """What steps in each optimizer's place."""
         self.last_loss: Any = None
         self.skips_step = self._is_stepping = False
         self._skipped, self._skipped_at = 0, (0, 0)  # batches without a loss in a row, and where the row began
@@ -74,6 +78,10 @@ class Optimization:
                     self._count_raw_steps(optimizer, name)
         self.backward: Callable[..., None] = self._users_backward if is_written(module, "backward") else self._backward
         self.step: Callable[[], None] = self._step
+
+    def use_engine(self, engine: Engine) -> None:
+        """Let the ranks' gradients be shared by it."""
+        self.engine, self.stepping = engine, [engine.stepping(optimizer) for optimizer in self.optimizers]
 
     # -- the end of a batch --------------------------------------------------------------------------------------------
     def open_window(self) -> None:
@@ -127,13 +135,16 @@ class Optimization:
     def _step(self) -> None:
         """The end of an accumulation window."""
         progress, calls, optimizer = self.progress, self.hooks.calls, self.optimizers[0]
+        stepping = self.stepping[0]
+        if self.engine is not None:
+            self.engine.gather_gradients()
         if progress.batches_in_window != self.window_length:
             self._rescale_gradients(self.window_length / progress.batches_in_window)
         progress.batches_in_window = 0
         scaler = self.precision.scaler
         if scaler is not None:
             self._refuse_what_cannot_be_unscaled(optimizer)
-            self.precision.unscale(optimizer)
+            self.precision.unscale(stepping)
         self.skips_step = False
         for hook in calls.get("on_before_optimizer_step", ()):
             hook(optimizer)
@@ -144,15 +155,15 @@ class Optimization:
             )
         progress.steps_begun += 1  # before the step, which may fail halfway
         if self.skips_step:
-            self.precision.discard(optimizer)
+            self.precision.discard(stepping)
         elif scaler is None:
-            optimizer.step()
+            stepping.step()
         else:
-            self.precision.step(optimizer)
+            self.precision.step(stepping)
             self.precision.update()
         for hook in calls.get("on_before_zero_grad", ()):
             hook(optimizer)
-        optimizer.clear_grad(False)  # to None: with zeros, parameters the loss does not use would still move
+        stepping.clear_grad(False)  # to None: with zeros, parameters the loss does not use would still move
         progress.global_step += 1
         progress.schedulers_are_due = self.schedules_follow
 
@@ -296,14 +307,17 @@ class Optimization:
             for parameter in parameters_of(optimizer)
             if parameter.grad is not None and getattr(parameter, "need_clip", True)
         ]
-        if not parameters:
+        engine = self.engine
+        if not parameters and (engine is None or not engine.is_sharded):
             return None
         with self.precision.outside_autocast():
-            self.precision.unscale(getattr(optimizer, "optimizer", optimizer))
+            own = getattr(optimizer, "optimizer", optimizer)
+            self.precision.unscale(own if engine is None else engine.stepping(own))
             if algorithm == "value":
                 clip_gradients_by_value(parameters, value)
                 return None
-            self.gradient_norm = clip_gradients_by_norm(parameters, value)
+            norm = engine.norm(parameters) if engine is not None else None
+            self.gradient_norm = clip_gradients_by_norm(parameters, value, norm)
             return self.gradient_norm
 
     def toggle(self, optimizer: Any) -> None:
@@ -326,6 +340,8 @@ class Optimization:
         """Keep no batch's results, and leave every parameter as the user has it."""
         self.last_loss = None
         self.untoggle()
+        if self.engine is not None:
+            self.engine.let_go()
         for optimizer in () if self.is_automatic else self.optimizers:
             for name in _STEPS:
                 vars(optimizer).pop(name, None)
@@ -338,6 +354,8 @@ class Optimization:
     def add_param_group(
         self, parameters: Iterable[Any], *, optimizer_index: int, learning_rate: float, weight_decay: float | None
     ) -> None:
+        if self.engine is not None:
+            self.engine.refuse_new_parameters()
         added = list(parameters)
         optimizer = self.optimizers[optimizer_index]
         add_param_group(optimizer, added, learning_rate=learning_rate, weight_decay=weight_decay)

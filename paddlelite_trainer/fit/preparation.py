@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback, overridden
 from ..errors import ConfigurationError
+from ..layers import synchronise_batch_norm
 from ..machine.device import use_cpu_threads
+from ..machine.engine import WaitForRanks
 from ..machine.rng import draw_seed, isolated_random_states, seed_everything
 from ..module import Module, is_written
 from ..optimizers import normalise
@@ -33,6 +35,7 @@ from .stopping import StopRequests
 from .training_data import TrainingData
 
 if TYPE_CHECKING:
+    from ..machine.engine import Engine
     from ..run.resolve import Resolution
     from .fit import Fit
     from .starting import InitFrom, Start
@@ -227,6 +230,8 @@ def _tell_what_has_no_effect(fit: Fit, train: Any) -> None:
 def _configure_optimizers(fit: Fit) -> None:
     module, data = fit.module, fit.data
     assert data is not None
+    if fit.settings.strategy.sync_batchnorm and fit.ranks.world_size > 1:
+        synchronise_batch_norm(module, fit.device.name)
     returned = module.configure_optimizers()
     optimizers, configs = normalise(returned, steps_schedulers=module.automatic_optimization)
     if returned is None and module.automatic_optimization:
@@ -235,8 +240,6 @@ def _configure_optimizers(fit: Fit) -> None:
         refuse_number(module, optimizers)
     fit.precision.prepare(module, optimizers)
     if fit.ranks.world_size > 1:
-        from ..machine.data_parallel import WaitForRanks
-
         fit.hooks.add("on_before_backward", WaitForRanks(fit.ranks, partial(_ends_window, fit)).before_backward)
     optimization = Optimization(
         module,
@@ -276,16 +279,35 @@ def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
         return optimization.closure_step
     if fit.ranks.world_size == 1 or not (optimization.optimizers or not fit.module.automatic_optimization):
         return optimization.training_step
-    from ..machine.data_parallel import synchronised
-
     if not fit.module.automatic_optimization:
         raise ConfigurationError(
             f"manual optimization runs on one process so far, this is one of {fit.ranks.world_size}: gradients of a "
             "backward inside training_step would not be synchronised"
         )
-
     with isolated_random_states():  # wrapping draws a number from python's generator
-        return synchronised(fit.module, optimization.training_step, partial(_ends_window, fit), fit.ranks)
+        engine = _engine(fit)
+        fit.use_engine(engine)
+        return engine.training_step(optimization.training_step)
+
+
+def _engine(fit: Fit) -> Engine:
+    """What moves gradients between the ranks, as the strategy asks."""
+    strategy, optimization = fit.settings.strategy, fit.optimization
+    assert optimization is not None
+    if strategy.stage == 0:
+        from ..machine.data_parallel import DataParallel
+
+        return DataParallel(fit.module, strategy, fit.ranks, partial(_ends_window, fit))
+    from ..machine.sharding import ShardedState
+
+    if fit.precision.scaler is not None:
+        fit.precision.scaler.judge_over_ranks()
+
+    def window() -> tuple[bool, bool]:
+        return fit.progress.batches_in_window == 0, _ends_window(fit)
+
+    names = optimization.parameter_names
+    return ShardedState(fit.module, optimization.optimizers[0], strategy, names, fit.ranks, window)
 
 
 def _ends_window(fit: Fit) -> bool:

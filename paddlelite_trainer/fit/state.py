@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from ..hyperparameters import stored, stored_of
 from ..layers import in_eval_mode, put_into_modes, saved_statistics
 from ..machine import paddle_internals
 from ..machine.rng import derive_seed, random_states, set_random_states
-from ..optimizers import optimizer_state, restore_optimizer
+from ..optimizers import optimizer_state
 from ..progress import Progress
 from ..reporting.metrics import paddle_metrics_of, set_counts, stored_counts
 from ..run.weights import MODEL, TRAINER, load_weights_into, shown_to_hooks
 from .changes import check, fingerprint
 from .logs import class_of, saved_logs
+from .optimizer_parts import OPTIMIZER, optimizer_tensors, restore_optimization, restore_optimizers, tensors_elsewhere
 from .saved import Saved, open_saved
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from .fit import Fit
     from .mark import Mark
 
-OPTIMIZER = "optimizer.pdopt"
 KEPT_WITH_WEIGHTS = (
     *("hyper_parameters", "hyper_parameters_name", "progress"),
     *("datamodule", "datamodule_hyper_parameters", "forward_inputs"),
@@ -53,12 +54,15 @@ def save(
 ) -> Entry:
     """Write one checkpoint of everything, as of a mark where there is one; every rank calls it, rank 0 writes."""
     ranks = fit.ranks.gather_object(rank_tree(fit, as_of))
+    elsewhere = tensors_elsewhere(fit)
     if not fit.ranks.is_zero:
         return fit.ranks.on_rank_zero(_never)
     contents: dict[str, Any] | Exception
     try:
         # Here, for user's hooks belong to the thread they know.
         contents = _contents(fit, candidate, ranks, weights_only, as_of)
+        if not weights_only:
+            contents["files"][OPTIMIZER].update(elsewhere)
     except Exception as error:  # the other ranks wait, and are told
         contents = error
 
@@ -188,18 +192,13 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
     """
     optimization, schedules, subject = fit.optimization, fit.schedules, fit.subject
     assert optimization is not None and schedules is not None and subject is not None
-    optimizer_tensors: dict[str, Any] = {}
-    optimizers = []
-    for index, optimizer in enumerate(optimization.optimizers):
-        tensors, rest = optimizer_state(optimizer, optimization.parameter_names)
-        optimizer_tensors.update({f"optimizer_{index}/{name}": tensor for name, tensor in tensors.items()})
-        optimizers.append(rest)
+    optimizers = [optimizer_state(one, optimization.parameter_names)[1] for one in optimization.optimizers]
     marked = as_of.callbacks if as_of is not None else {}
     callbacks = {
         key: marked[key] if key in marked else callback.state_dict() for key, callback in keyed(subject.callbacks)
     }
     return {
-        "optimizer_tensors": optimizer_tensors,
+        "optimizer_tensors": optimizer_tensors(fit),
         "files": {},
         "weights_only": False,
         "seed": fit.seed,
@@ -238,6 +237,7 @@ def environment(fit: Fit) -> dict[str, Any]:
         "device": fit.device.name,
         "precision": fit.precision.effective,
         "world_size": fit.ranks.world_size,
+        "strategy": fit.settings.strategy.name,
         "module": type(fit.module).__qualname__,
         "max_epochs": fit.settings.max_epochs,
     }
@@ -318,7 +318,7 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
         parameter.stop_gradient = name in names
     if "eval_layers" in tree:  # else it is of an earlier version
         put_into_modes(fit.module, tree["eval_layers"])
-    notes += _restore_optimization(fit, saved, override)
+    notes += restore_optimization(fit, saved, override)
     fit.progress.load_state_dict(tree["progress"])
     if "data" in override and fit.progress.epoch_is_open:
         fit.progress.begin_epoch_again()
@@ -349,7 +349,8 @@ def _restore_rank(fit: Fit, saved: Saved, override: Sequence[str]) -> None:
     fit.book.train.load_state_dict(rank["metrics"])
     parameters = dict(fit.module.named_parameters())
     for name, gradient in rank["gradients"].items():
-        put_gradient_back(parameters[name], gradient)
+        put = partial(put_gradient_back, saved=gradient)
+        put(parameters[name]) if fit.engine is None else fit.engine.put_gradient_back(parameters[name], put)
     if "data" not in override and fit.data is not None and rank["data"] is not None:
         fit.data.train.load_state_dict(rank["data"])
     fit.plain_tensors.put_back(rank.get("plain_tensors", {}))  # an earlier version has none
@@ -380,64 +381,9 @@ def roll_back(fit: Fit) -> Entry:
     fit.progress.begin_step()  # what a mark remembers of the weights is over
     _call_on_load(fit, saved)
     load_weights_into(fit.module, saved.checkpoint)
-    _restore_optimizers(fit, saved, keep_learning_rate=True)
+    restore_optimizers(fit, saved, keep_learning_rate=True)
     fit.precision.load_state_dict(saved.tree["precision"])
     return entry
-
-
-def _restore_optimization(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
-    """Parameter groups first, then the optimizers' state for them, then schedules."""
-    assert fit.schedules is not None
-    _add_param_groups_of(fit, saved.tree["added_param_groups"])
-    if "optimizer" in override:
-        return ["optimizers and schedules: they start afresh, as override asks."]
-    notes = _restore_optimizers(fit, saved, "learning_rate" in override)
-    if "lr_schedulers" not in override:
-        notes += fit.schedules.load_state_dict(saved.tree["lr_schedulers"])
-    else:
-        notes.append("schedules: they start afresh, as override asks.")
-    return notes
-
-
-def _add_param_groups_of(fit: Fit, groups: Sequence[Mapping[str, Any]]) -> None:
-    assert fit.optimization is not None
-    parameters = dict(fit.module.named_parameters())
-    for group in groups:
-        missing = [name for name in group["parameters"] if name not in parameters]
-        if missing:
-            raise CheckpointMismatchError(
-                "the checkpoint does not fit this run:",
-                [
-                    "a parameter group was added to the optimizer during the run, with "
-                    f"{', '.join(missing)}, which this module does not have"
-                ],
-            )
-        fit.optimization.add_param_group(
-            [parameters[name] for name in group["parameters"]],
-            optimizer_index=group["optimizer_index"],
-            learning_rate=group["learning_rate"],
-            weight_decay=group["weight_decay"],
-        )
-
-
-def _restore_optimizers(fit: Fit, saved: Saved, keep_learning_rate: bool) -> list[str]:
-    assert fit.optimization is not None
-    notes = []
-    tensors, names = saved.checkpoint.tensors(OPTIMIZER), fit.optimization.parameter_names
-    for index, (optimizer, rest) in enumerate(zip(fit.optimization.optimizers, saved.tree["optimizers"])):
-        prefix = f"optimizer_{index}/"
-        own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        before = rest["learning_rate"]
-        present = None if before is None else float(optimizer.get_lr())
-        restore_optimizer(optimizer, names, own, rest, keep_learning_rate=keep_learning_rate)
-        if present is not None and present != before and not fit.hooks.rates_are_set_by_a_callback:
-            kept, left = (present, before) if keep_learning_rate else (before, present)
-            how = "as override asks" if keep_learning_rate else "pass override=('learning_rate',) for the other"
-            notes.append(
-                f"learning rate: saved {before:g}, now {present:g}. "
-                f"The run goes on with {kept:g}, not {left:g} ({how})."
-            )
-    return notes
 
 
 def _restore_callbacks(callbacks: Sequence[Any], states: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""training_step on several processes: gradients averaged over ranks by paddle.DataParallel."""
+"""Data parallel training: gradients averaged over ranks by paddle.DataParallel."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import paddle
 
 from ..errors import ConfigurationError, TrainingError
+from .engine import Engine, Step
 from .paddle_internals import has_sparse_gradient
 from .ranks import Ranks
+from .strategy import Strategy
 
 
 class _TrainingStep(paddle.nn.Layer):
@@ -30,38 +32,35 @@ class _TrainingStep(paddle.nn.Layer):
         return outputs
 
 
-def synchronised(
-    module: paddle.nn.Layer, step: Callable[[Any, int], Any], ends_window: Callable[[], bool], ranks: Ranks
-) -> Callable[[Any, int], Any]:
-    """The module's training_step, whose backward averages gradients over ranks, where `ends_window` says so.
+class DataParallel(Engine):
+    """Each rank has everything; the backward that ends a window averages gradients, those before it do not.
 
-    Wrapping sends rank 0's weights and buffers to all ranks: every rank must call this.
+    Making it sends rank 0's weights and buffers to all ranks: every rank must.
     """
-    ranks.meet("the wrapping of the module")
-    sparse = [name for name, layer in module.named_sublayers(include_self=True) if has_sparse_gradient(layer)]
-    wrapped = paddle.DataParallel(_TrainingStep(module, step), find_unused_parameters=True)
 
-    def training_step(batch: Any, batch_idx: int) -> Any:
-        if ends_window():
-            return wrapped(batch, batch_idx)
-        if sparse:
-            raise ConfigurationError(
-                f"accumulate_grad_batches on several processes cannot be with the sparse gradient which {sparse[0]} "
-                "has: Paddle ends the process where it is to add to one that waits. Make the layer without "
-                "sparse=True, or accumulate over 1 batch"
-            )
-        with wrapped.no_sync():
-            return wrapped(batch, batch_idx)
+    def __init__(
+        self, module: paddle.nn.Layer, strategy: Strategy, ranks: Ranks, ends_window: Callable[[], bool]
+    ) -> None:
+        self.module, self.strategy, self.ends_window = module, strategy, ends_window
+        ranks.meet("the wrapping of the module")
 
-    return training_step
+    def training_step(self, step: Step) -> Step:
+        layers = self.module.named_sublayers(include_self=True)
+        sparse = [name for name, layer in layers if has_sparse_gradient(layer)]
+        unused = self.strategy.finds_unused
+        wrapped = paddle.DataParallel(_TrainingStep(self.module, step), find_unused_parameters=unused)
+        ends_window = self.ends_window
 
+        def training_step(batch: Any, batch_idx: int) -> Any:
+            if ends_window():
+                return wrapped(batch, batch_idx)
+            if sparse:
+                raise ConfigurationError(
+                    "accumulate_grad_batches on several processes cannot be with the sparse gradient which "
+                    f"{sparse[0]} has: Paddle ends the process where it is to add to one that waits. Make the layer "
+                    "without sparse=True, or accumulate over 1 batch"
+                )
+            with wrapped.no_sync():
+                return wrapped(batch, batch_idx)
 
-class WaitForRanks:
-    """What is called last before a backward: a rank may be late in its data, in a hook or in the step."""
-
-    def __init__(self, ranks: Ranks, ends_window: Callable[[], bool]) -> None:
-        self.ranks, self.ends_window = ranks, ends_window
-
-    def before_backward(self, loss: Any) -> None:
-        if self.ends_window():
-            self.ranks.begin_exchange()
+        return training_step

@@ -102,6 +102,11 @@ def resolve_device(
     return Device(kind, indices[local_rank], _place(kind, indices[local_rank]))
 
 
+def accelerator_type(accelerator: str) -> str:
+    """The kind of device that is meant, as it is here; raises as `resolve_device` does."""
+    return _accelerator_type(accelerator, available_devices())
+
+
 def refuse_missing_devices(accelerator: str, devices: int | str | Sequence[int]) -> None:
     """Raise ConfigurationError where one of the devices that are asked for is not here, before processes are started
     for them."""

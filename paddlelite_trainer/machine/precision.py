@@ -247,6 +247,13 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
         self._unscaled: dict[int, tuple[Any, int]] = {}
         self._stepped: dict[int, int] = {}
         self._overflowed = False
+        self._find_overflow: Callable[[Optimizer], None] = super()._unscale
+
+    def judge_over_ranks(self) -> None:
+        """Let an infinity in any rank's gradients be one of all, where each rank has its share of them alone."""
+        from .paddle_sharding import over_ranks
+
+        self._find_overflow = over_ranks(self)
 
     def scale(self, loss: Any) -> Any:
         self._losses_scaled += 1
@@ -259,7 +266,7 @@ class LossScaler(paddle.amp.GradScaler):  # type: ignore[misc]
 
     def _unscale(self, optimizer: Optimizer) -> None:
         self._allow_another_step(optimizer)
-        super()._unscale(optimizer)
+        self._find_overflow(optimizer)
         self._unscaled[id(optimizer)] = (self._found_inf, self._losses_scaled)
 
     def step(self, optimizer: Optimizer) -> bool:

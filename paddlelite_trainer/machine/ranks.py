@@ -16,24 +16,32 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from .aborting import call_on_abort
-from .device import refuse_missing_devices
+from .device import accelerator_type, refuse_missing_devices
 from .meeting import Meeting, meeting_of
 from .paddle_internals import log_errors_only, without_modified_flags
 from .signals import in_notebook
+from .strategy import Strategy, refuse_what_paddle_cannot
 from .trees import mapped
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_dir: Path) -> None:
+def launch_if_several(accelerator: str, devices: int | str | Sequence[int], strategy: Strategy, log_dir: Path) -> None:
     """Where several devices are asked for and this script was started by hand, start it again under Paddle's launcher.
 
     This process becomes the launcher and does not return; each of its processes runs the script from its first line.
     Output of the first goes to the terminal, that of all to `log_dir`.
+
+    Raises:
+        ConfigurationError: what is asked for cannot be started, or is not what was started.
     """
-    names = [part for part in devices.split(",") if part] if isinstance(devices, str) else devices
-    count = names if isinstance(names, int) else 1 if devices == "auto" else len(names)
+    names = [part for part in devices.split(",") if part] if isinstance(devices, str) and devices != "auto" else devices
+    count = names if isinstance(names, int) else 1 if names == "auto" else len(names)
+    if strategy.stage:
+        processes = max(count, int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
+        refuse_what_paddle_cannot(strategy, accelerator_type(accelerator), processes)
+    _refuse_another_job(devices, count, strategy.num_nodes)
     if count <= 1 or "PADDLE_TRAINER_ID" in os.environ:
         return
     refuse_missing_devices(accelerator, devices)
@@ -53,6 +61,25 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], log_
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *arguments[:script], *launcher, *arguments[script:]])
+
+
+def _refuse_another_job(devices: object, count: int, num_nodes: int | None) -> None:
+    """Raise ConfigurationError where the job has other machines or processes than the Trainer's arguments say."""
+    launched = "PADDLE_TRAINER_ID" in os.environ
+    nodes, local = (int(os.environ.get(name, "1")) for name in ("PADDLE_NNODES", "PADDLE_LOCAL_SIZE"))
+    if num_nodes is not None and num_nodes > 1 and not launched:
+        raise ConfigurationError(
+            f"num_nodes={num_nodes}: a script does not start processes on other machines. Run this on each of them, "
+            f"with --rank 0 to {num_nodes - 1}: python -m paddle.distributed.launch --nnodes {num_nodes} --master "
+            f"<address of the first>:6170 --rank 0 --nproc_per_node {count} train.py"
+        )
+    if num_nodes is not None and launched and nodes != num_nodes:
+        raise ConfigurationError(f"num_nodes={num_nodes}, and this job was started with --nnodes {nodes}")
+    if count > 1 and launched and "PADDLE_LOCAL_SIZE" in os.environ and local != count:
+        raise ConfigurationError(
+            f"devices={devices!r} are {count}, and this job was started with {local} processes on a machine: "
+            "start as many processes as devices, or leave devices= out"
+        )
 
 
 def _is_main(script: str) -> bool:

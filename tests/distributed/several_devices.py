@@ -1,6 +1,6 @@
 """What each of several ranks runs on fake accelerators: collectives, and fits of the Trainer that are cut and resumed.
 
-fake_gpu.launch(Path("several_devices.py"), ROOT, log_dir=..., ranks=2); each rank writes ROOT/rank<N>.json
+fake_gpu.launch(Path("several_devices.py"), ROOT, "ddp", ..., log_dir=..., ranks=2); each rank writes ROOT/rank<N>.json
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import paddle.distributed as dist
 from paddle.nn import functional as F
 
 from paddlelite_trainer import Callback, Module, Trainer
-from paddlelite_trainer.callbacks import ModelCheckpoint
+from paddlelite_trainer.callbacks import ExponentialMovingAverage, ModelCheckpoint
+from paddlelite_trainer.errors import TrainerError
 
-BATCHES, STEPS, ACCUMULATE = 8, 8, 2  # of an epoch on each rank, of a run
+BATCHES, STEPS = 8, 6  # of an epoch on each rank, of a run
 
 
 class Numbers(paddle.io.Dataset):  # type: ignore[misc]
@@ -32,19 +33,42 @@ class Numbers(paddle.io.Dataset):  # type: ignore[misc]
 
 
 class Net(Module):
-    def __init__(self) -> None:
+    """Tied, frozen and, where it is asked for, unused parameters beside a BatchNorm and dropout."""
+
+    def __init__(self, unused: bool = False) -> None:
         super().__init__()
         paddle.seed(11)
-        self.net = paddle.nn.Sequential(paddle.nn.Linear(4, 8), paddle.nn.Dropout(0.2), paddle.nn.Linear(8, 3))
+        self.net = paddle.nn.Sequential(
+            paddle.nn.Linear(4, 8), paddle.nn.BatchNorm1D(8), paddle.nn.Dropout(0.2), paddle.nn.Linear(8, 3)
+        )
+        self.frozen = paddle.nn.Linear(4, 4)
+        self.frozen.weight.stop_gradient = True
+        self.tied = paddle.nn.Linear(4, 4)
+        self.tied.weight = self.net_in = paddle.nn.Linear(4, 4).weight
+        self.unused = paddle.nn.Linear(5, 5) if unused else None
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         x, y = batch
+        x = self.frozen(self.tied(x)) + x @ self.net_in
+        if self.unused is not None and (self.global_rank + batch_idx) % 3 == 0:  # another batch on each rank, or none
+            x = x + self.unused.bias.sum() if batch_idx > 3 else x
         loss = F.cross_entropy(self.net(x), y)
         self.log("train_loss", loss, on_epoch=True)
         return loss
 
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", F.cross_entropy(self.net(x), y))
+
     def configure_optimizers(self) -> Any:
-        return paddle.optimizer.AdamW(0.01, parameters=self.parameters())
+        rate = paddle.optimizer.lr.CosineAnnealingDecay(0.01, 20)
+        groups = [
+            {"params": self.net.parameters()},
+            {"params": [*self.frozen.parameters(), *self.tied.parameters()], "learning_rate": 0.5},
+        ]
+        if self.unused is not None:
+            groups.append({"params": self.unused.parameters(), "weight_decay": 0.1})
+        return paddle.optimizer.AdamW(rate, parameters=groups)
 
 
 class Counter(Callback):
@@ -99,39 +123,72 @@ def collectives() -> dict[str, Any]:
     }
 
 
-def fit(root: Path, max_steps: int, precision: str) -> dict[str, Any]:
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated and clipped": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
+    "16-mixed": {"precision": "16-mixed", "gradient_clip_val": 0.1},
+    "averaged": {"averages": True},
+    "unused": {"unused": True, "find_unused_parameters": True, "gradient_clip_val": 0.1},
+}
+
+OF_STAGE_1 = ("plain", "accumulated and clipped")
+
+
+def fit(root: Path, max_steps: int, *, unused: bool = False, averages: bool = False, **settings: Any) -> dict[str, Any]:
     counter = Counter()
+    callbacks: list[Callback] = [counter, ModelCheckpoint(every_n_train_steps=1)]
+    callbacks += [ExponentialMovingAverage(0.9)] if averages else []
     trainer = Trainer(
         max_steps=max_steps,
-        precision=precision,
-        accumulate_grad_batches=ACCUMULATE,
         default_root_dir=root,
-        callbacks=[counter, ModelCheckpoint(every_n_train_steps=1)],
+        callbacks=callbacks,
         seed=5,
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
+        num_sanity_val_steps=0,
+        **settings,
     )
-    module = Net()
-    trainer.fit(module, paddle.io.DataLoader(Numbers(), batch_size=4, shuffle=True), ckpt_path="last")
+    module = Net(unused)
+    loader = paddle.io.DataLoader(Numbers(), batch_size=4, shuffle=True)
+    trainer.fit(module, loader, paddle.io.DataLoader(Numbers(), batch_size=4), ckpt_path="last")
     moments = [moment for by_name in trainer.optimizers[0]._accumulators.values() for moment in by_name.values()]
+    saved = paddle.load(str(Path(trainer.run_dir, "latest.pdopt")))
+    learned = [parameter for parameter in module.parameters() if not parameter.stop_gradient]
     return {
-        "digest": digest([*module.parameters(), *moments]),
+        "learned": digest(learned),
+        "everything": digest([*module.state_dict().values(), *moments]),
+        "moments": sum(int(moment.size) for moment in moments),
+        "saved": hashlib.sha256(b"".join(saved[name].numpy().tobytes() for name in sorted(saved))).hexdigest(),
         "history": trainer.history,
         "of_batches": counter.of_batches,
-        "strategy": getattr(trainer, "strategy", None),
+        "strategy": str(trainer.strategy),
     }
 
 
-def main(root: Path) -> None:
+def refused(root: Path, strategy: str, **settings: Any) -> str:
+    try:
+        fit(root, 2, strategy=strategy, **settings)
+    except TrainerError as error:
+        return str(error)
+    return "nothing was refused"
+
+
+def main(root: Path, *strategies: str) -> None:
     dist.init_parallel_env()
     found: dict[str, Any] = {"collectives": collectives()}
-    for precision in ("32-true", "16-mixed"):
-        found[precision] = {"whole": fit(root / precision / "whole", STEPS, precision)}
-        fit(root / precision / "halved", STEPS // 2 + 1, precision)  # within the second epoch
-        found[precision]["resumed"] = fit(root / precision / "halved", STEPS, precision)
-    found["parameters"] = sum(int(parameter.size) for parameter in Net().parameters())
+    for name, settings in VARIANTS.items():
+        for strategy in strategies:
+            if strategy == "sharding_stage1" and name not in OF_STAGE_1:
+                continue  # which Paddle does as stage 2
+            place = root / name / strategy
+            whole = fit(place / "whole", STEPS, strategy=strategy, **settings)
+            fit(place / "halved", STEPS // 2 + 1, strategy=strategy, **settings)
+            resumed = fit(place / "halved", STEPS, strategy=strategy, **settings)
+            found[f"{name}, {strategy}"] = {"whole": whole, "resumed": resumed}
+    found["refused"] = refused(root / "refused", "sharding_stage2", unused=True)
+    found["parameters"] = sum(int(one.size) for one in Net().parameters() if not one.stop_gradient)
     (root / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))
 
 
-main(Path(sys.argv[1]))
+main(Path(sys.argv[1]), *sys.argv[2:])

@@ -12,6 +12,10 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("several_devices.py")
 RANKS = 2
+IS_2 = paddle.__version__.startswith("2.")
+STRATEGIES = ["ddp"] if IS_2 else ["ddp", "sharding_stage1", "sharding_stage2"]
+OF_STAGE_1 = ["plain", "accumulated and clipped"]
+VARIANTS = ["plain", "accumulated and clipped", "16-mixed", "averaged", "unused"]
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.fake_gpu,
@@ -24,7 +28,7 @@ pytestmark = [
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank of one job has found."""
     root = tmp_path_factory.mktemp("several_devices")
-    done = fake_gpu.launch(SCRIPT, str(root), log_dir=root / "log", ranks=RANKS)
+    done = fake_gpu.launch(SCRIPT, str(root), *STRATEGIES, log_dir=root / "log", ranks=RANKS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return [json.loads((root / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
 
@@ -41,15 +45,47 @@ def test_devices_of_several_processes_talk_and_are_counted(ranks: list[dict[str,
         assert found["objects"] == [{"rank": 0}, {"rank": 1}]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
-def test_a_trainer_on_two_devices_resumes_with_the_same_bits(ranks: list[dict[str, Any]], precision: str) -> None:
-    whole, resumed = ([rank[precision][part] for rank in ranks] for part in ("whole", "resumed"))
-    assert whole[0]["digest"] == whole[1]["digest"]
-    assert [one["digest"] for one in resumed] == [one["digest"] for one in whole]
+@pytest.mark.parametrize(
+    ("variant", "strategy"), [(v, s) for v in VARIANTS for s in STRATEGIES if s != "sharding_stage1" or v in OF_STAGE_1]
+)
+def test_each_strategy_trains_as_data_parallel_does_and_resumes_with_the_same_bits(
+    ranks: list[dict[str, Any]], variant: str, strategy: str
+) -> None:
+    whole, resumed = ([rank[f"{variant}, {strategy}"][part] for rank in ranks] for part in ("whole", "resumed"))
+    replicas = ranks[0][f"{variant}, ddp"]["whole"]
+    assert whole[0]["strategy"] == strategy
+    assert whole[0]["learned"] == whole[1]["learned"] == replicas["learned"]
+    assert whole[0]["history"] == replicas["history"]
+    assert whole[0]["saved"] == replicas["saved"]  # of all parameters, whichever rank had it
+    for part in ("everything", "saved"):
+        assert [one[part] for one in resumed] == [one[part] for one in whole]
     assert resumed[0]["history"] == whole[0]["history"]
 
 
-def test_a_batch_within_a_window_costs_no_collective(ranks: list[dict[str, Any]]) -> None:
-    of_batches = ranks[0]["32-true"]["whole"]["of_batches"]
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_batch_within_a_window_costs_no_collective(ranks: list[dict[str, Any]], strategy: str) -> None:
+    of_batches = ranks[0][f"accumulated and clipped, {strategy}"]["whole"]["of_batches"]
     assert [calls for calls, _ in of_batches[::2]] == [0] * len(of_batches[::2])
     assert all(calls > 0 and sent >= 4 * ranks[0]["parameters"] for calls, sent in of_batches[1::2])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_each_rank_keeps_its_share_of_the_optimizer(ranks: list[dict[str, Any]], strategy: str) -> None:
+    all_of_it = ranks[0]["plain, ddp"]["whole"]["moments"]
+    shares = [rank[f"plain, {strategy}"]["whole"]["moments"] for rank in ranks]
+    assert sum(shares) == all_of_it
+    assert max(shares) <= 0.75 * all_of_it
+
+
+@pytest.mark.skipif(IS_2, reason="Paddle 2.6 does not shard here")
+def test_a_parameter_without_a_gradient_is_named_where_that_is_not_expected(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["refused"].startswith("unused.bias, unused.weight: no gradient came")
+        assert "Pass find_unused_parameters=True" in rank["refused"]
+
+
+@pytest.mark.skipif(not IS_2, reason="Paddle 3 shards here")
+def test_sharding_that_paddle_cannot_do_is_refused(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["refused"].startswith(
+        "strategy='sharding_stage2' cannot be on 'fake_gpu': group sharding of Paddle"
+    )

@@ -223,7 +223,6 @@ NOT_HERE: dict[str, dict[str, str]] = {
         "CometLogger MLFlowLogger NeptuneLogger WandbLogger": "a `Logger` of your own, which needs `log_metrics` alone"
     },
     "Trainer": {
-        "strategy": "`devices=2` is data parallel; `trainer.world_size`",
         "distributed_sampler_kwargs": "a `DistributedBatchSampler` is used as it is, any other sampler's batches "
         "are dealt out",
         "accelerator": "`trainer.device`",

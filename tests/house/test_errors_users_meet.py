@@ -366,7 +366,7 @@ def test_a_hook_with_too_few_parameters_is_told_before_training() -> None:
     ("arguments", "words"),
     [
         ({"max_epoch": 3}, ["Trainer has no argument 'max_epoch'", "Did you mean 'max_epochs'?"]),
-        ({"strategy": "ddp"}, ["no argument 'strategy'", "one of Lightning's", "devices=2 is data parallel already"]),
+        ({"gpus": 2}, ["no argument 'gpus'", "one of Lightning's", "pass accelerator='gpu', devices="]),
         ({"resume_from_checkpoint": "x"}, ["ckpt_path= to fit"]),
         ({"epochs": 3}, ["no argument 'epochs'. Here it is max_epochs."]),
         ({"wholly_unknown": 1}, ["Trainer has no argument 'wholly_unknown'."]),

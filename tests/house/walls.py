@@ -35,7 +35,7 @@ CLI_MAY_IMPORT_TOO = {("cli/exporting", "export")}
 # They exist for users' editors, so they count as arrows only outside `if TYPE_CHECKING`.
 TYPE_ARROWS = {("module", "trainer"), ("callback", "trainer"), ("callback", "module")}
 
-ROOM_OF_PRIVATES = "machine/paddle_internals"
+ROOMS_OF_PRIVATES = ("machine/paddle_internals", "machine/paddle_sharding")
 # Python's own, public in spite of their underscore: what a named tuple has, os._exit and sys._current_frames.
 OF_PYTHON = {"_fields", "_replace", "_asdict", "_exit", "_current_frames"}
 HANDED_THE_TRAINER = {"callback", "tuner", "fit/hooks"}
@@ -109,7 +109,7 @@ def sources(root: Path = ROOT) -> list[Source]:
 def private_reaches(files: Sequence[Source]) -> Iterator[Place]:
     """`x._y`, where x is neither self nor cls nor super(), `getattr(x, "_y")` and `from x import _y`."""
     for file in files:
-        for node in ast.walk(file.tree) if file.name != ROOM_OF_PRIVATES else ():
+        for node in ast.walk(file.tree) if file.name not in ROOMS_OF_PRIVATES else ():
             by_dot = isinstance(node, ast.Attribute) and _is_private(node.attr) and not _is_self(node.value)
             if by_dot or _asks_for_a_private_by_name(node):
                 yield Place(file.name, node.lineno, ast.unparse(node))

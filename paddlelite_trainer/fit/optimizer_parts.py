@@ -1,0 +1,92 @@
+"""What a checkpoint holds of the optimizers, whichever rank has it, and how it comes back to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointMismatchError
+from ..optimizers import optimizer_state, restore_optimizer
+
+if TYPE_CHECKING:
+    from .fit import Fit
+    from .saved import Saved
+
+OPTIMIZER = "optimizer.pdopt"
+
+
+def optimizer_tensors(fit: Fit) -> dict[str, Any]:
+    """What this rank has of the optimizers' state."""
+    assert fit.optimization is not None
+    tensors: dict[str, Any] = {}
+    for index, optimizer in enumerate(fit.optimization.optimizers):
+        own, _ = optimizer_state(optimizer, fit.optimization.parameter_names)
+        tensors.update({f"optimizer_{index}/{name}": tensor for name, tensor in own.items()})
+    return tensors
+
+
+def tensors_elsewhere(fit: Fit) -> dict[str, Any]:
+    """What other ranks alone have of the optimizers' state, on rank 0; a collective where it is sharded."""
+    if fit.engine is None or not fit.engine.is_sharded:
+        return {}
+    mine = {name: tensor.numpy() for name, tensor in optimizer_tensors(fit).items()}
+    everyones = fit.ranks.gather_object(mine)
+    return {name: array for tensors in everyones[1:] for name, array in tensors.items()} if fit.ranks.is_zero else {}
+
+
+def restore_optimization(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
+    """Parameter groups first, then the optimizers' state for them, then schedules."""
+    assert fit.schedules is not None
+    _add_param_groups_of(fit, saved.tree["added_param_groups"])
+    if "optimizer" in override:
+        return ["optimizers and schedules: they start afresh, as override asks."]
+    notes = restore_optimizers(fit, saved, "learning_rate" in override)
+    if "lr_schedulers" not in override:
+        notes += fit.schedules.load_state_dict(saved.tree["lr_schedulers"])
+    else:
+        notes.append("schedules: they start afresh, as override asks.")
+    return notes
+
+
+def restore_optimizers(fit: Fit, saved: Saved, keep_learning_rate: bool) -> list[str]:
+    assert fit.optimization is not None
+    notes = []
+    tensors, names = saved.checkpoint.tensors(OPTIMIZER), fit.optimization.parameter_names
+    keeps = fit.engine.keeps if fit.engine is not None else lambda _: True
+    elsewhere = {structured for name, structured in names.items() if not keeps(name)}
+    for index, (optimizer, rest) in enumerate(zip(fit.optimization.optimizers, saved.tree["optimizers"])):
+        prefix = f"optimizer_{index}/"
+        named = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        own = {name: tensor for name, tensor in named.items() if name.rpartition("/")[0] not in elsewhere}
+        before = rest["learning_rate"]
+        present = None if before is None else float(optimizer.get_lr())
+        restore_optimizer(optimizer, names, own, rest, keep_learning_rate=keep_learning_rate)
+        if present is not None and present != before and not fit.hooks.rates_are_set_by_a_callback:
+            kept, left = (present, before) if keep_learning_rate else (before, present)
+            how = "as override asks" if keep_learning_rate else "pass override=('learning_rate',) for the other"
+            notes.append(
+                f"learning rate: saved {before:g}, now {present:g}. "
+                f"The run goes on with {kept:g}, not {left:g} ({how})."
+            )
+    return notes
+
+
+def _add_param_groups_of(fit: Fit, groups: Sequence[Mapping[str, Any]]) -> None:
+    assert fit.optimization is not None
+    parameters = dict(fit.module.named_parameters())
+    for group in groups:
+        missing = [name for name in group["parameters"] if name not in parameters]
+        if missing:
+            raise CheckpointMismatchError(
+                "the checkpoint does not fit this run:",
+                [
+                    "a parameter group was added to the optimizer during the run, with "
+                    f"{', '.join(missing)}, which this module does not have"
+                ],
+            )
+        fit.optimization.add_param_group(
+            [parameters[name] for name in group["parameters"]],
+            optimizer_index=group["optimizer_index"],
+            learning_rate=group["learning_rate"],
+            weight_decay=group["weight_decay"],
+        )
