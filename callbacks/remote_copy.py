@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.checkpoint import Copier, Remote, is_managed
-from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, explains_unknown_arguments
+from paddlelite_trainer.errors import (
+    ConfigurationError,
+    ConfigurationTypeError,
+    did_you_mean,
+    explains_unknown_arguments,
+)
 
 BEST = ("best", "best_*", "imported-best", "early-stopping-best")
 """What "best" stands for: all that later checkpoints are ranked against."""
+DEFAULT = ("latest", "best", "tags")
 
 
 class RemoteCopy(Callback):
@@ -22,9 +28,10 @@ class RemoteCopy(Callback):
         RemoteCopy("gs://bucket/runs/digits", what=("best", "tags"), keep_last_n=3)
         RemoteCopy("oss://bucket/runs/digits", storage_options={"endpoint": "..."})
 
-    One URL is for one run. Committed checkpoints are verified and copied by a thread; the training never waits for it
-    and never ends for it. Until a checkpoint is copied it is not deleted here; but where a newer one has taken its
-    names, one whose copy has not begun is left out. A remote that fails is told once and tried again. When the fit
+    One URL is for one run, and says which: another is refused it, and of two processes that copy there at once the
+    second stops copying, and says so. Committed checkpoints are verified and copied by a thread; the training never
+    waits for it and never ends for it. Until a checkpoint is copied it is not deleted here; but where a newer one has
+    taken its names, one whose copy has not begun is left out. A remote that fails is told once and tried again. When the fit
     ends, what is still to be copied gets `final_wait_seconds`, and what then is not copied is named.
 
     With `fit(..., ckpt_path="last")` the newest sound checkpoint, here or there, is the one to go on from; if it is
@@ -53,7 +60,7 @@ class RemoteCopy(Callback):
         self,
         url: str,
         *,
-        what: str | Sequence[str] = ("latest", "best", "tags"),
+        what: str | Sequence[str] = DEFAULT,
         keep_last_n: int | None = None,
         final_wait_seconds: float = 300.0,
         final_wait_seconds_after_signal: float = 20.0,
@@ -79,6 +86,8 @@ class RemoteCopy(Callback):
         """Where the copies are; the Trainer reads it when a fit starts."""
         self.not_copied: list[str] = []
         """Names of the checkpoints that were still to be copied when the last fit ended."""
+        self._is_default = tuple(what) == DEFAULT
+        self._matched: set[str] = set()  # of `what`
         self._copier: Copier | None = None
         self._waited_until: float | None = None
 
@@ -97,11 +106,11 @@ class RemoteCopy(Callback):
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
         # All ranks together: one that went on alone would give up waiting for the first.
-        trainer.ranks.on_rank_zero(lambda: self._wait(trainer))
+        trainer.ranks.on_rank_zero(lambda: self._wait_with_others(trainer))
 
     def on_already_over(self, trainer: Trainer, module: Module) -> None:
         self._start(trainer)  # what an earlier process did not come to copy
-        trainer.ranks.on_rank_zero(lambda: self._wait(trainer))
+        trainer.ranks.on_rank_zero(lambda: self._wait_with_others(trainer))
 
     def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
         if self._copier is None or trainer.checkpoint_store is None:
@@ -109,13 +118,12 @@ class RemoteCopy(Callback):
         try:
             trainer.checkpoint_store.wait()  # after a signal or an error the last save may still be under way
         finally:
-            self._wait(trainer)
+            self._wait_with_others(trainer)
             self._finish(trainer)
 
     def _start(self, trainer: Trainer) -> None:
         if trainer.checkpoint_store is None or not trainer.enable_checkpointing:
             return
-        came_from = trainer.ckpt_path
         self.not_copied, self._waited_until = [], None
         self._copier = Copier(
             trainer.checkpoint_store,
@@ -123,21 +131,32 @@ class RemoteCopy(Callback):
             is_wanted=self._is_wanted,
             everything="all" in self.what,
             keep_last_n=self.keep_last_n,
-            begins_afresh=came_from is None or trainer.checkpoint_store.run_dir not in came_from.parents,
             tell=trainer.print,
         )
         self._copier.start()
 
+    def _wait_with_others(self, trainer: Trainer) -> None:
+        """Let the time of each RemoteCopy begin, as they copy side by side, and wait for this one."""
+        for callback in trainer.callbacks:
+            if isinstance(callback, RemoteCopy):
+                callback._begin_to_wait(trainer)
+        self._wait(trainer)
+
+    def _begin_to_wait(self, trainer: Trainer) -> None:
+        copier, signals = self._copier, trainer.signals
+        if copier is None or self._waited_until is not None:
+            return
+        self._waited_until = time.monotonic() + self.final_wait_seconds
+        behind = copier.behind
+        if behind and not copier.is_stopped:
+            at_most = self.final_wait_seconds_after_signal if signals.received else self.final_wait_seconds
+            trainer.print(f"Copying to {self.remote.url}, for {at_most:g} s at most: {_listed(behind)}")
+        copier.hurry()
+
     def _wait(self, trainer: Trainer) -> None:
         copier, signals = self._copier, trainer.signals
-        if copier is None:
+        if copier is None or self._waited_until is None:
             return
-        behind = copier.behind
-        if self._waited_until is None:
-            self._waited_until = time.monotonic() + self.final_wait_seconds
-            if behind:
-                at_most = self.final_wait_seconds_after_signal if signals.received else self.final_wait_seconds
-                trainer.print(f"Copying to {self.remote.url}, for {at_most:g} s at most: {_listed(behind)}")
         copier.wait(
             max(0.0, self._waited_until - time.monotonic()),
             is_urgent=lambda: signals.received is not None,
@@ -157,13 +176,32 @@ class RemoteCopy(Callback):
             )
         if trainer.checkpoint_store is not None:
             trainer.checkpoint_store.prune()  # what was here only to be copied
+            self._tell_of_idle_names(trainer, trainer.checkpoint_store.pins())
+
+    def _tell_of_idle_names(self, trainer: Trainer, names: Collection[str]) -> None:
+        """A name that nothing was ever kept under copies nothing: most often it is misspelt."""
+        idle = [] if self._is_default else [one for one in self.what if one not in self._matched and one != "all"]
+        if not idle or not names:  # nothing was saved: another line says so
+            return
+        known = sorted({*names, *DEFAULT, "all"})
+        hints = "".join(did_you_mean(one, known) for one in idle)
+        trainer.print(
+            f"WARNING: RemoteCopy(what=...) to {self.remote.url}: no checkpoint was kept as "
+            f"{', '.join(map(repr, idle))}, so nothing was copied for it.{hints} "
+            f"This run has {', '.join(sorted(names))}."
+        )
 
     def _is_wanted(self, name: str) -> bool:
-        if "all" in self.what:
-            return True
-        is_tag = "tags" in self.what and not is_managed(name)
-        is_best = "best" in self.what and any(fnmatchcase(name, pattern) for pattern in BEST)
-        return is_tag or is_best or any(fnmatchcase(name, pattern) for pattern in self.what)
+        matched = {one for one in self.what if _stands_for(one, name)}
+        self._matched |= matched
+        return bool(matched)
+
+
+def _stands_for(what: str, name: str) -> bool:
+    """Whether a word of `what` means the checkpoints that are kept as `name`."""
+    if what == "all" or (what == "tags" and not is_managed(name)):
+        return True
+    return any(fnmatchcase(name, pattern) for pattern in (BEST if what == "best" else (what,)))
 
 
 def _listed(entries: Sequence[Any]) -> str:

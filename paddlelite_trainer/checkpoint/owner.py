@@ -28,6 +28,8 @@ class Owner:
     """When, in ISO 8601 with the zone."""
     branch: str = MAIN
     """"main", or "from-<step>-<4 hexadecimal digits>"."""
+    ancestors: tuple[str, ...] = ()
+    """Ids of the runs whose directories this one began as a copy of: their checkpoints are its own past."""
 
     def __str__(self) -> str:
         return f"run {self.id}, begun {self.begun}"
@@ -40,8 +42,13 @@ class Owner:
         """Whether both are of one run, on whichever branches."""
         return other is not None and self.id == other.id
 
-    def to_json(self) -> dict[str, str]:
-        return {"id": self.id, "begun": self.begun, "branch": self.branch}
+    def may_hold(self, other: Owner | None) -> bool:
+        """Whether a checkpoint of that owner may be among this run's; one that says nothing may."""
+        return other is None or other.id == self.id or other.id in self.ancestors
+
+    def to_json(self) -> dict[str, Any]:
+        record: dict[str, Any] = {"id": self.id, "begun": self.begun, "branch": self.branch}
+        return {**record, "ancestors": list(self.ancestors)} if self.ancestors else record
 
 
 def new_owner(begun: object = None) -> Owner:
@@ -58,8 +65,11 @@ def parse_owner(record: object) -> Owner | None:
     if not isinstance(record, Mapping):
         return None
     id, begun, branch = record.get("id"), record.get("begun"), record.get("branch", MAIN)
+    ancestors = record.get("ancestors") or ()
     is_one = _matches(_ID, id) and _matches(_BEGUN, begun) and _matches(_BRANCH, branch)
-    return Owner(str(id), str(begun), str(branch)) if is_one else None
+    if not is_one or not isinstance(ancestors, (list, tuple)) or not all(_matches(_ID, one) for one in ancestors):
+        return None
+    return Owner(str(id), str(begun), str(branch), tuple(map(str, ancestors)))
 
 
 def _matches(pattern: re.Pattern[str], value: Any) -> bool:

@@ -108,6 +108,12 @@ class CheckpointStore(CheckpointReader):
         """What is saved from here on is this owner's."""
         self.owner = owner
 
+    def count_on_from(self, commit: int) -> None:
+        """Count the next commit above this one, which was made elsewhere: what is newer has the higher number."""
+        self._job.join()
+        if commit > self._pins.sequence:
+            self._record(self._pins.at({known.name for known in self._entries}, commit))
+
     @property
     def busy(self) -> bool:
         """Whether a background save is under way."""

@@ -368,8 +368,8 @@ def _restore(
             fit.progress.load_state_dict({})  # a rehearsal begins at nought, on the run's weights
         notes += _epoch_starts_not_called_again(fit)
         fit.saver.note_resumed()
-        damaged = () if resolution is None else resolution.damaged
-        notes += fit.ranks.on_rank_zero(lambda: fit.run.set_aside_after(saved.entry, damaged))
+        damaged, leaves = ((), False) if resolution is None else (resolution.damaged, resolution.leaves_a_branch)
+        notes += fit.ranks.on_rank_zero(lambda: fit.run.set_aside_after(saved.entry, damaged, leaves))
     return notes
 
 

@@ -62,8 +62,6 @@ class RunDirectory:
         self.path = absolute(path)
         self.owner: Owner
         """The run, with the branch that it is on."""
-        self.ancestors: tuple[str, ...] = ()
-        """Ids of runs whose checkpoints here are this one's past: the directory was copied from theirs."""
         self.copied_from: Path | None = None
         """The directory that this one was found to be a copy of as this process began; a new run began with that."""
         self.goes_on: bool
@@ -77,11 +75,11 @@ class RunDirectory:
                     "for a fresh run choose another run_name, or move that directory away."
                 )
             before = read_json(self.path / RUN_FILE)
-            self.owner, self.ancestors, self.copied_from = beginning(self.path, before, owner)
+            self.owner, self.copied_from = beginning(self.path, before, owner)
             self._record = {
                 "id": self.owner.id,
                 "branch": self.owner.branch,
-                "ancestors": list(self.ancestors),
+                "ancestors": list(self.owner.ancestors),
                 "path": str(self.path),
                 "status": "running",
                 "reason": None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from .directory import RunDirectory, absolute, holds_checkpoints
-from .whose import Standing, refuse_others
+from .whose import refuse_others
 
 if TYPE_CHECKING:
     from ..checkpoint import CheckpointReader, CheckpointStore, Entry
@@ -53,12 +53,13 @@ class Run:
         def open_on_disk() -> Path:
             goes_on = resolution is not None and resolution.run_dir is not None
             if goes_on:
-                self.directory = RunDirectory.resume(resolution.run_dir)
+                self.directory = RunDirectory.resume(resolution.run_dir, resolution.owner)
             else:
                 self.directory = RunDirectory.create(settings.default_root_dir, run_name=settings.run_name)
             self.store = CheckpointStore(self.directory.path, owner=self.directory.owner)
-            standing = Standing(self.directory.owner, self.directory.ancestors)
-            refuse_others(self.directory.path, self.store.entries(), standing)
+            refuse_others(self.directory.path, self.store.entries(), self.directory.owner)
+            if goes_on:
+                self.store.count_on_from(resolution.commits_elsewhere)
             return self.directory.path
 
         self.path = self.ranks.on_rank_zero(open_on_disk)
@@ -132,27 +133,31 @@ class Run:
             return os.path.relpath(self.path, self.settings.default_root_dir)
         return self.settings.run_name
 
-    def set_aside_after(self, entry: Entry, damaged: Sequence[str]) -> list[str]:
+    def set_aside_after(self, entry: Entry, damaged: Sequence[str], leaves_a_branch: bool = False) -> list[str]:
         """Move what an earlier process saved after `entry` away: once `entry` fits, the run goes on without it.
 
-        What is saved from here on is on a branch of its own. Returns sentences about what was moved.
+        What is saved from here on is on a branch of its own, where anything newer is here, or `leaves_a_branch` says
+        so of what is elsewhere. Returns sentences about what was moved.
         """
         if self.store is None:
             return []
         moved = self.store.quarantine(damaged)
         notes = [f"moved to checkpoints/.quarantine/: {', '.join(moved)}"] if moved else []
         newer = self.store.set_aside_after(entry.step, entry.revision)
-        if newer:
+        branch = ""
+        if newer or leaves_a_branch:
             assert self.directory is not None
-            branched = self.directory.branch_off(entry.step)
-            self.store.belong_to(branched)
+            self.store.belong_to(self.directory.branch_off(entry.step))
+            branch = self.directory.owner.branch
+        if newer:
             names = sorted({pin for other in newer for pin in other.pins} - set(self.store.pins()))
             free = f"; their names are free again: {', '.join(names)}" if names else ""
             notes.append(
                 f"{len(newer)} checkpoint{'s' if len(newer) > 1 else ''} after step {entry.step} moved to "
-                f"checkpoints/.superseded/, since the run goes on from here, on its branch "
-                f"{branched.branch}{free}"
+                f"checkpoints/.superseded/, since the run goes on from here, on its branch {branch}{free}"
             )
+        elif leaves_a_branch:
+            notes.append(f"newer checkpoints of the run are elsewhere: from here on it is on its branch {branch}")
         return notes
 
     @property

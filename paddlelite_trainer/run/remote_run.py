@@ -11,11 +11,14 @@ from typing import Literal, TypeVar
 
 from ..checkpoint.entry import Entry, entry_from_manifest
 from ..checkpoint.filesystem import REAL
-from ..checkpoint.remote import OwnCopies, Remote, RemoteCheckpoint, commit_of
+from ..checkpoint.links import CHECKPOINTS
+from ..checkpoint.owner import Owner
+from ..checkpoint.remote import Names, OwnCopies, Remote, RemoteCheckpoint, branch_of, commit_of
 from ..checkpoint.saved import read_manifest
 from ..checkpoint.store import CheckpointStore
 from ..errors import CheckpointCorruptError, ConfigurationError, RemoteError
 from .directory import locked
+from .whose import standing_of
 
 T = TypeVar("T")
 ATTEMPTS = 4
@@ -38,17 +41,77 @@ def contents(remote: Remote) -> list[RemoteCheckpoint]:
     return _patiently(remote.prepare)
 
 
-def refuse_used(remote: Remote, there: Sequence[RemoteCheckpoint]) -> None:
+def names_of(remote: Remote) -> Names:
+    """Names, owner and branches there."""
+    return _patiently(remote.record)
+
+
+def refuse_used(remote: Remote, there: Sequence[RemoteCheckpoint], record: Names) -> None:
     """Raise ConfigurationError where a run that begins afresh would be mixed with the one that is there."""
     if _patiently(lambda: remote.holds_any(there)):
+        owner = _patiently(lambda: remote.owner(record, there))
+        whose = f" ({owner}, up to {there[0].entry_name})" if owner is not None else ""
         raise ConfigurationError(
-            f"{remote.url} already holds a run's checkpoints, and this run begins afresh. To go on with that run pass "
-            "ckpt_path='last'; for a fresh run choose another URL."
+            f"{remote.url} already holds a run's checkpoints{whose}, and this run begins afresh. To go on with that "
+            "run pass ckpt_path='last'; for a fresh run choose another URL."
         )
 
 
+def refuse_another_s(remote: Remote, there: Sequence[RemoteCheckpoint], record: Names, run_dir: Path) -> Owner | None:
+    """The run there, which is the one in `run_dir` too.
+
+    Raises:
+        ConfigurationError: it is another one; the message has both, and says what to do.
+    """
+    standing = standing_of(run_dir)
+    own = OwnCopies(run_dir / CHECKPOINTS)
+    if standing.copied_from is not None and _patiently(lambda: remote.holds_any(there)):
+        raise ConfigurationError(
+            f"{remote.url} is for the run in {standing.copied_from} ({standing.owner}). {run_dir} is a copy of that "
+            "directory and goes on as a run of its own: give it a URL of its own. If it is to take the other's place, "
+            f"move {standing.copied_from} away."
+        )
+    why = _patiently(lambda: remote.refusal(standing.owner, own, there, record))
+    if why is not None:
+        raise ConfigurationError(
+            f"{remote.url} and {run_dir} hold different runs, which would be mixed: {why}. To go on with the run there "
+            f"pass ckpt_path='last' with another run_name, or move {run_dir} away; to go on with the one here choose "
+            "another URL."
+        )
+    return _patiently(lambda: remote.owner(record, there))
+
+
+@dataclass(frozen=True)
+class Past:
+    """What of the run is at a remote, seen from the checkpoint to go on from."""
+
+    commit: int
+    """The highest number of a commit there."""
+    is_left: bool
+    """Whether something there is newer, or of another continuation: from here on the run is on a branch."""
+    other_branches: Mapping[str, RemoteCheckpoint]
+    """The newest of each other branch."""
+
+
+def past_at(remote: Remote, there: Sequence[RemoteCheckpoint], record: Names, entry: Entry) -> Past:
+    """How `entry`, a checkpoint on this machine, stands to what is at the remote."""
+    own = OwnCopies(entry.path.parent)
+    here = commit_of(read_manifest(entry.path, REAL))
+    branch = branch_of(entry.owner)
+    newest = record.branches.get(branch)
+    is_newer = _patiently(lambda: remote.holds_any([one for one in there if one.commit > here]))
+    is_forked = newest is not None and newest in there and newest not in own
+    others = {name: one for name, one in record.branches.items() if name != branch and one in there}
+    return Past(max((one.commit for one in there), default=0), is_newer or is_forked, others)
+
+
 def bring_newer(
-    remote: Remote, there: Sequence[RemoteCheckpoint], *, newer_than: Entry | None, run_dir: Callable[[], Path]
+    remote: Remote,
+    there: Sequence[RemoteCheckpoint],
+    record: Names,
+    *,
+    newer_than: Entry | None,
+    run_dir: Callable[[], Path],
 ) -> Brought:
     """Bring the newest sound checkpoint that is newer than this machine's into `run_dir()`, asked for only then.
 
@@ -62,9 +125,9 @@ def bring_newer(
         if checkpoint.commit <= here:
             continue
         try:
-            usable = _usable(remote, checkpoint)
+            usable = _usable(remote, checkpoint, record.owner)
             if usable == "yes":
-                found = _bring(remote, checkpoint, run_dir(), findings)
+                found = _bring(remote, checkpoint, record, run_dir(), findings)
                 passed = [
                     f"Remote checkpoint {one.name} holds NaN or infinite values; it was passed over."
                     for one in unhealthy
@@ -72,10 +135,12 @@ def bring_newer(
                 return Brought(found.entry, (*found.findings, *passed))
             if usable == "unhealthy":
                 unhealthy.append(checkpoint)
+            if usable == "another's":
+                findings.append(f"Remote checkpoint {checkpoint.name} is of another run and was passed over.")
         except CheckpointCorruptError as error:
             findings.append(f"Remote checkpoint {checkpoint.name} is damaged and was passed over. {error}")
     if unhealthy and newer_than is None:
-        return _bring(remote, unhealthy[0], run_dir(), findings)
+        return _bring(remote, unhealthy[0], record, run_dir(), findings)
     if findings and newer_than is None:
         raise CheckpointCorruptError(
             f"There are checkpoints at {remote.url} and none of them can be used; for a fresh run choose another URL."
@@ -84,27 +149,33 @@ def bring_newer(
     return Brought(None, tuple(findings))
 
 
-def _usable(remote: Remote, checkpoint: RemoteCheckpoint) -> Literal["yes", "no", "unhealthy"]:
+def _usable(
+    remote: Remote, checkpoint: RemoteCheckpoint, owner: Owner | None
+) -> Literal["yes", "no", "unhealthy", "another's"]:
     found = _patiently(lambda: remote.manifest(checkpoint))
     if found is None:
         return "no"  # a process died while it copied it
     entry = entry_from_manifest(Path(checkpoint.entry_name), found[1])
+    if owner is not None and not owner.may_hold(entry.owner):
+        return "another's"
     if entry.info.get("weights_only"):
         return "no"
     return "yes" if entry.healthy else "unhealthy"
 
 
-def _bring(remote: Remote, checkpoint: RemoteCheckpoint, run_dir: Path, findings: Sequence[str]) -> Brought:
+def _bring(
+    remote: Remote, checkpoint: RemoteCheckpoint, record: Names, run_dir: Path, findings: Sequence[str]
+) -> Brought:
     with locked(run_dir):
         store = CheckpointStore(run_dir)
         # What was the latest here stays until the next save: only then has the one that came proved to fit.
         latest = _each_once(checkpoint.entry_name, *store.pins().get("latest", ()))
         entry = _adopt(store, remote, checkpoint, {"latest": latest})
+        own = OwnCopies(store.directory)
+        own.add(entry.name, entry.sha256[:16])
         try:
-            names = _patiently(remote.names)
-            findings = [*findings, *_bring_ranked(store, remote, names)]
-            if names:  # else they were lost, and what bore them is not to be deleted
-                own = OwnCopies(store.directory)
+            findings = [*findings, *_bring_ranked(store, remote, record.held)]
+            if not record.is_rebuilt:  # else names may have been lost, and what bore them is not to be deleted
                 for one in _patiently(remote.checkpoints):  # the run that this one is from here on
                     own.add(one.entry_name, one.digest)
         except RemoteError as error:  # the newest is here, and that is what the run goes on from

@@ -14,9 +14,9 @@ from ..checkpoint.entry import Entry, entry_from_manifest
 from ..checkpoint.filesystem import REAL
 from ..checkpoint.foreign_files import locate, url_scheme
 from ..checkpoint.links import CHECKPOINTS
-from ..checkpoint.owner import MAIN
+from ..checkpoint.owner import MAIN, Owner
 from ..checkpoint.reader import CheckpointReader
-from ..checkpoint.remote import Remote, RemoteCheckpoint
+from ..checkpoint.remote import Names, Remote, RemoteCheckpoint
 from ..checkpoint.saved import SavedCheckpoint, read_manifest, resolve_checkpoint
 from ..errors import (
     CheckpointCorruptError,
@@ -29,7 +29,7 @@ from ..errors import (
 )
 from . import remote_run
 from .directory import absolute, new_run, numbered_runs, read_run, subdirectories
-from .whose import refuse_others
+from .whose import refuse_others, standing_of
 
 _SUFFIXES = (".pdparams", ".pdopt")
 
@@ -52,9 +52,16 @@ class Resolution:
     """A sentence for each newer checkpoint that was passed over."""
     damaged: tuple[str, ...] = ()
     """Names of those of them that are damaged."""
+    owner: Owner | None = None
+    """Whose run it is, where the remote knows."""
+    commits_elsewhere: int = 0
+    """The highest number of a commit at the remotes."""
+    leaves_a_branch: bool = False
+    """Whether the remotes hold what the run leaves behind if it goes on from `entry`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Resolution, (self.run_dir, self.entry, self.fresh, self.message, None, self.findings, self.damaged)
+        fields = (self.run_dir, self.entry, self.fresh, self.message, None, self.findings, self.damaged)
+        return Resolution, (*fields, self.owner, self.commits_elsewhere, self.leaves_a_branch)
 
 
 @dataclass(frozen=True)
@@ -124,11 +131,16 @@ def resolve(
     for copies in remotes:
         try:
             there = remote_run.contents(copies.remote)
+            record = remote_run.names_of(copies.remote)
+            if local is not None and local.run_dir is not None:
+                remote_run.refuse_another_s(copies.remote, there, record, local.run_dir)
             if os.fspath(ckpt_path or "") in ("last", "latest"):
-                brought = _bring_newer(copies.remote, there, local, default_root_dir, run_name)
+                brought = _bring_newer(copies.remote, there, record, local, default_root_dir, run_name)
                 local, broken = (local, broken) if brought is None else (brought, None)
             if local is not None and local.run_dir is None:
-                remote_run.refuse_used(copies.remote, there)
+                remote_run.refuse_used(copies.remote, there, record)
+            elif local is not None:
+                local = _seen_from_there(local, copies.remote, there, record)
         except CheckpointCorruptError as error:  # of this remote; another one may have a sound one
             broken = broken or error
         except RemoteError as error:
@@ -148,6 +160,7 @@ def resolve(
 def _bring_newer(
     remote: Remote,
     there: Sequence[RemoteCheckpoint],
+    record: Names,
     local: Resolution | None,
     default_root_dir: str | os.PathLike[str],
     run_name: str | None,
@@ -160,12 +173,30 @@ def _bring_newer(
     def place() -> Path:
         return run_dir or new_run(default_root_dir, run_name)
 
-    brought = remote_run.bring_newer(remote, there, newer_than=here, run_dir=place)
+    brought = remote_run.bring_newer(remote, there, record, newer_than=here, run_dir=place)
     if brought.entry is None:
         return None if local is None else _with_findings(local, *brought.findings)
     found = _resolve_here(brought.entry.path, default_root_dir, run_name)
     message = f"{found.message}, brought from {remote.url}"
     return _with_findings(replace(found, message=message), *brought.findings)
+
+
+def _seen_from_there(local: Resolution, remote: Remote, there: Sequence[RemoteCheckpoint], record: Names) -> Resolution:
+    """The same, with whose it is, what its next commit is counted above, and whether it leaves a branch."""
+    assert local.run_dir is not None and local.entry is not None
+    owner = remote_run.refuse_another_s(remote, there, record, local.run_dir)
+    past = remote_run.past_at(remote, there, record, local.entry)
+    message = local.message
+    if past.other_branches:
+        others = (f"{branch} up to {newest.entry_name}" for branch, newest in sorted(past.other_branches.items()))
+        message += f"; other branches at {remote.url}: {', '.join(others)}"
+    return replace(
+        local,
+        message=message,
+        owner=local.owner or owner,
+        commits_elsewhere=max(local.commits_elsewhere, past.commit),
+        leaves_a_branch=local.leaves_a_branch or past.is_left,
+    )
 
 
 def _with_findings(resolution: Resolution, *findings: str) -> Resolution:
@@ -313,7 +344,7 @@ def _refuse_foreign(path: Path) -> None:
 def _continue(
     run: Path, entry: Entry, opened: SavedCheckpoint | None = None, searched: CheckpointReader | None = None
 ) -> Resolution:
-    refuse_others(run, [entry])
+    refuse_others(run, [entry], standing_of(run).owner)
     findings = tuple(searched.findings) if searched is not None else ()
     info = read_run(run)
     told = info is not None and info.status not in ("running", "killed") and not findings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,8 @@ class Standing:
 
     owner: Owner | None
     """None where nothing says so: a run that has not begun, or one from before runs had an id."""
-    ancestors: tuple[str, ...] = ()
-    """Ids of the runs whose directories this one is a copy of: their checkpoints are its own past."""
     copied_from: Path | None = None
     """The directory that this one is a copy of, where that is still there."""
-
-    def own(self, owner: Owner | None) -> bool:
-        """Whether a checkpoint with this owner belongs here; one without any may."""
-        return owner is None or self.owner is None or owner.is_of(self.owner) or owner.id in self.ancestors
 
 
 def standing_of(path: Path, record: dict[str, Any] | None = None) -> Standing:
@@ -41,32 +35,30 @@ def standing_of(path: Path, record: dict[str, Any] | None = None) -> Standing:
     owner = parse_owner({**record, "begun": record.get("created"), "branch": record.get("branch") or MAIN})
     if owner is None:
         owner = _owner_by_checkpoints(path)
-    ancestors = tuple(str(one) for one in record.get("ancestors") or ())
-    original = _original(path, record)
-    return Standing(owner, ancestors, original)
+    return Standing(owner, _original(path, record))
 
 
-def refuse_others(path: Path, entries: Iterable[Entry], standing: Standing | None = None) -> None:
-    """Raise ConfigurationError where the directory `path` holds a checkpoint of another run than its own."""
-    standing = standing or standing_of(path)
+def refuse_others(path: Path, entries: Iterable[Entry], owner: Owner | None) -> None:
+    """Raise ConfigurationError where the directory `path` holds a checkpoint of another run than its owner."""
     for entry in entries:
-        if not standing.own(entry.owner):
+        if owner is not None and not owner.may_hold(entry.owner):
             raise ConfigurationError(
-                f"{entry.path} is of {entry.owner}, and {path} holds {standing.owner}: the two would be mixed. Move "
+                f"{entry.path} is of {entry.owner}, and {path} holds {owner}: the two would be mixed. Move "
                 f"{entry.name} to a directory of its own; a run is begun from it with "
                 "fit(ckpt_path='<that directory>') under another run_name."
             )
 
 
-def beginning(path: Path, record: dict[str, Any], given: Owner | None) -> tuple[Owner, tuple[str, ...], Path | None]:
+def beginning(path: Path, record: dict[str, Any], given: Owner | None) -> tuple[Owner, Path | None]:
     """Who goes on in `path` from here: its run, `given` where nothing there says whose it is, or a new one.
 
     A copy of a directory that is still there is a run of its own: else two would write under one name.
     """
     found = standing_of(path, record)
     if found.copied_from is not None and found.owner is not None:
-        return new_owner(), (*found.ancestors, found.owner.id), found.copied_from
-    return found.owner or given or new_owner(record.get("created")), found.ancestors, None
+        ancestors = (*found.owner.ancestors, found.owner.id)
+        return replace(new_owner(), ancestors=ancestors), found.copied_from
+    return found.owner or given or new_owner(record.get("created")), None
 
 
 def _original(path: Path, record: dict[str, Any]) -> Path | None:

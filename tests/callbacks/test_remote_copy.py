@@ -210,7 +210,9 @@ def test_what_was_never_completed_does_not_count(tmp_path: Path, url: str) -> No
 def test_a_fresh_run_is_refused_where_another_is(tmp_path: Path, url: str) -> None:
     train(tmp_path / "first", RemoteCopy(url), 1)
     before = below(url)
-    with pytest.raises(ConfigurationError, match="already holds a run's checkpoints, and this run begins afresh"):
+    with pytest.raises(
+        ConfigurationError, match=r"holds a run's checkpoints \(run \w+, begun .*\), and this run begins afresh"
+    ):
         train(tmp_path / "second", RemoteCopy(url), 1, ckpt_path=None)
     assert below(url) == before and not (tmp_path / "second").exists()
 
@@ -479,3 +481,35 @@ def test_the_newest_is_gone_on_from_though_the_best_ones_cannot_be_had(
 
 def fails_to_answer(*_: Any) -> Any:
     raise RemoteError("no route to host")
+
+
+def test_several_callbacks_wait_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The time of each begins with the first one's: when the first has waited its own, the others have too."""
+    release = threading.Event()
+    copies = [RemoteCopy(memory_url(), final_wait_seconds=seconds) for seconds in (0.3, 0.3, 0.3)]
+    for copy in copies:
+        hook(copy.remote, lambda number, name, args, call: release.wait(60) if name == "put_file" else call())
+    have_begun: list[list[bool]] = []
+    inner = copies[0]._wait
+
+    def noted(trainer: Trainer) -> None:
+        have_begun.append([copy._waited_until is not None for copy in copies])
+        inner(trainer)
+
+    copies[0]._wait = noted  # type: ignore[method-assign]
+    trainer(tmp_path, [ModelCheckpoint(), *copies], max_epochs=1).fit(net(), batches())
+    release.set()
+    assert have_begun[0] == [True, True, True], "the third's time began when the first had waited"
+    assert capsys.readouterr().out.count("WARNING: not copied") == 3
+
+
+def test_a_name_that_nothing_is_kept_under_is_told_at_the_end(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "one", RemoteCopy(url, what=("latest", "best_val_los", "epoch_*")), 1)
+    out = capsys.readouterr().out
+    assert "no checkpoint was kept as 'best_val_los', 'epoch_*', so nothing was copied for it" in out
+    assert "Did you mean 'best_val_loss'?" in out and "This run has best, best_val_loss, latest." in out
+    train(tmp_path / "two", RemoteCopy(memory_url()), 1)
+    train(tmp_path / "three", RemoteCopy(memory_url(), what=("best", "best_val*", "last")), 1)
+    assert "no checkpoint was kept as" not in capsys.readouterr().out

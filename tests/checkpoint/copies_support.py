@@ -24,11 +24,13 @@ def copying(store: CheckpointStore, remote: Remote | str, **more: Any) -> Copier
     return Copier(store, Remote(remote) if isinstance(remote, str) else remote, **more)
 
 
-def copy_now(store: CheckpointStore, remote: Remote | str, **more: Any) -> None:
-    """One pass of a Copier, in this thread."""
+def copy_now(store: CheckpointStore, remote: Remote | str, *, releases: bool = True, **more: Any) -> None:
+    """One pass of a Copier, in this thread; it gives the lease back, unless it is to be as of a process that died."""
     one = copying(store, remote, **more)
     one._look()
     one._catch_up()
+    if releases:
+        one._lease.release()
     store.protect(one, ())
 
 

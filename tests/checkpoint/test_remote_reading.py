@@ -23,6 +23,7 @@ from store_support import NthCallFails, leftovers, save, step_in
 from paddlelite_trainer.checkpoint import CheckpointStore, Entry, Remote, open_checkpoint
 from paddlelite_trainer.checkpoint.manifest import MANIFEST
 from paddlelite_trainer.checkpoint.remote import (
+    NAMES_COPY,
     RemoteCheckpoint,
     fetch_checkpoint,
     parse_remote_name,
@@ -131,9 +132,11 @@ def test_a_forged_manifest_that_claims_nothing_wrong_is_taken(there: Any, tmp_pa
     "names", [{"../x": ["step-000000007.c1.0123456789abcdef"]}, {"best": 3}, ["best"], {"best": ["../../x", "step-1"]}]
 )
 def test_hostile_names_are_no_names(there: Any, names: Any) -> None:
-    url, _ = there
+    url, one = there
     overwrite_names(url, names)
-    assert Remote(url).names() == {}
+    assert Remote(url).names() == {"latest": [one]}  # what its copy says
+    remove(url, NAMES_COPY)
+    assert Remote(url).names() == {"latest": [one]}  # what the checkpoints say
 
 
 def test_a_manifest_without_end_is_not_read(there: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +20,28 @@ from ..entry import Entry, entry_from_manifest, parse_entry_name
 from ..filesystem import REAL, FileSystem
 from ..links import check_pin_name
 from ..manifest import MANIFEST, parse_files, seal, unseal
+from ..owner import Owner, parse_owner
 from ..saved import inspect
+from .names import Names, branch_of, parse_names, rebuilt
 from .objects import Objects
+from .place import RemoteCheckpoint, commit_of, parse_remote_name, remote_name_of
+
+__all__ = [
+    "Names",
+    "OwnCopies",
+    "Remote",
+    "RemoteCheckpoint",
+    "branch_of",
+    "commit_of",
+    "fetch_checkpoint",
+    "parse_remote_name",
+    "remote_name_of",
+]
 
 NAMES_FILE = "names.json"
+NAMES_COPY = "names-copy.json"
 MAX_REMOTE_MANIFEST_BYTES = 256 << 20
 DOWNLOAD_CHUNK_BYTES = 16 << 20
-_NAME = re.compile(r"(step-[0-9r-]+)\.c(\d{1,18})\.([0-9a-f]{16})")
-
-
-@dataclass(frozen=True)
-class RemoteCheckpoint:
-    """A checkpoint's name at the remote: `<its own name>.c<number of its commit>.<its manifest's SHA-256, shortened>`.
-
-    So two checkpoints of one step never share a place, and copying the same one twice makes nothing new.
-    """
-
-    entry_name: str
-    commit: int
-    digest: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.entry_name}.c{self.commit}.{self.digest}"
-
-    @property
-    def order(self) -> tuple[int, tuple[int, int]]:
-        """Commits are counted over a run's whole life, so one that went back to an older step is in order too."""
-        return (self.commit, parse_entry_name(self.entry_name) or (0, 0))
-
-
-def parse_remote_name(name: object) -> RemoteCheckpoint | None:
-    """None for what is not the name of a remote checkpoint."""
-    match = _NAME.fullmatch(name) if isinstance(name, str) else None
-    if match is None or parse_entry_name(match[1]) is None:
-        return None
-    return RemoteCheckpoint(match[1], int(match[2]), match[3])
 
 
 class Remote:
@@ -66,9 +50,10 @@ class Remote:
         <url>/
           step-000001200.c7.0123456789abcdef/    a checkpoint; its manifest.json comes last and makes it one
             model.pdparams optimizer.pdopt trainer.json ... manifest.json
-          names.json                             {name: [remote checkpoints, best first]}, under a checksum
+          names.json names-copy.json             whose run it is, {name: [remote checkpoints, best first]}, its branches
+          writer.json                            who copies here at this moment
 
-    Nothing is ever renamed there, and nothing that was written is written again with other bytes, but for names.json.
+    Nothing is ever renamed there, and no file of a checkpoint is written again with other bytes.
     What is read is trusted in nothing: a manifest goes through the same checks as one on the local disk, every byte is
     verified, and no pickle is run.
     """
@@ -87,16 +72,63 @@ class Remote:
         return sorted(found, key=lambda one: one.order, reverse=True)
 
     def names(self) -> dict[str, list[RemoteCheckpoint]]:
-        """What names.json says; empty where there is none, or a damaged one: it is a hint, and is written anew."""
+        """Which checkpoints bear which name, best first."""
+        return dict(self.record().held)
+
+    def record(self) -> Names:
+        """What names.json says. Where it is lost or damaged: what its copy and all manifests say."""
+        found = self._names_in(NAMES_FILE)
+        if found is not None:
+            return found
+        there = self.checkpoints()
+        before = self._names_in(NAMES_COPY) if there else None
+        return rebuilt(before, self._manifests(there)) if there else Names()
+
+    def owner(self, record: Names, there: Sequence[RemoteCheckpoint]) -> Owner | None:
+        """The run that the URL is for; by the newest checkpoints where names.json has not come to say it."""
+        if record.owner is not None:
+            return record.owner
+        for manifest in self._manifests(there[:2]):
+            owner = parse_owner(manifest.get("run"))
+            if owner is not None:
+                return owner
+        return None
+
+    def refusal(
+        self, owner: Owner | None, own: OwnCopies, there: Sequence[RemoteCheckpoint], record: Names
+    ) -> str | None:
+        """Why the run of this owner may not copy here, or go on from here; None where it may.
+
+        A run from before runs had an id is known by its checkpoints: of two, one that both know is enough.
+        """
+        if not self.holds_any(there):
+            return None
+        theirs = self.owner(record, there)
+        if theirs is not None and owner is not None:
+            return None if theirs.is_of(owner) else f"it holds {theirs}, up to {there[0].entry_name}; this is {owner}"
+        if any(one in own for one in there):
+            return None
+        whose = "a run without an id" if theirs is None else str(theirs)
+        mine = "a run without an id" if owner is None else str(owner)
+        return f"it holds {whose}, up to {there[0].entry_name}, none of whose checkpoints is known here; this is {mine}"
+
+    def _names_in(self, key: str) -> Names | None:
         try:
-            record = unseal(self._read_small(NAMES_FILE), NAMES_FILE)
-            names = {}
-            for name, held in record["names"].items():
-                check_pin_name(name)
-                names[name] = [parsed for one in held if (parsed := parse_remote_name(one))]
-        except (FileNotFoundError, CheckpointCorruptError, ConfigurationError, KeyError, TypeError, AttributeError):
-            return {}
-        return {name: held for name, held in names.items() if held}
+            return parse_names(self._read_small(key), f"{self.url}/{key}")
+        except (FileNotFoundError, CheckpointCorruptError):
+            return None
+
+    def _manifests(self, there: Sequence[RemoteCheckpoint]) -> list[dict[str, Any]]:
+        """Of those that are complete; a damaged one names nothing."""
+        found = []
+        for checkpoint in there:
+            try:
+                sound = self.manifest(checkpoint)
+            except CheckpointCorruptError:
+                continue
+            if sound is not None:
+                found.append(sound[1])
+        return found
 
     def manifest(self, checkpoint: RemoteCheckpoint) -> tuple[bytes, dict[str, Any]] | None:
         """A checkpoint's manifest, checked, as bytes and as JSON; None where the checkpoint was never completed.
@@ -124,23 +156,26 @@ class Remote:
         return data, manifest
 
     def find(self, name: str = "latest") -> RemoteCheckpoint:
-        """The checkpoint that a name means: the first it holds, a step's newest, or for "latest" the newest of all.
+        """What a name means: the first that it holds, a branch's or a step's newest, for "latest" the newest of all.
 
         Raises:
             CheckpointNotFoundError: there is none.
         """
         there = self.checkpoints()
-        names = self.names()
+        record = self.record()
+        names = record.held
         if name in ("latest", "last"):
             found = [one for one in there if self.is_complete(one)][:1]
         elif name in names:
             found = names[name][:1]
+        elif name in record.branches:
+            found = [record.branches[name]]
         else:
             wanted = {name, f"step-{int(name):09d}" if name.isdecimal() and name.isascii() else name}
             steps = [one for one in there if wanted & {one.name, one.entry_name, one.entry_name.partition("-r")[0]}]
             found = [one for one in steps if self.is_complete(one)][:1]
         if not found:
-            known = sorted({*names, "latest", *(one.entry_name for one in there)})
+            known = sorted({*names, *record.branches, "latest", *(one.entry_name for one in there)})
             holds = f" It has {', '.join(known)}." if there else " It has no checkpoint."
             raise CheckpointNotFoundError(f"{self.url} has no {name!r}.{did_you_mean(name, known)}{holds}")
         return found[0]
@@ -239,10 +274,12 @@ class Remote:
         self._put_checked(f"{checkpoint.name}/{MANIFEST}", manifest)
         return checkpoint
 
-    def write_names(self, names: Mapping[str, Sequence[RemoteCheckpoint]]) -> None:
-        """Replace names.json."""
-        record = {"format": 1, "names": {name: [one.name for one in held] for name, held in names.items()}}
-        self._put_checked(NAMES_FILE, seal(record))
+    def write_names(self, names: Names) -> None:
+        """Replace names.json, and then its copy: one of the two is whole at any time."""
+        data = seal(names.to_json())
+        self._put_checked(NAMES_FILE, data)
+        if names.held:
+            self._put_checked(NAMES_COPY, data)
 
     def _put_checked(self, key: str, data: bytes) -> None:
         self.objects.put(key, data)
@@ -261,26 +298,13 @@ class Remote:
         """The checkpoints there; where there has been nothing yet, a first names.json shows that one may write."""
         there = self.checkpoints()
         if not there:
-            self.write_names({})
+            self.write_names(Names())
         return there
 
 
 def _missing(sizes: Mapping[str, int], there: Mapping[str, int | None]) -> list[str]:
     """What is not there in its size; some remotes tell no sizes."""
     return [name for name, size in sizes.items() if name not in there or there[name] not in (None, size)]
-
-
-def remote_name_of(manifest: Mapping[str, Any]) -> RemoteCheckpoint:
-    """What the checkpoint with this manifest is called at a remote."""
-    return RemoteCheckpoint(str(manifest["name"]), commit_of(manifest), str(manifest["sha256"])[:16])
-
-
-def commit_of(manifest: Mapping[str, Any]) -> int:
-    """The number of the commit that made a checkpoint, counted over the life of its run."""
-    number = manifest.get("sequence", 0)
-    if type(number) is not int or not 0 <= number < 10**18:
-        raise CheckpointCorruptError(f"manifest.json has an impossible number of its commit: {number!r}")
-    return number
 
 
 class OwnCopies:

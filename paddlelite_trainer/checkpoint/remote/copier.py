@@ -10,11 +10,26 @@ from collections.abc import Callable, Iterable
 from ...errors import CheckpointCorruptError
 from ..entry import Entry
 from ..store import CheckpointStore
-from . import OwnCopies, Remote, RemoteCheckpoint
+from . import NAMES_FILE, Names, OwnCopies, Remote, RemoteCheckpoint
+from . import lease as leases
+from .lease import Lease
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
+_RELEASE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
+
+
+class _NotOurTurn(Exception):
+    """Somebody else copies there, or perhaps does: look again after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class _Refused(Exception):
+    """What is there is not this run's, for the message's reason."""
 
 
 class Copier:
@@ -23,8 +38,10 @@ class Copier:
     What is to be copied follows from the store's pins: the checkpoints that the wanted names hold, or with `everything`
     each one committed; so a checkpoint that no wanted name holds any more is dropped, unless its copy has begun. While
     it waits or is copied the store deletes it for no reason. The newest goes first. A failure is told once, tried again
-    for as long as it lasts, and its end is told once. Of a run that begins afresh nothing is copied to where another's
-    checkpoints are.
+    for as long as it lasts, and its end is told once.
+
+    Nothing is copied to where another run's checkpoints are, to where this run has gone on elsewhere, or while somebody
+    else copies there; each is told. A store without an owner says nothing of its run, and only the last is looked at.
     """
 
     def __init__(
@@ -35,7 +52,6 @@ class Copier:
         is_wanted: Callable[[str], bool],
         everything: bool = False,
         keep_last_n: int | None = None,
-        begins_afresh: bool = False,
         tell: Callable[[str], None] = print,
     ) -> None:
         self._store = store
@@ -43,7 +59,6 @@ class Copier:
         self._is_wanted = is_wanted
         self._everything = everything
         self._keep_last_n = keep_last_n
-        self._begins_afresh = begins_afresh
         self._tell_user = tell
         self._changed = threading.Condition()
         # Below it: what the store's thread and ours share.
@@ -51,40 +66,48 @@ class Copier:
         self._waiting: dict[str, Entry] = {}  # by sha256
         self._copying: Entry | None = None
         self._news = True
-        self._is_working = self._abandoned = False
+        self._is_working = self._abandoned = self._is_refused = False
         self._waits = 0
         self._copied: dict[str, RemoteCheckpoint] = {}  # by sha256
         self._unusable: set[str] = set()
         # Ours alone.
-        self._names: dict[str, list[RemoteCheckpoint]] | None = None
+        self._names: Names | None = None
+        self._branches: dict[str, RemoteCheckpoint] = {}
+        self._is_known = self._is_met = self._told_of_watching = self._told_of_busy = False
         self._held_once: set[str] = set()
         self._own = OwnCopies(store.directory)
         self.last_error: Exception | None = None
         """Why the last attempt failed; None when it did not."""
         self._thread = threading.Thread(target=self._run, name="remote-copy", daemon=True)
+        self._lease = Lease(remote.objects, store.owner, lambda: self._thread.is_alive() and not self._abandoned)
 
     def start(self) -> None:
         self._store.watch(self._look)
         self._look()
         self._thread.start()
+        self._lease.keep_renewing(self._note_lost)
+
+    def hurry(self) -> None:
+        """Somebody waits from here on: a failure that is waiting to be tried again is tried at once."""
+        with self._changed:
+            self._waits += 1
+            self._changed.notify_all()
 
     def wait(
         self, seconds: float, *, is_urgent: Callable[[], bool] = lambda: False, urgent_seconds: float = 0.0
     ) -> bool:
         """Return when all is copied, or after so many seconds: whether all is copied.
 
-        From the moment that `is_urgent` it waits at most `urgent_seconds` more. A failure that is waiting to be tried
-        again is tried at once.
+        From the moment that `is_urgent` it waits at most `urgent_seconds` more. Where nothing may be copied there it
+        does not wait.
         """
         deadline, is_hurried = time.monotonic() + seconds, False
-        with self._changed:
-            self._waits += 1
-            self._changed.notify_all()
+        self.hurry()
         while True:
             with self._changed:
                 if not (self._news or self._is_working or self._left()):
                     return True
-            if not self._thread.is_alive():
+            if not self._thread.is_alive() or self.is_stopped:
                 return False
             if not is_hurried and is_urgent():
                 is_hurried, deadline = True, min(deadline, time.monotonic() + urgent_seconds)
@@ -103,8 +126,13 @@ class Copier:
         self._store.unwatch(self._look)
         self._store.protect(self, ())
         if is_idle:
-            self._thread.join()
+            self._thread.join(_RELEASE_SECONDS)
         return left
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing is copied, as the remote is another's, for now or for good."""
+        return self._is_refused or self._lease.is_busy
 
     @property
     def behind(self) -> list[Entry]:
@@ -143,11 +171,26 @@ class Copier:
             self._changed.notify_all()
 
     def _protect(self) -> None:
-        self._store.protect(self, [entry.name for entry in self._left()])
+        # Where nothing is copied nothing is kept for it: the disk would fill up.
+        self._store.protect(self, () if self.is_stopped else [entry.name for entry in self._left()])
+
+    def _note_lost(self) -> None:
+        with self._changed:
+            self._is_met, self._news = False, True
+            self._changed.notify_all()
 
     # ---- in our thread ----
 
     def _run(self) -> None:
+        try:
+            self._copy_on()
+        finally:
+            try:
+                self._lease.release()
+            except Exception:  # whoever comes next watches it, then
+                pass
+
+    def _copy_on(self) -> None:
         failures = 0
         while True:
             with self._changed:
@@ -160,6 +203,12 @@ class Copier:
                 self._is_working = True
             try:
                 self._catch_up()
+            except _NotOurTurn as other:
+                self._wait_at_most(max(other.seconds, _LOOK_SECONDS))
+                continue
+            except _Refused as why:
+                self._refuse(str(why))
+                continue
             except Exception as error:  # whatever a client library raises must not end the thread
                 self.last_error = error
                 if failures == 0:
@@ -174,7 +223,11 @@ class Copier:
     def _wait_before_retry(self, failures: int) -> None:
         # Not from `random`: its state belongs to the run.
         longest = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 20))
-        deadline = time.monotonic() + longest * secrets.SystemRandom().uniform(0.5, 1.0)
+        self._wait_at_most(longest * secrets.SystemRandom().uniform(0.5, 1.0))
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """So long, or until somebody waits for what is to be copied."""
+        deadline = time.monotonic() + seconds
         with self._changed:
             waits = self._waits
             while not self._abandoned and self._waits == waits:
@@ -185,28 +238,83 @@ class Copier:
 
     def _catch_up(self) -> None:
         """Copy what waits, newest first, then bring names and retention up to date."""
-        if self._begins_afresh:
-            if self._remote.holds_any(self._remote.checkpoints()):
-                self._tell(f"WARNING: nothing is copied to {self._remote.url}: it holds another run's checkpoints")
-                self._abandoned = True
-                return
-            self._begins_afresh = False
+        if not self._is_known:
+            self._meet()  # before anything is written there
+            self._is_known = True
         while (entry := self._take()) is not None:
             try:
+                self._require_turn()
                 self._copy(entry)
             finally:
                 self._put_back()
+            self._require_turn()
             self._write_names()
         with self._changed:
             if self._abandoned:
                 return
             self._news = False
         try:
+            self._require_turn()
             self._write_names()
             self._retire()
         except BaseException:
             self._news = True
             raise
+
+    # ---- whose it is, and whose turn ----
+
+    def _meet(self) -> None:
+        """Raises _Refused where what is there is not this run's own past."""
+        owner = self._store.owner
+        if owner is not None:
+            there, record = self._remote.checkpoints(), self._remote.record()
+            why = self._remote.refusal(owner, self._own, there, record)
+            newest = record.branches.get(owner.branch)
+            if why is None and newest is not None and newest in there and newest not in self._own:
+                why = f"the run has gone on elsewhere, to {newest.entry_name}, which is not this one's past"
+            if why is not None:
+                raise _Refused(why)
+        self._is_met = True
+
+    def _refuse(self, why: str) -> None:
+        with self._changed:
+            self._is_refused = self._abandoned = True
+            self._protect()
+        self._tell(
+            f"WARNING: nothing is copied to {self._remote.url}: {why}. Training goes on, and its checkpoints are in "
+            f"{self._store.run_dir}. To have them copied give the run a URL of its own; to go on with what is there "
+            "begin with ckpt_path='last' in an empty directory."
+        )
+
+    def _require_turn(self) -> None:
+        """Raises _NotOurTurn while somebody else copies there, or is not known to be gone."""
+        claim, lease = self._lease.claim(), self._lease
+        if claim == "held":
+            if self._told_of_watching or self._told_of_busy:
+                self._told_of_watching = self._told_of_busy = False
+                self._tell(f"Nobody else copies to {self._remote.url}: this run does now.")
+            if not self._is_met:
+                self._meet()  # again: the other may have left something
+            return
+        self._is_met, self._names = False, None
+        if claim == "watching" and not self._told_of_watching:
+            self._told_of_watching = True
+            self._tell(
+                f"Perhaps somebody else copies to {self._remote.url}: {lease.holder}. Nothing is copied before it has "
+                f"given no sign for {lease.seconds_to_watch:.0f} s."
+            )
+        if claim == "busy" and not self._told_of_busy:
+            self._told_of_busy = True
+            self._tell(
+                f"WARNING: nothing is copied to {self._remote.url} now, since somebody else copies there: "
+                f"{lease.holder}. Two at one URL would mix their checkpoints. Training goes on, and its checkpoints "
+                f"are in {self._store.run_dir}. Stop one of the two, or give each a URL of its own."
+            )
+            with self._changed:
+                self._protect()
+        raise _NotOurTurn(min(lease.seconds_to_watch, leases.LEASE_SECONDS / (3 if claim == "busy" else 10)))
+
+    # ---- one checkpoint ----
 
     def _take(self) -> Entry | None:
         with self._changed:
@@ -233,7 +341,7 @@ class Copier:
     def _copy(self, entry: Entry) -> None:
         self._own.add(entry.name, entry.sha256[:16])
         try:
-            copied = self._remote.upload(entry.path, lambda: not self._abandoned)
+            copied = self._remote.upload(entry.path, lambda: self._lease.is_held and not self._abandoned)
         except (CheckpointCorruptError, FileNotFoundError) as error:
             is_missed = self._is_still_wanted(entry)
             self._unusable.add(entry.sha256)
@@ -242,14 +350,19 @@ class Copier:
             return
         if copied is not None:
             self._copied[entry.sha256] = copied
+            if entry.owner is not None:
+                before = self._branches.get(entry.owner.branch, copied)
+                self._branches[entry.owner.branch] = max(before, copied, key=lambda one: one.order)
 
     def _write_names(self) -> None:
         """Let each wanted name lead to what it holds and is there; while nothing of it is there, to what it led to."""
         if self._names is None:
-            self._names = self._remote.names()
+            self._names = self._remote.record()
+            if self._names.is_rebuilt:
+                self._tell(f"{NAMES_FILE} of {self._remote.url} was lost or damaged: it is made anew of what is there.")
         with self._changed:
             pins = dict(self._pins)
-        names = dict(self._names)
+        names = dict(self._names.held)
         named = {(one.entry_name, one.digest): one for held in names.values() for one in held}
         for name in self._held_once - set(pins):
             names.pop(name, None)  # taken away in this process; of others we know nothing
@@ -259,9 +372,13 @@ class Copier:
             there = [one for one in found if one is not None]
             if there:
                 names[name] = there
-        if names != self._names and not self._abandoned:
-            self._remote.write_names(names)
-            self._names = names
+        branches = dict(self._names.branches)
+        for branch, newest in self._branches.items():
+            branches[branch] = max(branches.get(branch, newest), newest, key=lambda one: one.order)
+        after = Names(names, self._store.owner or self._names.owner, branches)
+        if after != self._names and not self._abandoned:
+            self._remote.write_names(after)
+            self._names = after
         self._held_once.update(pins)
 
     def _retire(self) -> None:
@@ -271,7 +388,7 @@ class Copier:
         """
         if self._keep_last_n is None or self._names is None:
             return
-        kept = {one for held in self._names.values() for one in held}
+        kept = {one for held in self._names.held.values() for one in held}
         newest = 0
         for checkpoint in self._remote.checkpoints():
             if self._abandoned:

@@ -86,7 +86,8 @@ class Objects:
             if not self._writes_in_place:
                 write(path)
                 return
-            temporary = f"{self._root}/{_UPLOADING}"  # always this name, so that a crash leaves one file at most
+            # Always these names, so that crashes leave few files: one for checkpoints, one for each record beside them.
+            temporary = f"{self._root}/{_UPLOADING}" + ("" if "/" in key else f"-{key}")
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             write(temporary)
             self._fs.mv(temporary, path)
