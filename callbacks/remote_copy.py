@@ -31,8 +31,8 @@ class RemoteCopy(Callback):
     One URL is for one run, and says which: another is refused it, and of two processes that copy there at once the
     second stops copying, and says so. Committed checkpoints are verified and copied by a thread; the training never
     waits for it and never ends for it. Until a checkpoint is copied it is not deleted here; but where a newer one has
-    taken its names, one whose copy has not begun is left out. A remote that fails is told once and tried again. When the fit
-    ends, what is still to be copied gets `final_wait_seconds`, and what then is not copied is named.
+    taken its names, one whose copy has not begun is left out. A remote that fails is told once and tried again. When
+    the fit ends, what is still to be copied gets `final_wait_seconds`, and what then is not copied is named.
 
     With `fit(..., ckpt_path="last")` the newest sound checkpoint, here or there, is the one to go on from; if it is
     there it is brought into the run's directory, with those that are best so far. docs/remote-copies.md says what is
