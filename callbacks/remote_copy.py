@@ -139,10 +139,11 @@ class RemoteCopy(Callback):
         """Let the time of each RemoteCopy begin, as they copy side by side, and wait for this one."""
         for callback in trainer.callbacks:
             if isinstance(callback, RemoteCopy):
-                callback._begin_to_wait(trainer)
+                callback.begin_to_wait(trainer)
         self._wait(trainer)
 
-    def _begin_to_wait(self, trainer: Trainer) -> None:
+    def begin_to_wait(self, trainer: Trainer) -> None:
+        """Let the time begin that the end of the fit waits for this one's copies; on rank 0."""
         copier, signals = self._copier, trainer.signals
         if copier is None or self._waited_until is not None:
             return
