@@ -27,6 +27,7 @@ FOLDERS = {
     "paddlelite_trainer/checkpoint/remote": "checkpoints at a remote, an object store or whatever fsspec reaches",
     "paddlelite_trainer/export": "a module as files for other programs, tried in another process and compared",
     "paddlelite_trainer/cli": "the command line, without Paddle",
+    "paddlelite_trainer/cli/report": "`paddlelite report`: what runs hold, as a page of curves and tables",
     "callbacks": "clients of the engine; imported as paddlelite_trainer.callbacks",
     "examples": "each runs in about a minute on a CPU, on real data",
     "benchmarks": "side by side with the hand-written loop and with other trainers",

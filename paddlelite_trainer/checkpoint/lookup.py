@@ -123,7 +123,7 @@ def find(text: str) -> list[Found]:
     if path.is_dir():
         runs = [run for depth in ("*", "*/*") for run in path.glob(f"{depth}/{CHECKPOINTS}") if run.is_dir()]
         if runs:
-            return [Found(run.parent, None) for run in sorted(runs, key=_natural)]
+            return [Found(run.parent, None) for run in sorted(runs, key=natural_order)]
         raise CheckpointNotFoundError(f"no run and no checkpoint in {path}")
     raise CheckpointNotFoundError(_not_found_message(path))
 
@@ -210,7 +210,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(orders, key=lambda name: orders[name])
 
 
-def _natural(path: Path) -> list[tuple[int, int | str]]:
+def natural_order(path: Path) -> list[tuple[int, int | str]]:
     """Sorts version_9 before version_10."""
     parts: list[tuple[int, int | str]] = []
     for part in path.parts:

@@ -1,4 +1,4 @@
-"""The command `paddlelite`: looks at checkpoints, checks them, puts them in order and exports them."""
+"""The command `paddlelite`: looks at checkpoints, puts them in order, exports them, and reports on runs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..errors import (
 )
 from . import bringing, exporting, looking, tidying
 from .output import FAILED, IN_USE, INTERRUPTED, NOT_FOUND, OK, PROBLEMS, USAGE
+from .report import report as show_report
 
 EXIT_CODES = """\
 exit codes:
@@ -41,6 +42,14 @@ examples:
   paddlelite ckpt fetch s3://bucket/run --name best
 
 A checkpoint is named by its directory, by a link such as RUN/best or RUN/latest.pdparams, or as RUN/STEP.
+"""
+REPORT_EXAMPLES = """\
+examples:
+  paddlelite report runs                            all runs below runs, in report.html
+  paddlelite report runs/version_3 runs/version_5 -o two.html
+  paddlelite report runs --watch                    at http://127.0.0.1:8765/, while they train
+
+It needs plotly and jinja2: pip install 'paddlelite_trainer[report]'.
 """
 
 
@@ -96,7 +105,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="paddlelite", description="Works on runs of paddlelite_trainer.")
     parser.add_argument("--version", action="version", version=f"paddlelite {__version__}")
-    parser.epilog = "See `paddlelite ckpt --help` and `paddlelite export --help`."
+    parser.epilog = "See `paddlelite ckpt --help`, `paddlelite report --help` and `paddlelite export --help`."
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_export(groups)
     group = _subparser(groups, "ckpt", "list, check and handle checkpoints", epilog=f"{EXAMPLES}\n{EXIT_CODES}")
@@ -105,7 +114,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_names(commands)
     _add_bringing(commands)
     _add_repair(commands)
+    _add_report(groups)
     return parser
+
+
+def _add_report(groups: Any) -> None:
+    report = _subparser(
+        groups, "report", "curves, checkpoints, settings and events of runs in one HTML file", epilog=REPORT_EXAMPLES
+    )
+    report.set_defaults(run=show_report)
+    report.add_argument(
+        "run_path", nargs="*", metavar="RUN", help="runs, or directories of runs at any depth (default: runs)"
+    )
+    report.add_argument("-o", "--output", default="report.html", help="the file to write (default: report.html)")
+    report.add_argument("--force", action="store_true", help="replace the output also where it is no report")
+    report.add_argument("--watch", action="store_true", help="serve it on 127.0.0.1 and show what is new, until Ctrl-C")
+    report.add_argument("--port", type=int, default=8765, help="with --watch: where (default: 8765; 0: any free one)")
+    report.add_argument(
+        "--every", type=_seconds, default=5.0, metavar="SECONDS", help="with --watch: how often to look (default: 5)"
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.2 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"must be from 0.2 to 86400 seconds, got {text}")
+    return seconds
 
 
 def _add_looking(commands: Any) -> None:

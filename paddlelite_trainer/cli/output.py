@@ -29,16 +29,16 @@ def code_of(*states: State) -> int:
 
 def print_json(value: Any) -> int:
     """Print JSON, and return OK."""
-    print(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+    print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str))
     return OK
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become the strings "nan" and "inf"."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -72,6 +72,7 @@ def save(
         assert fit.run.store is not None
         return fit.run.store.save(**contents, pins=pins, background=fit.settings.async_checkpoint)
 
+    fit.journal.mark(anyway=True)
     return fit.ranks.on_rank_zero(write)
 
 

@@ -48,10 +48,10 @@ class Journal:
             **told,
         )
 
-    def mark(self) -> None:
-        """Note how far the fit is, unless that was noted shortly before; for where steps are logged."""
+    def mark(self, *, anyway: bool = False) -> None:
+        """Note how far the fit is, unless that was noted a moment ago; `anyway` at a save, which one may go on from."""
         now = time.monotonic()
-        if self._path is None or now < self._next_mark:
+        if self._path is None or (now < self._next_mark and not anyway):
             return
         self._next_mark = now + max(_SECONDS_BETWEEN_MARKS, (now - self._began) / _MARKS_OF_A_LONG_FIT)
         self._write("at")

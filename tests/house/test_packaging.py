@@ -60,6 +60,7 @@ def test_the_wheel_holds_the_package_with_its_callbacks_and_nothing_else(wheel: 
     packaged = {name for name in names if ".dist-info/" not in name}
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "paddlelite_trainer").rglob("*.py")}
     expected |= {f"paddlelite_trainer/callbacks/{path.name}" for path in (ROOT / "callbacks").glob("*.py")}
+    expected |= {f"paddlelite_trainer/cli/report/page.{kind}" for kind in ("html", "css", "js")}
     assert packaged == expected | {"paddlelite_trainer/py.typed"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

@@ -31,7 +31,9 @@ def test_a_run_and_its_resume_tell_where_they_began_and_how_they_ended(tmp_path:
     as_if_started_again()
     trainer = trainer_in(tmp_path, max_epochs=3, accumulate_grad_batches={0: 1})
     trainer.fit(Classifier(), make_batches(4), ckpt_path="last", override=["callbacks"])
-    first, end, second, last = journal_of(trainer.run_dir)
+    lines = journal_of(trainer.run_dir)
+    assert [line["step"] for line in lines if line["event"] == "at"] == [4, 8, 12], "each save is marked"
+    first, end, second, last = (line for line in lines if line["event"] != "at")
     assert [(line["event"], line["step"], line["epoch"]) for line in (first, end, second, last)] == [
         ("began", 0, 0),
         ("ended", 8, 2),
