@@ -17,8 +17,9 @@ from ...checkpoint.lookup import Found, Row, listed
 from ...checkpoint.pins import PINS_FILE
 from ...errors import CheckpointError
 from ...reporting.train_log import TRAIN_LOG
-from ...run.directory import RUN_FILE, RunInfo, read_run
+from ...run.directory import RunInfo, read_run
 from ...run.journal import JOURNAL
+from ...run.whose import RUN_FILE
 from .curves import METRICS, Table, curve_of, number, read_metrics
 from .places import names_of, runs_below
 from .sessions import Session, clock_of, flat, read_journal, settings_in, told

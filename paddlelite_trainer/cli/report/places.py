@@ -10,8 +10,8 @@ from ...checkpoint.links import CHECKPOINTS
 from ...checkpoint.lookup import natural_order
 from ...errors import CheckpointNotFoundError, ConfigurationError
 from ...reporting.train_log import TRAIN_LOG
-from ...run.directory import RUN_FILE
 from ...run.journal import JOURNAL
+from ...run.whose import RUN_FILE
 from .curves import METRICS
 
 _OF_A_RUN = (RUN_FILE, JOURNAL, METRICS, TRAIN_LOG, CHECKPOINTS)
