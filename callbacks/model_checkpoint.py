@@ -374,14 +374,16 @@ class ModelCheckpoint(Callback):
             # The same step saved again holds the same weights: the newer one takes the place.
             ranking = self._by_score([*(entry for entry in before if entry.step != candidate.step), candidate])
             kept = ranking if self.save_top_k < 0 else ranking[: self.save_top_k]
-            if candidate in kept:
-                pins = {pin: [entry.name for entry in kept] for pin in self._best_pins}
-                pins.update(self._named(kept, [entry for entry in before if entry not in kept]))
+            names = [entry.name for entry in kept]
+            if candidate.name in names:
+                pins = dict.fromkeys(self._best_pins, names)
+                still_kept = set(names)
+                pins.update(self._named(kept, [entry for entry in before if entry.name not in still_kept]))
                 if self.verbose:
                     trainer.print(
                         f"Epoch {candidate.epoch}, step {candidate.step}: "
                         f"{self.monitor} {score:.6g} is number "
-                        f"{kept.index(candidate) + 1} of the best {len(kept)}"
+                        f"{names.index(candidate.name) + 1} of the best {len(kept)}"
                     )
         if self.save_top_k < 0:
             pins.update(self._named([candidate], []))

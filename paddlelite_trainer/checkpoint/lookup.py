@@ -58,14 +58,14 @@ class Row:
 def listed(found: Found, *, verify: bool) -> Iterator[Row]:
     """The checkpoints found, oldest first, those with a damaged manifest too; with `verify` every byte is checked."""
     reader = CheckpointReader(found.path)
-    held = reader.pins()
+    pins_of = reader.pins_by_checkpoint()
     if found.checkpoint is None:
         paths = [found.path / CHECKPOINTS / name for name in names_in(found.path / CHECKPOINTS)]
     else:
         paths = [found.checkpoint]
     for path in paths:
         in_run = path.parent == found.path / CHECKPOINTS
-        pins = tuple(name for name, names in held.items() if in_run and path.name in names)
+        pins = pins_of.get(path.name, ()) if in_run else ()
         row = _look_at(found.path, path, pins)
         if verify:
             state, problems = state_of(path)

@@ -53,6 +53,14 @@ class Pins:
         """The names of the pins that hold this checkpoint."""
         return tuple(name for name, entries in self.held.items() if entry in entries)
 
+    def by_entry(self) -> dict[str, tuple[str, ...]]:
+        """Checkpoint -> the names of the pins that hold it, as `of` gives them for one."""
+        found: dict[str, list[str]] = {}
+        for name, entries in self.held.items():
+            for entry in dict.fromkeys(entries):
+                found.setdefault(entry, []).append(name)
+        return {entry: tuple(names) for entry, names in found.items()}
+
     def all_held(self) -> set[str]:
         return {entry for entries in self.held.values() for entry in entries}
 

@@ -6,8 +6,8 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, did_you_mean
 from .entry import Entry, entry_from_manifest, parse_entry_name
@@ -41,7 +41,8 @@ class CheckpointReader:
         self._fs = file_system
         self._links = Links(self.run_dir, file_system)
         self._opened: SavedCheckpoint | None = None  # what newest() has just verified, for read()
-        self._manifests: dict[tuple[str, int, int], dict[str, Any]] = {}  # by name, inode and time
+        # What manifests say, by name, inode and time; not they themselves, each of which may name all checkpoints.
+        self._committed: dict[tuple[str, int, int], tuple[Entry, int]] = {}
         self._entries: tuple[Entry, ...] = ()
         self._pins = Pins()
         self._recorded = Pins()  # with the checkpoints that are gone
@@ -95,6 +96,11 @@ class CheckpointReader:
         """Pin -> names of the checkpoints it holds."""
         self.entries()
         return dict(self._pins.held)
+
+    def pins_by_checkpoint(self) -> dict[str, tuple[str, ...]]:
+        """Checkpoint's name -> the pins that hold it."""
+        self.entries()
+        return self._pins.by_entry()
 
     def newest(self, *, prefer_healthy: bool = True, complete: bool = False) -> Entry | None:
         """The newest checkpoint every byte of which verifies; None when there are none at all.
@@ -215,12 +221,15 @@ class CheckpointReader:
         """Whether a damaged checkpoint was moved away."""
         return False
 
-    def _manifest_of(self, name: str) -> dict[str, Any]:
-        status = self._fs.lstat(self.directory / name / MANIFEST)
+    def _committed_as(self, name: str) -> tuple[Entry, int]:
+        """A checkpoint's entry, and the number of its commit."""
+        path = self.directory / name
+        status = self._fs.lstat(path / MANIFEST)
         key = (name, status.st_ino, status.st_mtime_ns)
-        if key not in self._manifests:
-            self._manifests[key] = read_manifest(self.directory / name, self._fs)
-        return self._manifests[key]
+        if key not in self._committed:
+            manifest = read_manifest(path, self._fs)
+            self._committed[key] = entry_from_manifest(path, manifest), int(manifest.get("sequence", 0))
+        return self._committed[key]
 
     def _unheld(self) -> list[Entry]:
         """The committed checkpoints that no pin holds, but for the newest healthy one."""
@@ -233,33 +242,34 @@ class CheckpointReader:
 
     def _load(self) -> None:
         """Read manifests and pins; where they disagree, take what the process that died was about to do."""
-        manifests: dict[str, dict[str, Any]] = {}
-        entries = []
+        committed: dict[str, tuple[Entry, int]] = {}
         for name in self._names():
             try:
-                manifest = self._manifest_of(name)
-                entry = entry_from_manifest(self.directory / name, manifest)
+                found = self._committed_as(name)
             except (CheckpointCorruptError, OSError):
                 continue  # not committed, or damaged: newest() reports and quarantines it
-            if entry.name == name:
-                manifests[name] = manifest
-                entries.append(entry)
-        self._manifests = {key: found for key, found in self._manifests.items() if key[0] in manifests}
-        self._pins = self._reconciled(manifests)
-        self._entries = self._with_pins(entries)
+            if found[0].name == name:
+                committed[name] = found
+        self._committed = {key: found for key, found in self._committed.items() if key[0] in committed}
+        self._pins = self._reconciled({name: sequence for name, (_, sequence) in committed.items()})
+        self._entries = self._with_pins(entry for entry, _ in committed.values())
 
-    def _reconciled(self, manifests: Mapping[str, dict[str, Any]]) -> Pins:
+    def _reconciled(self, committed: Mapping[str, int]) -> Pins:
+        """`committed`: each checkpoint, and the number of its commit."""
         recorded = self._recorded_pins()
         pins = recorded or Pins()
         existing = set(self._names())
-        for name, manifest in sorted(manifests.items(), key=lambda item: int(item[1].get("sequence", 0))):
-            sequence = int(manifest.get("sequence", 0))
+        for name, sequence in sorted(committed.items(), key=itemgetter(1)):
             if name not in pins.known and (recorded is None or sequence == pins.sequence + 1):
+                try:
+                    manifest = read_manifest(self.directory / name, self._fs)
+                except (CheckpointCorruptError, OSError):
+                    continue  # gone since it was looked at
                 changes = {
                     pin: [held for held in entries if held in existing] for pin, entries in manifest["pins"].items()
                 }
                 pins = pins.with_pins(changes, links=bool(manifest["links"])).at(pins.known | {name}, sequence)
-        if recorded is None and manifests:
+        if recorded is None and committed:
             pins = pins.with_pins(
                 {
                     pin: [entry]
@@ -267,14 +277,13 @@ class CheckpointReader:
                     if entry in existing and pin not in pins.held
                 }
             )
-        lost = [
-            name for name in manifests if name not in pins.all_held() and (recorded is None or name not in pins.known)
-        ]
+        held = pins.all_held()
+        lost = [name for name in committed if name not in held and (recorded is None or name not in pins.known)]
         if lost:
             pins = pins.with_pins({RECOVERED: [*pins.held.get(RECOVERED, ()), *lost]})
         self._recorded = pins
         gone = pins.all_held() - existing
-        newest_left = max(manifests, key=lambda name: parse_entry_name(name) or (0, 0), default=None)
+        newest_left = max(committed, key=lambda name: parse_entry_name(name) or (0, 0), default=None)
         return pins.without_entries(gone, newest_left).at(existing, pins.sequence)
 
     def _recorded_pins(self) -> Pins | None:
@@ -290,9 +299,10 @@ class CheckpointReader:
             )
             return None
 
-    def _names(self) -> list[str]:
+    def _names(self, beginning: str = "") -> list[str]:
         try:
-            return [name for name in self._fs.listdir(self.directory) if parse_entry_name(name)]
+            names = self._fs.listdir(self.directory)
+            return [name for name in names if name.startswith(beginning) and parse_entry_name(name)]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -300,7 +310,11 @@ class CheckpointReader:
         return sorted(self._names(), key=lambda name: parse_entry_name(name) or (0, 0), reverse=True)
 
     def _with_pins(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
-        pinned = [replace(entry, pins=self._pins.of(entry.name)) for entry in entries]
+        pins = self._pins.by_entry()
+        pinned = [
+            entry if entry.pins == pins.get(entry.name, ()) else replace(entry, pins=pins.get(entry.name, ()))
+            for entry in entries
+        ]
         return tuple(sorted(pinned, key=lambda entry: entry.order))
 
     def _refreshed(self, entry: Entry) -> Entry:

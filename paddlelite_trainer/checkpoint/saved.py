@@ -37,6 +37,7 @@ class SavedCheckpoint:
         self.files = tuple(stored)
         self._stored = stored
         self._data = data
+        self._dtypes: dict[str, dict[str, str]] = {}  # of the files that were asked for
 
     def tensors(self, file: str) -> dict[str, np.ndarray]:
         """The tensors of one file by name, as arrays over its mapped bytes; changing them never reaches the file.
@@ -48,10 +49,11 @@ class SavedCheckpoint:
 
     def dtype_of(self, file: str, name: str) -> str:
         """The element type that a tensor was saved with: `float32`, `bfloat16`, ..."""
-        for block in self._blocks(file):
-            if block.name == name:
-                return str(block.dtype)
-        raise CheckpointNotFoundError(f"{self.entry.path / file} has no tensor {name!r}")
+        if file not in self._dtypes:
+            self._dtypes[file] = {block.name: str(block.dtype) for block in self._blocks(file)}
+        if name not in self._dtypes[file]:
+            raise CheckpointNotFoundError(f"{self.entry.path / file} has no tensor {name!r}")
+        return self._dtypes[file][name]
 
     def state(self, file: str, *, return_numpy: bool = False) -> Any:
         """The state tree that was saved as `file`; Tensors come back as Tensors, or as arrays with `return_numpy`."""

@@ -37,7 +37,7 @@ from .links import check_pin_name
 from .owner import Owner
 from .pins import PINS_FILE, Pins
 from .reader import QUARANTINE, SUPERSEDED, CheckpointReader
-from .saved import inspect, read_manifest
+from .saved import inspect
 from .writer import BackgroundJob, HostBuffer, choose_background
 
 
@@ -81,10 +81,10 @@ class CheckpointStore(CheckpointReader):
     ) -> Entry:
         """The entry that a save of this would make now: its name and order are decided, its size is not."""
         try:
-            orders = [order for order in map(parse_entry_name, self._names()) if order is not None]
+            taken = [parse_entry_name(name) for name in self._names(entry_name(step, 0))]
         except OSError as error:
             raise save_error(self._fs, self.directory / entry_name(step, 0), 0, error, self._entries) from error
-        revisions = [revision for taken, revision in orders if taken == step]
+        revisions = [order[1] for order in taken if order is not None and order[0] == step]
         revision = max(revisions, default=-1) + 1
         name = entry_name(step, revision)
         if step < 0 or parse_entry_name(name) is None:
@@ -405,11 +405,15 @@ class CheckpointStore(CheckpointReader):
     def _retire(self, victims: list[Entry]) -> None:
         if not victims:
             return
-        trash = []
-        for entry in victims:
-            trash.append(temporary_path(self.directory, ".trash", entry.name))
-            self._fs.rename(entry.path, trash[-1])
-            self._entries = tuple(kept for kept in self._entries if kept.name != entry.name)
+        trash: list[Path] = []
+        gone: set[str] = set()
+        try:
+            for entry in victims:
+                trash.append(temporary_path(self.directory, ".trash", entry.name))
+                self._fs.rename(entry.path, trash[-1])
+                gone.add(entry.name)
+        finally:
+            self._entries = tuple(kept for kept in self._entries if kept.name not in gone)
         self._fs.fsync_directory(self.directory)  # nor a checkpoint's name above a half-deleted directory
         for path in trash:
             self._fs.remove_tree(path)
@@ -426,9 +430,10 @@ class CheckpointStore(CheckpointReader):
             copy = next(free for free in (f"{name}{suffix}" for suffix in _copy_suffixes()) if free not in taken)
             self._fs.rename(self.directory / name, target / copy)
         self._fs.fsync_directory(target)
-        self._entries = tuple(entry for entry in self._entries if entry.name not in names)
+        gone = set(names)
+        self._entries = tuple(entry for entry in self._entries if entry.name not in gone)
         newest_left = self._entries[-1].name if self._entries else None
-        self._record(self._pins.without_entries(names, newest_left))
+        self._record(self._pins.without_entries(gone, newest_left))
         return True
 
     # ---- what a reader does otherwise ----
@@ -454,9 +459,6 @@ class CheckpointStore(CheckpointReader):
 
     def _quarantined(self, name: str) -> bool:
         return self._set_aside([name], QUARANTINE)
-
-    def _manifest_of(self, name: str) -> dict[str, Any]:
-        return read_manifest(self.directory / name, self._fs)
 
     def _make_directories(self) -> None:
         missing = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ STORED_AS = {name: np.dtype(name) for name in ("bool", "int8", "int16", "int32",
 STORED_AS |= {name: np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")}
 STORED_AS |= {name: np.dtype(name) for name in ("float16", "float32", "float64", "complex64", "complex128")}
 STORED_AS["bfloat16"] = np.dtype("uint16")
+
+_NAMES: dict[Any, str] = {}  # of the dtypes met, NumPy's and Paddle's: asked for several times for each tensor
 
 
 def is_tensor(value: Any) -> bool:
@@ -23,9 +26,12 @@ def is_tensor(value: Any) -> bool:
 
 def dtype_name(value: Any) -> str:
     """`float32`, `bfloat16`, ...: the element type's plain name, of an array and of a Tensor alike."""
-    if isinstance(value, np.ndarray):
-        return str(value.dtype.name)
-    return str(value.dtype).rsplit(".", 1)[-1]
+    dtype = value.dtype
+    name = _NAMES.get(dtype)
+    if name is None:
+        name = str(dtype.name) if isinstance(value, np.ndarray) else str(dtype).rsplit(".", 1)[-1]
+        _NAMES[dtype] = name
+    return name
 
 
 def why_not_stored(value: Any) -> str:
@@ -39,7 +45,7 @@ def why_not_stored(value: Any) -> str:
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in value.shape)
+    return tuple(map(int, value.shape))
 
 
 def host_array(value: Any) -> np.ndarray:
@@ -55,7 +61,7 @@ def _view_of_host_memory(tensor: Any) -> np.ndarray | None:
     if not hasattr(tensor, "data_ptr") or not tensor.place.is_cpu_place() or not tensor.is_contiguous():
         return None
     dtype, shape = STORED_AS[dtype_name(tensor)], shape_of(tensor)
-    nbytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    nbytes = dtype.itemsize * prod(shape)
     address = tensor.data_ptr() if nbytes else 0
     if nbytes == 0 or address == 0:
         return np.empty(shape, dtype) if nbytes == 0 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from math import prod
 from queue import Queue
 from typing import Any
 
@@ -16,6 +17,9 @@ from .manifest import StoredFile
 from .tensors import STORED_AS, dtype_name, host_array, shape_of
 
 CHUNK_BYTES = 8 << 20
+# Pieces below this are gathered until they are so many bytes together.
+SMALL_PIECE_BYTES = 64 << 10
+TOGETHER_BYTES = 1 << 20
 # A chunk that waits for its hash keeps its tensor; of a tensor on a device that is a copy on the host.
 PENDING_CHUNKS = 16
 # Below this a file is hashed in the writing thread: handing over costs more than it hides.
@@ -54,14 +58,26 @@ class WrittenFile:
 def write_layout(file_system: FileSystem, descriptor: int, layout: Layout) -> WrittenFile:
     """Write a new file piece by piece, without a second copy of it in memory."""
     hasher = _Hasher(apart=layout.size >= HASH_APART_BYTES)
+    small = bytearray()  # of many small pieces, which are written together: each write has its price
+
+    def write(data: memoryview) -> None:
+        hasher.update(data)
+        file_system.write(descriptor, data)
+
     try:
         for piece in layout.pieces:
             data: Buffer = piece if isinstance(piece, bytes) else _bytes_of(host_array(piece))
             view = memoryview(data)
-            for start in range(0, view.nbytes, CHUNK_BYTES):
-                chunk = view[start : start + CHUNK_BYTES]
-                hasher.update(chunk)
-                file_system.write(descriptor, chunk)
+            if view.nbytes < SMALL_PIECE_BYTES:
+                small += view
+            if small and (len(small) >= TOGETHER_BYTES or view.nbytes >= SMALL_PIECE_BYTES):
+                write(memoryview(small))
+                small = bytearray()  # the hash may still read the one before
+            if view.nbytes >= SMALL_PIECE_BYTES:
+                for start in range(0, view.nbytes, CHUNK_BYTES):
+                    write(view[start : start + CHUNK_BYTES])
+        if small:
+            write(memoryview(small))
     finally:
         hasher.no_more()
     return WrittenFile(layout, hasher)
@@ -134,10 +150,7 @@ class HostBuffer:
 
     def snapshot(self, tensors: list[Any]) -> list[np.ndarray]:
         """Copies of the tensors, in order, which nothing that happens to the originals can change."""
-        sizes = [
-            STORED_AS[dtype_name(tensor)].itemsize * int(np.prod(shape_of(tensor), dtype=np.int64))
-            for tensor in tensors
-        ]
+        sizes = [STORED_AS[dtype_name(tensor)].itemsize * prod(shape_of(tensor)) for tensor in tensors]
         offsets = np.cumsum([0] + [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]).tolist()
         if self._memory.nbytes < offsets[-1]:
             self._memory = np.empty(0, np.uint8)  # let go of the old memory before asking for the new
