@@ -212,9 +212,9 @@ def _each_once(*names: str) -> list[str]:
 
 def _adopt(store: CheckpointStore, remote: Remote, checkpoint: RemoteCheckpoint, pins: dict[str, list[str]]) -> Entry:
     def fill(directory: Path) -> None:
-        remote.download(checkpoint, directory)
+        remote.download(checkpoint, directory, asked=_patiently)
 
-    return _patiently(lambda: store.adopt(checkpoint.entry_name, fill, pins))
+    return store.adopt(checkpoint.entry_name, fill, pins)
 
 
 def _patiently(ask: Callable[[], T]) -> T:

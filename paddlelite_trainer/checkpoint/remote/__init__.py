@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,17 +191,24 @@ class Remote:
 
     # ---- reading ----
 
-    def download(self, checkpoint: RemoteCheckpoint, directory: Path, file_system: FileSystem = REAL) -> Entry:
+    def download(
+        self,
+        checkpoint: RemoteCheckpoint,
+        directory: Path,
+        file_system: FileSystem = REAL,
+        asked: Callable[[Callable[[], Any]], Any] = lambda ask: ask(),
+    ) -> Entry:
         """Write a checkpoint's files into an empty directory, durably, each no larger than its manifest says.
 
-        What came is not yet verified: `open_checkpoint` and `CheckpointStore.adopt` do that.
+        What came is not yet verified: `open_checkpoint` and `CheckpointStore.adopt` do that. Each question to the
+        remote goes through `asked`, which may ask again: what fails now and then costs a piece, not all that has come.
 
         Raises:
             CheckpointCorruptError: the manifest, a file or a part of one is missing, or impossible.
             CheckpointSaveError: there is no room for it here.
             RemoteError: the remote does not answer.
         """
-        found = self.manifest(checkpoint)
+        found = asked(lambda: self.manifest(checkpoint))
         if found is None:
             raise CheckpointCorruptError(f"{self.url}/{checkpoint.name} has no manifest: it was never completed")
         data, manifest = found
@@ -211,19 +219,21 @@ class Remote:
                 f"{self.url}/{checkpoint.name} says that it has {needed} bytes; {free} are free in {directory}"
             )
         for name, file in files.items():
-            self._download_file(f"{checkpoint.name}/{name}", file.size, directory / name, file_system)
+            self._download_file(f"{checkpoint.name}/{name}", file.size, directory / name, file_system, asked)
         file_system.write_file(directory / MANIFEST, data)
         return entry_from_manifest(directory, manifest)
 
-    def _download_file(self, key: str, size: int, path: Path, file_system: FileSystem) -> None:
+    def _download_file(
+        self, key: str, size: int, path: Path, file_system: FileSystem, asked: Callable[[Callable[[], Any]], Any]
+    ) -> None:
         descriptor = file_system.create(path)
         try:
-            there = self.objects.size(key)
+            there = asked(lambda: self.objects.size(key))
             if there is not None and there != size:
                 raise CheckpointCorruptError(f"{self.url}/{key} has {there} bytes, it was written with {size}")
             for start in range(0, size, DOWNLOAD_CHUNK_BYTES):
                 end = min(start + DOWNLOAD_CHUNK_BYTES, size)
-                chunk = self.objects.read(key, start, end)
+                chunk = asked(partial(self.objects.read, key, start, end))
                 if len(chunk) != end - start:
                     raise CheckpointCorruptError(f"{self.url}/{key} ends before its {size} bytes")
                 file_system.write(descriptor, chunk)
@@ -244,7 +254,8 @@ class Remote:
     def upload(self, directory: Path, go_on: Callable[[], bool] = lambda: True) -> RemoteCheckpoint | None:
         """Copy a committed checkpoint, verified on the way: all data files, then the manifest.
 
-        One that is there is left. None where `go_on`, asked before each file, says no.
+        What is there is left, so that an attempt goes on where the one before broke off. None where `go_on`, asked
+        before each file, says no.
 
         Raises:
             CheckpointCorruptError: the local checkpoint is damaged, and nothing of it was copied.
@@ -263,6 +274,9 @@ class Remote:
         if not _missing({MANIFEST: len(manifest), **sizes}, there):
             return checkpoint
         for name in sizes:
+            # The place is named by the checksum of all its bytes: what is there whole, from an attempt before, is it.
+            if there.get(name) == sizes[name]:
+                continue
             if not go_on():
                 return None
             self.objects.put_file(directory / name, f"{checkpoint.name}/{name}")
