@@ -10,6 +10,7 @@ if __name__ == "callbacks":  # a second copy of every class would exist, and isi
 from typing import TYPE_CHECKING
 
 from .averaged_weights import AveragedWeights
+from .device_stats_monitor import DeviceStatsMonitor
 from .early_stopping import EarlyStopping
 from .ema import ExponentialMovingAverage
 from .finetuning import BackboneFinetuning, BaseFinetuning
@@ -22,6 +23,7 @@ from .model_export import ModelExport
 from .model_summary import ModelSummary
 from .non_finite_guard import NonFiniteGuard
 from .on_exception_checkpoint import OnExceptionCheckpoint
+from .optuna_pruning import OptunaPruning
 from .plot_curves import PlotCurves
 from .prediction_writer import BasePredictionWriter
 from .progress_bar import ProgressBar
@@ -35,6 +37,7 @@ __all__ = [
     "BackboneFinetuning",
     "BaseFinetuning",
     "BasePredictionWriter",
+    "DeviceStatsMonitor",
     "EarlyStopping",
     "ExponentialMovingAverage",
     "GradientAccumulationScheduler",
@@ -47,6 +50,7 @@ __all__ = [
     "ModelSummary",
     "NonFiniteGuard",
     "OnExceptionCheckpoint",
+    "OptunaPruning",
     "PlotCurves",
     "ProgressBar",
     "RemoteCopy",

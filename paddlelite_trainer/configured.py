@@ -70,6 +70,8 @@ class Configured(Readable):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] | None = None,
         deterministic: bool | Literal["warn"] = False,
+        compile: bool | Mapping[str, Any] = False,
+        recompute: str | Sequence[str] | None = None,
         detect_anomaly: bool = False,
         inference_mode: bool = True,
         reload_dataloaders_every_n_epochs: int = 0,
@@ -120,6 +122,9 @@ class Configured(Readable):
             gradient_clip_val: bound of the gradients before each step; None: not clipped.
             gradient_clip_algorithm: "norm", of all gradients together, or "value", of each number.
             deterministic: True refuses what Paddle computes in no fixed order, "warn" tells of it.
+            compile: let `paddle.jit.to_static` translate forward; {"layers": ["net"]}: of those layers, "full_graph",
+                "backend": its arguments.
+            recompute: layers, such as ["blocks.*"], whose results are computed again in the backward and not kept.
             detect_anomaly: stop at the first operator that yields NaN or infinity, and name it; slow.
             inference_mode: changes nothing: evaluation is always under `paddle.no_grad()`.
             reload_dataloaders_every_n_epochs: ask for the training loader anew every n epochs; 0: never.

@@ -10,6 +10,7 @@ from typing import Any
 import paddle
 
 from .machine.paddle_internals import copied_to, is_on
+from .machine.stand_ins import StandIn
 from .machine.trees import leaves, mapped
 
 WHOLE_BELOW = 2**25
@@ -45,10 +46,10 @@ class ForwardInputs:
         """
         if afresh:
             self.call = self.described = None
-        if self.call is not None or "forward" in vars(module):
+        if self.call is not None:
             return lambda: None
         watch = Watch(self, module)
-        vars(module)["forward"] = watch  # an instance's attribute: hooks of Paddle 2.6 do not see keyword arguments
+        watch.take_place()  # and no hook of Paddle's: those of 2.6 do not see keyword arguments
         return watch.end
 
     def note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -62,21 +63,17 @@ class ForwardInputs:
         self.described = dict(saved) if saved is not None else None
 
 
-class Watch:
+class Watch(StandIn):
     """Stands in for a module's forward until it is called once."""
 
     def __init__(self, inputs: ForwardInputs, module: Any) -> None:
-        self.inputs, self.module = inputs, module
+        super().__init__(module)
+        self.inputs = inputs
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.end()
         self.inputs.note(args, kwargs)
-        return self.module.forward(*args, **kwargs)
-
-    def end(self) -> None:
-        """Let the module have its own forward again."""
-        if vars(self.module).get("forward") is self:
-            del vars(self.module)["forward"]
+        return self.layer.forward(*args, **kwargs)
 
 
 def kept(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -13,10 +13,11 @@ import paddle
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback
 from .errors import ConfigurationError, NoTrainerError
-from .forward_inputs import ForwardInputs, Watch
+from .forward_inputs import ForwardInputs
 from .hyperparameters import HyperParameters, constructed, keep
 from .layers import statistics_of
 from .machine.device import refuse_static_mode
+from .machine.stand_ins import StandIn
 
 if TYPE_CHECKING:
     from .reporting.log_target import LogTarget
@@ -423,6 +424,15 @@ class Module(paddle.nn.Layer):
 
         return put_back
 
+    def lend_to(self, run: RunOfModule) -> Callable[[], None]:
+        """Let `self.log` go to another run for a while, whatever has run before; calling the result ends that."""
+        before, self._run = self._run, run
+
+        def put_back() -> None:
+            self._run = before
+
+        return put_back
+
     @property
     def current_epoch(self) -> int:
         return self._trainer.current_epoch if self._trainer is not None else 0
@@ -460,9 +470,13 @@ class Module(paddle.nn.Layer):
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled module is on its own: the trainer, its data and its open files do not come along.
         state = {**self.__dict__, "_trainer": None, "_run": None, "forward_inputs": ForwardInputs()}
-        if isinstance(state.get("forward"), Watch):  # it watches this module alone
+        if isinstance(state.get("forward"), StandIn):  # it is this module's alone
             del state["forward"]
         return state
+
+
+# Paddle's translator is not to look into it: what is logged in a forward belongs to no program.
+paddle.jit.not_to_static(Module.log)
 
 
 def is_written(module: Module, method: str) -> bool:

@@ -24,8 +24,6 @@ CALLBACKS = {
     "RichModelSummary": "it is called ModelSummary here: from paddlelite_trainer.callbacks import ModelSummary",
     "EMAWeightAveraging": "it is ExponentialMovingAverage(decay=0.999, update_every_n_steps=1, start_step=0) here",
     "WeightAveraging": "AveragedWeights does it here; a subclass decides when, with begin and move",
-    "DeviceStatsMonitor": "log paddle.device.cuda.memory_allocated() and the like in a hook; ThroughputMonitor logs "
-    "samples a second and the waiting for data",
     "LearningRateFinder": "Tuner(trainer).lr_find(module, loader, update_attr=True) before fit does it here",
     "BatchSizeFinder": "Tuner(trainer).scale_batch_size(module, update_attr=True) before fit does it here",
     "PredictionWriter": "it is called BasePredictionWriter here",
@@ -40,7 +38,8 @@ CALLBACKS = {
     "WandbCallback": "metrics are logged by loggers: Trainer(logger=...)",
 }
 _SAME_NAME = (
-    *("BackboneFinetuning", "BaseFinetuning", "BasePredictionWriter", "EarlyStopping", "GradientAccumulationScheduler"),
+    *("BackboneFinetuning", "BaseFinetuning", "BasePredictionWriter", "DeviceStatsMonitor", "EarlyStopping"),
+    "GradientAccumulationScheduler",
     *("LambdaCallback", "ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint", "ProgressBar"),
     *("StochasticWeightAveraging", "ThroughputMonitor", "Timer"),
 )

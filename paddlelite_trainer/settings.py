@@ -83,6 +83,18 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prefetch_to_device": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
     "look_ahead": (lambda v: isinstance(v, bool), "True or False"),
     "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
+    "compile": (
+        lambda v: isinstance(v, bool) or (isinstance(v, Mapping) and set(v) <= {"layers", "full_graph", "backend"}),
+        "True, False, or a dict with any of 'layers', 'full_graph', 'backend'",
+    ),
+    "recompute": (
+        lambda v: (
+            v is None
+            or (isinstance(v, str) and v != "")
+            or (isinstance(v, (list, tuple)) and v != [] and all(isinstance(one, str) for one in v))
+        ),
+        "None or a list of layers' names, such as ['blocks.*']",
+    ),
     "detect_anomaly": (lambda v: isinstance(v, bool), "True or False"),
     "inference_mode": (lambda v: isinstance(v, bool), "True or False"),
     "enable_checkpointing": (lambda v: isinstance(v, bool), "True or False"),
@@ -173,6 +185,8 @@ class Settings:
         self.gradient_clip_algorithm: Literal["norm", "value"] | None = given["gradient_clip_algorithm"]
         self.deterministic: bool | Literal["warn"] = given["deterministic"]
         self.detect_anomaly: bool = given["detect_anomaly"]
+        self.compile: bool | Mapping[str, Any] = given["compile"]
+        self.recompute: str | Sequence[str] | None = given["recompute"]
         self.reload_dataloaders_every_n_epochs: int = given["reload_dataloaders_every_n_epochs"]
         self.logs_evaluations = given["logger"] is not None and not fast_dev_run
         """Whether a logger was asked for, so that an evaluation before any fit writes too."""
@@ -242,6 +256,11 @@ def check_settings(given: Mapping[str, Any]) -> None:
             )
     if given["gradient_clip_algorithm"] is not None and given["gradient_clip_val"] is None:
         raise ConfigurationError("Trainer(gradient_clip_algorithm=...) has no effect without gradient_clip_val")
+    if given["compile"] and given["recompute"]:
+        raise ConfigurationError(
+            "Trainer(compile=...) and recompute=... cannot be together: what is compiled is recomputed nowhere. "
+            "Leave one of them out"
+        )
     if given["min_epochs"] and given["max_epochs"] not in (None, -1) and given["min_epochs"] > given["max_epochs"]:
         raise ConfigurationError(f"min_epochs={given['min_epochs']} is more than max_epochs={given['max_epochs']}")
     if given["min_steps"] and 0 <= given["max_steps"] < given["min_steps"]:

@@ -23,6 +23,7 @@ from .fit.apart import (
     tell_of_weights,
     told_of,
 )
+from .fit.compiling import exchange_forwards
 from .fit.ending import finish, leave_as_asked, tear_down, told
 from .fit.evaluation import Evaluation
 from .fit.evaluation import Stage as EvaluationStage
@@ -422,7 +423,6 @@ class Trainer(Configured):
         if stage == "fit" or datamodule is not None:
             self.datamodule = datamodule
         entered.callback(model.attach_run(self, run))
-        entered.callback(model.forward_inputs.watch(model, afresh=stage == "fit"))
         self.device.activate()
         if self.device.is_accelerator:
             model.to(self.device.name)
@@ -439,4 +439,7 @@ class Trainer(Configured):
         subject = Subject(model, self.datamodule, self.callbacks, hooks, loading, life, not is_in_a_run, own_datamodule)
         run.begin(subject)
         subject.set_up(stage, self.ranks, self)
+        if not is_in_a_run:
+            entered.callback(exchange_forwards(model, self, self.print))
+        entered.callback(model.forward_inputs.watch(model, afresh=stage == "fit"))
         return subject

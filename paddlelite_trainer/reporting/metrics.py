@@ -76,6 +76,11 @@ class MetricCollector:
         reduce_fx: str | Callable[[list[float]], float],
         batch_size: int | None,
     ) -> None:
+        if not paddle.in_dynamic_mode():
+            raise ConfigurationError(
+                f"self.log({name!r}, ...) is in a forward that is being compiled, where nothing has a value: log it in "
+                "the step, of what forward returns"
+            )
         if batch_size is not None and not (isinstance(batch_size, (int, np.integer)) and batch_size >= 1):
             raise ConfigurationError(f"self.log({name!r}, batch_size=...) must be an int >= 1, got {batch_size!r}")
         options = (on_step, on_epoch, prog_bar, logger, reduce_fx)

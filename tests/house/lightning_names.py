@@ -166,6 +166,7 @@ LIGHTNING: dict[str, Thing] = {
         ours.Timer, "duration interval verbose", "end_time start_time state_dict time_elapsed time_remaining"
     ),
     "ThroughputMonitor": Thing(ours.ThroughputMonitor, "batch_size_fn length_fn window_size separator"),
+    "DeviceStatsMonitor": Thing(ours.DeviceStatsMonitor, "cpu_stats"),
     "ModelSummary": Thing(ours.ModelSummary, "max_depth", "summarize"),
     "BasePredictionWriter": Thing(
         ours.BasePredictionWriter, "write_interval", "interval write_on_batch_end write_on_epoch_end"
