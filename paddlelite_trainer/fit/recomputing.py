@@ -25,8 +25,8 @@ class Recomputed(StandIn):
             return self.own(*args, **kwargs)
         from paddle.distributed.fleet.utils import recompute
 
-        token = paddle.zeros([1])  # an input that wants a gradient: without any Paddle warns at every call
-        token.stop_gradient = False
+        # An input that wants a gradient: without any Paddle warns at every call.
+        token = paddle.to_tensor([0.0], stop_gradient=False)
         return recompute(_Twice(self), token, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
