@@ -33,6 +33,10 @@ class Configured(Readable):
 
     _last: Fit | Evaluation
     _configured_for: Module | None = None
+    callbacks: list[Callback]
+    _given_callbacks: list[Callback]
+    _module_callbacks: list[Callback]
+    _merged: list[Callback]
 
     @explains_unknown_arguments(NOT_HERE, called=CALLED_HERE, by_name_only=True)
     def __init__(
@@ -144,10 +148,7 @@ class Configured(Readable):
         self.ranks, self.strategy, self.device = self._start(accelerator, devices)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
         self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run), is_zero=self.ranks.is_zero)
-        self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-        self._module_callbacks: list[Callback] = []
-        self.callbacks = self._with_defaults(self._given_callbacks)
-        self._merged = list(self.callbacks)  # what else is in `callbacks` is the user's
+        self._take_callbacks(callbacks)
         self._running: list[Fit | Evaluation] = []
         self._evaluated: dict[str, float] = {}
         self._last = self._fit = self._new_fit()
@@ -159,6 +160,12 @@ class Configured(Readable):
         ranks = Ranks(self.rank_timeout_seconds)
         device = resolve_device(accelerator, devices, local_rank=ranks.local_rank)
         return ranks, self.strategy.on(ranks.world_size), device
+
+    def _take_callbacks(self, callbacks: Callback | Sequence[Callback] | None) -> None:
+        self._given_callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+        self._module_callbacks = []
+        self.callbacks = self._with_defaults(self._given_callbacks)
+        self._merged = list(self.callbacks)  # what else is in `callbacks` is the user's
 
     def print(self, *values: Any, **options: Any) -> None:
         """print() on rank 0 that does not tear the progress bar."""

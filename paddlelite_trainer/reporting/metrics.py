@@ -39,6 +39,12 @@ def forked(name: str, kind: str) -> str:
     return f"{own}_{kind}{mark}{loader}"
 
 
+NOT_COMPILED = (
+    "self.log({!r}, ...) is in a forward that is being compiled, where nothing has a value: log it in the step, of what "
+    "forward returns"
+)
+
+
 class MetricCollector:
     """All that a stage logged since the epoch began. Only `Module.log` adds to it; Trainer reads and clears it."""
 
@@ -77,10 +83,7 @@ class MetricCollector:
         batch_size: int | None,
     ) -> None:
         if not paddle.in_dynamic_mode():
-            raise ConfigurationError(
-                f"self.log({name!r}, ...) is in a forward that is being compiled, where nothing has a value: log it in "
-                "the step, of what forward returns"
-            )
+            raise ConfigurationError(NOT_COMPILED.format(name))
         if batch_size is not None and not (isinstance(batch_size, (int, np.integer)) and batch_size >= 1):
             raise ConfigurationError(f"self.log({name!r}, batch_size=...) must be an int >= 1, got {batch_size!r}")
         options = (on_step, on_epoch, prog_bar, logger, reduce_fx)
