@@ -40,7 +40,7 @@ def forked(name: str, kind: str) -> str:
 
 
 NOT_COMPILED = (
-    "self.log({!r}, ...) is in a forward that is being compiled, where nothing has a value: log it in the step, of what "
+    "self.log({!r}, ...) is in a forward that is being compiled, where nothing has a value: log in the step, of what "
     "forward returns"
 )
 
