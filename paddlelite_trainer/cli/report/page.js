@@ -445,12 +445,26 @@ const watcher = new IntersectionObserver((seen) => {
   }
 }, { rootMargin: "400px" });
 
-// Of a constant plotly shows it and 1 to both sides, whatever its size.
-function rangeOfConstant(traces) {
-  const values = traces.filter((trace) => trace.yaxis !== "y2").flatMap((trace) => trace.y).filter((value) => typeof value === "number");
-  const least = values.reduce((one, other) => Math.min(one, other), Infinity), most = values.reduce((one, other) => Math.max(one, other), -Infinity);
-  if (least !== most || !Number.isFinite(least) || least === 0) return {};
-  return { range: least > 0 ? [0, 2 * least] : [2 * least, 0], autorange: false };
+// Plotly fits the vertical axis to all values, and to a constant with 1 on both sides whatever its size; here it is
+// fitted to those within the zoom.
+function verticalRange(traces, isLog) {
+  const [from, to] = (view.range || [-Infinity, Infinity]).map((at) => (typeof at === "string" ? Date.parse(`${at.replace(" ", "T")}Z`) : at));
+  let least = Infinity, most = -Infinity;
+  for (const trace of traces) {
+    if (trace.yaxis === "y2") continue;
+    trace.y.forEach((value, index) => {
+      const at = trace.x[index];
+      if (typeof value !== "number" || at === null || at < from || at > to || (isLog && value <= 0)) return;
+      least = Math.min(least, value);
+      most = Math.max(most, value);
+    });
+  }
+  if (least > most) return {};
+  if (least === most && least !== 0 && !isLog) return { range: least > 0 ? [0, 2 * least] : [2 * least, 0], autorange: false };
+  if (!view.range || least === most) return {};
+  if (isLog) [least, most] = [Math.log10(least), Math.log10(most)];
+  const margin = 0.06 * (most - least);
+  return { range: [least - margin, most + margin], autorange: false };
 }
 
 function draw(held) {
@@ -459,28 +473,25 @@ function draw(held) {
   const isPace = held.section === "pace";
   const traces = [...tracesOf(held.chart, colours), ...events];
   const layout = layoutOf(colours, shapes, view.log && !isPace);
-  if (layout.yaxis.type === "linear") Object.assign(layout.yaxis, rangeOfConstant(traces));
+  Object.assign(layout.yaxis, verticalRange(traces, layout.yaxis.type === "log"));
   Plotly.react(held.plot, traces, layout, {
     displaylogo: false, responsive: true, displayModeBar: "hover", doubleClick: "reset",
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], toImageButtonOptions: { filename: held.chart.title.replace(/[^\w.-]+/g, "_"), scale: 2 },
   });
   if (!held.hears) {
     held.hears = true;
-    held.plot.on("plotly_relayout", (change) => zoomed(change));
+    held.plot.on("plotly_relayout", (change) => zoomed(held, change));
   }
 }
-let isZooming = false;
-function zoomed(change) {
-  if (isZooming) return;
+function zoomed(source, change) {
   const range = change["xaxis.range"] || ("xaxis.range[0]" in change ? [change["xaxis.range[0]"], change["xaxis.range[1]"]] : null);
   if (!range && !change["xaxis.autorange"]) return;
   view.range = range;
-  isZooming = true; // the others follow, and answer with events of their own
-  const followers = [...charts.values()].filter((held) => held.isDrawn).map((held) => {
-    if (!held.isSeen) { held.isDrawn = false; return null; }
-    return Plotly.relayout(held.plot, range ? { "xaxis.range": [...range], "xaxis.autorange": false } : { "xaxis.autorange": true, "yaxis.autorange": true });
-  });
-  Promise.all(followers).finally(() => { isZooming = false; });
+  for (const held of charts.values()) {
+    if (held === source && "yaxis.range[0]" in change) continue; // a box was drawn in it
+    held.isDrawn = false;
+    if (held.isSeen) draw(held);
+  }
 }
 
 function keyOf(chart) {
