@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from paddlelite_trainer import Callback, Module, SavePoint, Trainer
+from paddlelite_trainer.callback import from_here
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, explains_unknown_arguments
 
 from .monitoring import Mode, MonitoredMetric, check_monitor, not_logged, should_be_there
@@ -311,7 +312,7 @@ class ModelCheckpoint(Callback):
         best = self._best()[:1] if self._best_pins and trainer.is_global_zero else []
         for entry in best:
             score = f"{self._metric.name} {self._score_in(entry):.6g}"
-            where = f"{trainer.run_dir}/{self._best_pins[0]}.pdparams"
+            where = from_here(f"{trainer.run_dir}/{self._best_pins[0]}.pdparams")
             trainer.print(f"Best: {score}, of epoch {entry.epoch}, step {entry.step}: {where}")
 
     def _is_due(self, trainer: Trainer, reason: str) -> bool:

@@ -13,7 +13,7 @@ from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callback import batch_size_of, print_line
 from paddlelite_trainer.errors import ConfigurationError, explains_unknown_arguments
 
-from .progress_display import clock, rate
+from .progress_display import Columns, clock, rate
 from .progress_display import rich_bar as _rich_bar
 
 _STAGE_WORDS = {"validate": "Validation", "test": "Test", "predict": "Prediction"}
@@ -80,6 +80,7 @@ class ProgressBar(Callback):
         self._batches = 0
         self._stage_started = 0.0
         self._pace = Pace()
+        self._columns = Columns()
 
     def get_metrics(self, trainer: Trainer, module: Module) -> dict[str, float]:
         """What is shown beside the loss: what was logged with `prog_bar=True`. Override it to show other values."""
@@ -114,14 +115,22 @@ class ProgressBar(Callback):
             self._update(trainer, loss)
             self._redraw_if_due()
         metrics = with_loss(self.get_metrics(trainer, module) or trainer.callback_metrics, loss)
-        seconds = time.monotonic() - self._epoch_started
-        parts = [_epoch_words(trainer), f"{self._batches} batches", f"{seconds:.1f} s", metrics_text(metrics)]
-        line = "  ".join(part for part in parts if part)
+        line = self._epoch_line(trainer, metrics)
         if self._bar is None or self.leave:
             self._epoch_has_its_line = True
             trainer.print(line, flush=True)
         else:
             trainer.train_log.write(line)
+
+    def _epoch_line(self, trainer: Trainer, metrics: Mapping[str, float]) -> str:
+        seconds, last = time.monotonic() - self._epoch_started, trainer.max_epochs
+        cells = {
+            "": f"{_epoch_words(trainer):<{len(f'Epoch {last}/{last}')}}",
+            " batches": f"{self._batches} batches",
+            " seconds": f"{seconds:.1f} s" if seconds < 600 else clock(seconds),
+            **{name: f"{name} {float(value):<7.4g}" for name, value in metrics.items()},
+        }
+        return self._columns.line(cells)
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         self._close()

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from paddlelite_trainer.callback import imports_without_a_draw, is_terminal
@@ -61,7 +62,12 @@ def _progress(console: Any) -> Any:
     whole = Column(no_wrap=True)  # in a narrow terminal the metrics give way, and nothing else
     return Bar(
         TextColumn("{task.description}", table_column=whole),
-        BarColumn(bar_width=max(5, min(30, console.width // 8)), table_column=whole),
+        BarColumn(  # rich's own red looks like an alarm
+            bar_width=max(5, min(30, console.width // 8)),
+            table_column=whole,
+            complete_style="cyan",
+            finished_style="green",
+        ),
         Count(table_column=whole),
         Times(table_column=whole),
         Metrics(table_column=Column()),
@@ -140,6 +146,19 @@ def _launchers_terminal() -> TextIO | None:
     if screen is not None:
         screen.close()
     return None
+
+
+class Columns:
+    """Makes lines that come one by one a table: what has one name stands below each other."""
+
+    def __init__(self) -> None:
+        self._widths: dict[str, int] = {}
+
+    def line(self, cells: Mapping[str, str]) -> str:
+        """The cells, each as wide as the widest of its name so far."""
+        for name, text in cells.items():
+            self._widths[name] = max(self._widths.get(name, 0), len(text))
+        return "  ".join(text.ljust(self._widths[name]) for name, text in cells.items()).rstrip()
 
 
 def rate(value: float) -> str:

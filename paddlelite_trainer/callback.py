@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .data.batch_size import batch_size_of as batch_size_of  # for callbacks
 from .errors import ConfigurationError, NoTrainerError, did_you_mean
 from .names_elsewhere import refuse_class as refuse_class
+from .reporting.terminal import from_here as from_here
 from .reporting.terminal import imports_without_a_draw as imports_without_a_draw  # these for callbacks
 from .reporting.terminal import is_terminal as is_terminal
 from .reporting.terminal import print_line as print_line

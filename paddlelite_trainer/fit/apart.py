@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
 from ..machine.precision import is_out_of_memory
 from ..module import is_written
+from ..reporting.terminal import from_here
 from ..run.resolve import resolve
 from ..run.weights import state_at
 from .ending import out_of_memory
@@ -90,7 +91,7 @@ def checkpoint_of(
     for finding in resolution.findings:
         print_(f"WARNING: {finding}")
     if argument == "ckpt_path":
-        print_(f"Weights of {resolution.entry.path}")
+        print_(f"Weights of {from_here(resolution.entry.path)}")
     return resolution.entry.path
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 Write = Callable[[str], object]
@@ -171,7 +172,9 @@ def console() -> Any:
 
     # Into a pipe or a file a row is one line, however long.
     nowhere = io.StringIO() if getattr(sys.stdout, "closed", True) else None  # rich cannot do with a closed file
-    return Console(highlight=False, width=None if is_terminal() else _ENDLESS, file=nowhere)
+    # In a notebook it is text that is printed: rich would display an empty output beside it.
+    width = None if is_terminal() else _ENDLESS
+    return Console(highlight=False, width=width, file=nowhere, force_jupyter=False)
 
 
 def is_terminal() -> bool:
@@ -180,6 +183,14 @@ def is_terminal() -> bool:
         return sys.stdout.isatty()
     except (ValueError, AttributeError):  # closed, or None
         return False
+
+
+def from_here(path: str | os.PathLike[str]) -> str:
+    """The path as one types it: relative where it lies below the present directory."""
+    try:
+        return os.fspath(Path(path).relative_to(Path.cwd()))
+    except (ValueError, OSError):  # elsewhere; or the present directory is gone
+        return os.fspath(path)
 
 
 def count(number: int, noun: str) -> str:

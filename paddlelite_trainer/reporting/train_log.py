@@ -59,8 +59,8 @@ class TrainLog:
 
     @contextlib.contextmanager
     def hears_warnings(self) -> Iterator[None]:
-        """Within, Python's warnings stand in the file too; they are shown as before."""
-        show = warnings.showwarning
+        """Within, Python's warnings stand in the file too; they are shown as before, ours without a place of ours."""
+        show, before = warnings.showwarning, warnings.formatwarning
 
         def heard(
             message: Warning | str,
@@ -70,13 +70,22 @@ class TrainLog:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            self.write(f"WARNING: {message} ({category.__name__}, {filename}:{lineno})")
+            place = "" if _is_ours(filename) else f" ({category.__name__}, {filename}:{lineno})"
+            self.write(f"WARNING: {message}{place}")
             show(message, category, filename, lineno, file, line)
 
-        vars(warnings)["showwarning"] = heard
+        def shown(
+            message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+        ) -> str:
+            ours = _is_ours(filename)
+            return f"WARNING: {message}\n" if ours else before(message, category, filename, lineno, line)
+
+        vars(warnings).update(showwarning=heard, formatwarning=shown)
         try:
             yield
         finally:
+            if warnings.formatwarning is shown:
+                vars(warnings)["formatwarning"] = before
             if warnings.showwarning is heard:  # else somebody has put another in its place, and puts that one back
                 vars(warnings)["showwarning"] = show
 
@@ -89,6 +98,13 @@ class TrainLog:
             if not self._has_told:
                 self._has_told = True
                 self._tell(f"WARNING: {self.path} cannot be written ({error.strerror or error}); training goes on")
+
+
+def _is_ours(filename: str) -> bool:
+    """Whether a warning points into this package, which tells a user nothing; in a checkout callbacks lie beside it."""
+    callbacks = sys.modules.get(f"{__package__.partition('.')[0]}.callbacks")
+    folders = [str(Path(__file__).parent.parent), *getattr(callbacks, "__path__", ())]
+    return any(filename.startswith(folder + os.sep) for folder in folders)
 
 
 def _one_line(command: str) -> str:

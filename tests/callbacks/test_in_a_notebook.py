@@ -105,3 +105,10 @@ def test_an_error_is_the_users_own_and_its_repair_goes_on(cells: dict[str, list[
 def test_the_notebook_s_record_shows_every_epoch(cells: dict[str, list[Any]]) -> None:
     assert epochs(cells["stopped"]) + epochs(cells["goes on"]) == ["1/4", "2/4", "3/4", "4/4"]
     assert epochs(cells["fails"]) + epochs(cells["whole"]) == ["1/3", "2/3", "3/3"]
+
+
+def test_nothing_empty_is_displayed_before_the_bar(cells: dict[str, list[Any]]) -> None:
+    kinds = [output.output_type for output in cells["whole"]]
+    assert kinds.index("display_data") >= 1
+    widget = cells["whole"][kinds.index("display_data")]
+    assert "application/vnd.jupyter.widget-view+json" in widget.data

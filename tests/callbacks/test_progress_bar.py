@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paddlelite_trainer.callbacks.progress_display import Columns
 from scripted import Scripted, batches, by_epoch, fit
 
 from paddlelite_trainer import Callback, Trainer
@@ -56,7 +57,7 @@ def test_an_epoch_s_value_of_training_is_in_its_line(tmp_path: Path, capsys: pyt
     logs = LambdaCallback(on_train_batch_end=log, on_train_epoch_end=log_late)
     fit(tmp_path, Scripted({"val_loss": float}), [ProgressBar(), logs], max_epochs=1)
     (line,) = lines(capsys, "Epoch")
-    assert line.endswith("mean 1.5  late 0.125")
+    assert line.endswith("mean 1.5      late 0.125")
 
 
 def test_a_validation_test_or_prediction_of_its_own_has_a_line(
@@ -233,3 +234,15 @@ def test_in_a_terminal_there_is_a_bar_and_prints_stay_whole(tmp_path: Path) -> N
 def test_a_negative_time_between_redraws_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="must be >= 0, got -1"):
         ProgressBar(refresh_seconds=-1)
+
+
+def test_lines_of_epochs_are_a_table() -> None:
+    columns = Columns()
+    lines = [columns.line({"": "Epoch 9/10 ", "loss": "loss 0.5    ", "acc": "acc 1      "})]
+    lines += [columns.line({"": "Epoch 10/10", "loss": "loss 0.00012345", "acc": "acc 0.25   "})]
+    lines += [columns.line({"": "Epoch 10/10", "loss": "loss 0.5    ", "acc": "acc 1      "})]
+    assert lines == [
+        "Epoch 9/10   loss 0.5      acc 1",
+        "Epoch 10/10  loss 0.00012345  acc 0.25",
+        "Epoch 10/10  loss 0.5         acc 1",
+    ]

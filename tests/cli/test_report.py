@@ -297,7 +297,7 @@ def test_the_profile_and_the_log_are_read(tmp_path: Path) -> None:
     (run / "train.log").write_text(
         "note         WARNING: mind the gap\nWARNING: mind the gap\n"
         "epoch 1/3  step 5/10  lr 0.1  loss 0.4  ips 812/s  wait 4 %  eta 0:12\n"
-        "Epoch 1/3  10 batches  1.5 s  loss 1.03\n"
+        "Epoch 1/3  10 batches  1.5 s    loss 1.03\nEpoch 2/3  10 batches  1:02:03  loss 1.03\n"
         "Traceback (most recent call last):\n  File x\n    y = 1\nValueError: mine\nmore\n"
     )
     (told,) = read(run)
@@ -306,7 +306,7 @@ def test_the_profile_and_the_log_are_read(tmp_path: Path) -> None:
     assert profile["notes"] == ["no batch was copied ahead"]
     log = told["log"]
     assert log["warnings"] == [["mind the gap", 2]] and log["error"].endswith("ValueError: mine")
-    assert (log["epochs"], log["pace"]) == ([(1, 1.5)], [[0.5, 812.0, 0.04]])
+    assert (log["epochs"], log["pace"]) == ([(1, 1.5), (2, 3723.0)], [[0.5, 812.0, 0.04]])
 
 
 # -- which runs, and where to ----------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from pathlib import Path
 
 import paddle
+import pytest
 
 from paddlelite_trainer.reporting.summary import describe_batch, results_table
+from paddlelite_trainer.reporting.terminal import from_here
 
 
 def test_results_are_a_table_with_a_row_per_metric() -> None:
@@ -29,3 +32,10 @@ def test_a_batch_is_described_by_its_tensors() -> None:
     Pair = namedtuple("Pair", "x y")
     batch = {"a": [paddle.ones([2, 3]), "text"], "b": Pair(paddle.ones([1], "int64"), None)}
     assert describe_batch(batch) == "{a: [[2, 3] float32, str], b: [[1] int64, NoneType]}"
+
+
+def test_a_path_is_told_as_one_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert from_here(tmp_path / "runs" / "version_0") == "runs/version_0"
+    assert from_here(tmp_path.parent) == str(tmp_path.parent)
+    assert from_here("runs/version_0") == "runs/version_0"

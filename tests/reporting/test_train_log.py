@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def test_it_holds_what_was_printed_and_every_warning(tmp_path: Path, capsys: pyt
         trainer.fit(Classifier(), make_batches(4), make_batches(1), ckpt_path="last")
     heading, *logged = log_of(trainer).splitlines()
     assert re.match(rf"---- \d{{4}}-\d\d-\d\d .*, process {os.getpid()} on .+: .+", heading)
-    (warning,) = [line for line in logged if line.startswith("WARNING: mind the gap (UserWarning, ")]
+    (warning,) = [line for line in logged if line == "WARNING: mind the gap"]
     logged.remove(warning)
     assert logged == capsys.readouterr().out.splitlines()
     assert {"run", "device", "epoch", "Epoch", "Finished"} <= {line.split(" ")[0] for line in logged}
@@ -124,3 +126,29 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(tmp_path: Path, capsys: py
     trainer.fit(Classifier(), make_batches(4))
     assert trainer.global_step == 8
     assert capsys.readouterr().out.count("train.log cannot be written (No space left on device)") == 1
+
+
+WARNS = """
+import sys, warnings
+from pathlib import Path
+from paddlelite_trainer.reporting.train_log import TrainLog
+
+show, format = warnings.showwarning, warnings.formatwarning
+log = TrainLog(print)
+log.open(Path(sys.argv[1]))
+with log.hears_warnings():
+    for path in sys.argv[2:]:
+        warnings.warn_explicit("mind the gap", UserWarning, path, 3)
+assert (warnings.showwarning, warnings.formatwarning) == (show, format)
+"""
+
+
+def test_a_warning_of_ours_is_shown_without_a_place_in_our_files(tmp_path: Path) -> None:
+    root, mine = Path(__file__).parents[2], str(tmp_path / "mine.py")
+    ours = str(root / "paddlelite_trainer" / "reporting" / "book.py")
+    done = subprocess.run(  # pytest's own records take the place of what shows warnings
+        [sys.executable, "-c", WARNS, str(tmp_path), ours, mine], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr.splitlines() == ["WARNING: mind the gap", f"{mine}:3: UserWarning: mind the gap"]
+    logged = (tmp_path / "train.log").read_text().splitlines()[-2:]
+    assert logged == ["WARNING: mind the gap", f"WARNING: mind the gap (UserWarning, {mine}:3)"]

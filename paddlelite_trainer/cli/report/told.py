@@ -16,7 +16,7 @@ _LINES_SHOWN = 60
 
 _WARNING = re.compile(r"^(?:note +)?WARNING: (.*)", re.M)
 _FRAMES = re.compile(r"^Traceback \(most recent call last\):\n(?:[ ].*\n|\n)*^\S.*", re.M)
-_EPOCH = re.compile(r"^Epoch (\d+)(?:/\d+)?  \d+ batches  ([\d.]+) s\b", re.M)
+_EPOCH = re.compile(r"^Epoch (\d+)(?:/\d+)? +\d+ batches +(?:([\d.]+) s\b|((?:\d+:)?\d+:\d+)\b)", re.M)
 _PACE = re.compile(r"^epoch (\d+)(?:/\d+)?  (?:step|batch) (\d+)/(\d+)  .*?ips ([\d.e+-]+)/s  wait (\d+) %", re.M)
 
 
@@ -25,7 +25,7 @@ def log_of(run: Path) -> dict[str, Any]:
     text, problems = _end_of(run / TRAIN_LOG)
     found = Counter(match[1].strip() for match in _WARNING.finditer(text))
     errors = _FRAMES.findall(text)
-    epochs = {int(epoch): float(seconds) for epoch, seconds in _EPOCH.findall(text)}
+    epochs = {int(epoch): float(seconds or _seconds(clock)) for epoch, seconds, clock in _EPOCH.findall(text)}
     pace = {
         int(epoch) - 1 + int(done) / max(int(total), 1): (float(samples), int(wait) / 100)
         for epoch, done, total, samples, wait in _PACE.findall(text)
@@ -38,6 +38,11 @@ def log_of(run: Path) -> dict[str, Any]:
         "pace": [[place, samples, wait] for place, (samples, wait) in sorted(pace.items())],
         "problems": problems,
     }
+
+
+def _seconds(clock: str) -> int:
+    """Of 1:02:03."""
+    return sum(int(part) * 60**place for place, part in enumerate(reversed(clock.split(":"))))
 
 
 def profiles_of(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
