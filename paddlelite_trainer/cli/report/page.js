@@ -610,8 +610,8 @@ function showProfiles() {
   for (const run of chosenRuns()) {
     const profile = run.profiles[run.profiles.length - 1];
     if (!profile) continue;
-    const most = Math.max(...profile.rows.map((row) => row[2]), 1), bars = profile.rows.slice(0, 14).map(([part, seconds, share, calls]) => element("div", { class: "part", title: calls ? plural(calls, "call") : "" }, element("span", {}, broken(part)), element("i", { style: { width: `${(100 * share) / most}%` } }), element("span", {}, `${duration(seconds)}  ${share} %`)));
-    parts.push(element("div", { class: "parts" }, element("h3", {}, run.name), element("p", { class: "quiet" }, [profile.heading, ...profile.notes].join(" ")), bars));
+    const most = Math.max(...profile.rows.map((row) => row[2]), 1), bars = profile.rows.filter((row) => row[2] >= 0.5).slice(0, 14).map(([part, seconds, share, calls]) => element("div", { class: "part", title: calls ? plural(calls, "call") : "" }, element("span", {}, broken(part)), element("i", { style: { width: `${(100 * share) / most}%` } }), element("span", {}, `${duration(seconds)}  ${share} %`)));
+    parts.push(element("div", { class: "parts" }, element("h3", {}, run.name), element("p", { class: "quiet" }, [profile.heading, ...profile.notes, "Parts of less than 0.5 % stand in profile.txt."].join(" ")), bars));
   }
   if (!parts.length && chosenRuns().length) parts.push(element("p", { class: "quiet" }, "No profile.txt: Trainer(profiler=\"simple\") tells how the time divides among data, step, validation, callbacks and saves."));
   box.replaceChildren(...parts);
