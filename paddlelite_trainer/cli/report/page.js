@@ -320,7 +320,7 @@ function theme() {
 }
 const faint = (colour, share) => colour + Math.round(255 * share).toString(16).padStart(2, "0");
 
-function tracesOf(chart, colours) {
+function tracesOf(chart, colours, weight) {
   const runs = chosenRuns(), [unit] = timeUnit(), traces = [], few = runs.length <= MANY;
   const bySeries = runs.length === 1;
   for (const run of runs) {
@@ -334,15 +334,15 @@ function tracesOf(chart, colours) {
       const x = placed(run, curve.x, unit);
       const shown = names.length > 1 ? `${run.name} · ${name}` : bySeries ? name : run.name;
       const base = { x, type: "scatter", name: label(shown), line: { color: colour, width: runs.length > 12 ? 1.1 : 1.6, dash }, connectgaps: false };
-      if (curve.per > 1 && few && !view.smooth) {
+      if (curve.per > 1 && few && !weight) {
         const edge = { width: 0.8, color: faint(colour, 0.4) }; // or a spike of one value would be too thin to see
         traces.push({ ...base, y: curve.lo, line: edge, hoverinfo: "skip", mode: "lines" });
         traces.push({ ...base, y: curve.hi, line: edge, hoverinfo: "skip", mode: "lines", fill: "tonexty", fillcolor: faint(colour, 0.18) });
       }
-      if (view.smooth && few) traces.push({ ...base, y: curve.y, line: { ...base.line, color: faint(colour, 0.28), width: 1 }, hoverinfo: "skip", mode: "lines" });
-      const what = (curve.per > 1 ? `mean of ${curve.per} values` : "value") + (view.smooth ? ", smoothed" : "");
+      if (weight && few) traces.push({ ...base, y: curve.y, line: { ...base.line, color: faint(colour, 0.28), width: 1 }, hoverinfo: "skip", mode: "lines" });
+      const what = (curve.per > 1 ? `mean of ${curve.per} values` : "value") + (weight ? ", smoothed" : "");
       traces.push({
-        ...base, y: smoothed(curve.y, view.smooth), mode: curve.x.length === 1 || (curve.x.length <= 40 && runs.length <= 12) ? "lines+markers" : "lines", marker: { size: 4.5, color: colour },
+        ...base, y: smoothed(curve.y, weight), mode: curve.x.length === 1 || (curve.x.length <= 40 && runs.length <= 12) ? "lines+markers" : "lines", marker: { size: 4.5, color: colour },
         customdata: curve.x.map((step) => digits(Math.round(step))), hovertemplate: `<b>%{fullData.name}</b><br>step %{customdata}<br>${what} %{y:.5g}<extra></extra>`,
       });
       traces.push(...badTraces(run, name, curve, unit, colours));
@@ -432,7 +432,7 @@ function layoutOf(colours, shapes, isLog) {
     font: { color: colours.ink, size: 11, family: "system-ui, 'DejaVu Sans', sans-serif" }, shapes,
     hoverlabel: { bgcolor: colours.card, bordercolor: colours.line, font: { color: colours.ink, size: 12 }, align: "left", namelength: -1 },
     xaxis: { ...axis, title: { text: title, font: { size: 11, color: colours.quiet }, standoff: 6 }, type: view.axis === "date" ? "date" : "linear", ...(view.range ? { range: [...view.range], autorange: false } : { autorange: true }) },
-    yaxis: { ...axis, type: isLog ? "log" : "linear", automargin: true, exponentformat: "power", ...(isLog ? { dtick: undefined, minexponent: 3 } : {}) },
+    yaxis: { ...axis, type: isLog ? "log" : "linear", automargin: true, exponentformat: "power" },
     yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
   };
 }
@@ -460,18 +460,21 @@ function verticalRange(traces, isLog) {
     });
   }
   if (least > most) return {};
+  const decades = isLog ? Math.log10(most / least) : 0;
+  const ticks = isLog ? { dtick: decades > 2.5 ? 1 : decades > 0.6 ? "D2" : "D1", tickformat: "~g" } : {};
   if (least === most && least !== 0 && !isLog) return { range: least > 0 ? [0, 2 * least] : [2 * least, 0], autorange: false };
-  if (!view.range || least === most) return {};
+  if (!view.range || least === most) return ticks;
   if (isLog) [least, most] = [Math.log10(least), Math.log10(most)];
   const margin = 0.06 * (most - least);
-  return { range: [least - margin, most + margin], autorange: false };
+  return { ...ticks, range: [least - margin, most + margin], autorange: false };
 }
 
 function draw(held) {
   held.isDrawn = true;
   const colours = theme(), [shapes, events] = eventParts(colours);
   const isPace = held.section === "pace";
-  const traces = [...tracesOf(held.chart, colours), ...events];
+  const weight = held.section === "rates" ? 0 : view.smooth; // a schedule has no noise
+  const traces = [...tracesOf(held.chart, colours, weight), ...events];
   const layout = layoutOf(colours, shapes, view.log && !isPace);
   Object.assign(layout.yaxis, verticalRange(traces, layout.yaxis.type === "log"));
   Plotly.react(held.plot, traces, layout, {
