@@ -285,6 +285,13 @@ def test_settings_are_those_of_the_newest_process_flat(tmp_path: Path) -> None:
     }
 
 
+def test_the_configuration_of_paddlelite_fit_is_shown_as_it_stands(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "step,loss\n1,2\n")
+    assert read(run)[0]["config"] is None
+    (run / "config.yaml").write_text("model: {class_path: mine.Net}\n")
+    assert read(run)[0]["config"] == "model: {class_path: mine.Net}\n"
+
+
 def test_the_profile_and_the_log_are_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "step,loss\n1,2\n")
     (run / "profile.txt").write_text(

@@ -25,8 +25,9 @@ from .places import names_of, runs_below
 from .sessions import Session, clock_of, flat, read_journal, settings_in, told
 from .told import PROFILE, log_of, profiles_of
 
-HPARAMS = "hparams.json"
-_READ = (RUN_FILE, JOURNAL, METRICS, TRAIN_LOG, PROFILE, HPARAMS, CHECKPOINTS, f"{CHECKPOINTS}/{PINS_FILE}")
+HPARAMS, CONFIG = "hparams.json", "config.yaml"
+_MOST_OF_A_CONFIG = 40_000  # characters
+_READ = (RUN_FILE, JOURNAL, METRICS, TRAIN_LOG, PROFILE, HPARAMS, CONFIG, CHECKPOINTS, f"{CHECKPOINTS}/{PINS_FILE}")
 _ALL_POINTS, _MOST_POINTS, _FEWEST_POINTS = 20_000, 2_000, 150  # of one name over all runs, of one curve
 _MONITOR = re.compile(r"ModelCheckpoint\(.*?monitor='([^']+)'(?:.*?mode='(min|max)')?")
 
@@ -100,6 +101,7 @@ def run_at(path: Path, info: RunInfo | None, points: int) -> dict[str, Any]:
         "best": _best(rows, monitor, mode, table),
         "checkpoints": [_checkpoint(row) for row in rows],
         "settings": _settings(path, journal.sessions, rows, state),
+        "config": _text_of(path / CONFIG),
         "profiles": profiles,
         "log": log,
         "problems": problems,
@@ -261,6 +263,14 @@ def _settings(run: Path, sessions: Sequence[Session], rows: Sequence[Row], state
         **flat(state.get("run"), "trainer."),
         **flat(info, "environment."),
     }
+
+
+def _text_of(path: Path) -> str | None:
+    """What `paddlelite fit` was configured with, where it was."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[:_MOST_OF_A_CONFIG]
+    except OSError:
+        return None
 
 
 def _json_of(path: Path) -> Any:

@@ -608,6 +608,9 @@ function showSettings() {
   const head = element("tr", {}, element("th", { class: "first" }, "name"), element("th", {}, "of"), runs.map((run) => element("th", {}, broken(run.name))));
   $("settings-table").replaceChildren(rows.length ? element("table", {}, element("thead", {}, head), element("tbody", {}, rows)) : element("p", { class: "quiet" }, "Nothing is recorded."));
 }
+function showConfigs() {
+  $("configs").replaceChildren(...chosenRuns().filter((run) => run.config).map((run) => element("details", {}, element("summary", {}, element("b", {}, run.name), " config.yaml"), element("pre", {}, run.config))));
+}
 function showProfiles() {
   const box = $("profiles"), parts = [];
   for (const run of chosenRuns()) {
@@ -641,7 +644,7 @@ function showAll() {
   const one = data.runs.length === 1;
   $("title").textContent = one ? data.runs[0].name : `${data.runs.length} runs`;
   $("made").textContent = [one ? data.runs[0].path : "", one ? statusWords(data.runs[0]) : "", LIVE_SECONDS ? `live, looked at ${date(data.made, true)}` : `made ${date(data.made)}`].filter(Boolean).join("  ·  ");
-  showRuns(); showChoices(); showLegend(); showControls(); showCharts(); showOnce(); showCheckpoints(); showSessions(); showSettings(); showProfiles(); showTold();
+  showRuns(); showChoices(); showLegend(); showControls(); showCharts(); showOnce(); showCheckpoints(); showSessions(); showSettings(); showConfigs(); showProfiles(); showTold();
 }
 let waiting = null;
 const soon = (work) => { clearTimeout(waiting); waiting = setTimeout(work, 120); };
