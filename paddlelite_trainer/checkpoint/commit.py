@@ -21,6 +21,7 @@ from .entry import Entry
 from .filesystem import FileSystem
 from .format import Layout, lay_out, lay_out_bytes
 from .manifest import FORMAT_VERSION, MANIFEST, is_file_name, seal
+from .parts import PARTS, Others, Whole
 from .pins import PINS_FILE, Pins
 from .saved import TENSORS
 from .state import encode_state
@@ -45,6 +46,8 @@ class Commit:
     entries_before: tuple[Entry, ...]
     pins_before: Pins
     pins_after: Pins
+    others: Others | None = None
+    """Who writes parts of it beside this process."""
 
     def carry_out(self) -> Entry:
         """Write the checkpoint and commit it; returns its entry as it was committed.
@@ -58,19 +61,24 @@ class Commit:
         try:
             self._require_space()
             self.file_system.mkdir(temporary)
+            if self.others is not None:
+                self.others.begin(temporary)
             manifest = self._write_all(temporary, staged_pins)
             self.file_system.rename(temporary, self.entry.path)
             self.file_system.fsync_directory(self.directory)  # committed
             pins_reached = True
             self.file_system.replace(staged_pins, self.directory / PINS_FILE)
         except BaseException as error:
+            if self.others is not None:
+                self.others.give_up()  # before what they write is removed
             free = self._free_space()  # before what was written makes room again
             self._undo([temporary, staged_pins], pins_reached)
             if isinstance(error, OSError) and not isinstance(error, CheckpointError):
                 needed = _space_for(self.plan)
                 raise save_error(self.file_system, self.entry.path, needed, error, self.entries_before, free) from error
             raise
-        return replace(self.entry, sha256=_sha256_of(manifest))
+        nbytes = sum(record["size"] for record in self.record["files"].values())
+        return replace(self.entry, sha256=_sha256_of(manifest), nbytes=nbytes)
 
     def _write_all(self, temporary: Path, staged_pins: Path) -> bytes:
         """Write a checkpoint's files, its manifest last, and the pins that will go with it, all durable on return."""
@@ -91,7 +99,12 @@ class Commit:
             if sum(layout.size for layout in plan.values()) >= FSYNC_EARLY_BYTES:
                 run_together(syncs)  # while the hashes are computed
                 syncs = []
-            self.record["files"] = {name: file.stored().to_json() for name, file in zip(plan, written)}
+            stored = {name: file.stored() for name, file in zip(plan, written)}
+            if self.others is not None:
+                run_together(syncs)  # or their work would be for nothing where this disk fails
+                syncs = []
+                stored |= self.others.written()
+            self.record["files"] = {name: file.to_json() for name, file in stored.items()}
             manifest = seal(self.record)
             for path, data in ((temporary / MANIFEST, manifest), (staged_pins, seal(self.pins_after.to_json()))):
                 descriptor = create(path)
@@ -219,15 +232,20 @@ def _require_file_name(name: str, *suffixes: str) -> None:
         )
 
 
-def manifest_head(entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]], links: bool) -> dict[str, Any]:
-    """The manifest without its files. Without an owner it has no "run": readers take both."""
+def manifest_head(
+    entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]], links: bool, parts: Mapping[str, Whole]
+) -> dict[str, Any]:
+    """The manifest without its files; without parts it is of format 1, which every version reads.
+
+    Without an owner it has no "run": readers take both.
+    """
     info, tensors = encode_state(entry.info, "info")
     if tensors:
         raise UnserializableStateError(f"info holds arrays ({', '.join(tensors)}); put them into a state")
     from .. import __version__
 
     return {
-        "format": FORMAT_VERSION,
+        "format": FORMAT_VERSION if parts else 1,
         "name": entry.name,
         "step": entry.step,
         "revision": entry.revision,
@@ -241,6 +259,7 @@ def manifest_head(entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]]
         "links": links,
         "versions": {"paddlelite_trainer": __version__, "numpy": np.__version__, "python": platform.python_version()},
         "info": info,
+        **({PARTS: {file: whole.to_json() for file, whole in parts.items()}} if parts else {}),
     }
 
 

@@ -11,6 +11,7 @@ from ..errors import CheckpointCorruptError, CheckpointNotFoundError, Configurat
 from .entry import Entry, entry_from_manifest, parse_entry_name
 from .filesystem import REAL
 from .links import CHECKPOINTS
+from .parts import PARTS
 from .reader import CheckpointReader
 from .saved import inspect, read_manifest, resolve_checkpoint
 
@@ -92,7 +93,9 @@ def _look_at(run: Path, path: Path, pins: tuple[str, ...]) -> Row:
 
 def has_weights_only(manifest: dict[str, Any]) -> bool:
     """Whether a training cannot go on from the checkpoint; older ones do not say so and have no optimizer."""
-    return bool(manifest["info"].get("weights_only")) or "optimizer.pdopt" not in manifest["files"]
+    return bool(manifest["info"].get("weights_only")) or not any(
+        "optimizer.pdopt" in manifest.get(key, {}) for key in ("files", PARTS)
+    )
 
 
 def state_of(path: Path) -> tuple[State, list[str]]:

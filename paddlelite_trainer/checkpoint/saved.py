@@ -19,6 +19,7 @@ from .filesystem import REAL, FileSystem
 from .format import array_at
 from .links import read_pointer, strip_suffix
 from .manifest import MANIFEST, MAX_MANIFEST_BYTES, StoredFile, parse_files, unseal
+from .parts import joined, parse_parts
 from .state import decode_state
 
 TENSORS = "tensors.pdparams"
@@ -34,7 +35,10 @@ class SavedCheckpoint:
     ) -> None:
         self.entry = entry
         self.manifest = manifest
-        self.files = tuple(stored)
+        self._wholes = parse_parts(manifest, stored)
+        hidden = {part for whole in self._wholes.values() for part in whole.files}
+        self.files = (*(name for name in stored if name not in hidden), *self._wholes)
+        """What can be asked for; a file that is there in parts is one."""
         self._stored = stored
         self._data = data
         self._dtypes: dict[str, dict[str, str]] = {}  # of the files that were asked for
@@ -44,13 +48,27 @@ class SavedCheckpoint:
 
         bfloat16 comes as uint16 bits, which `paddle.to_tensor` takes for bfloat16; `dtype_of` tells.
         """
+        if file in self._wholes:
+            whole = self._wholes[file]
+            return joined(whole, [self.tensors(part) for part in whole.files])
         data = self._data[self._known(file)]
         return {block.name: array_at(data, block) for block in self._blocks(file)}
+
+    def is_in_parts(self, file: str) -> bool:
+        """Whether no file has this name, and several hold its tensors."""
+        return file in self._wholes
+
+    def size_of(self, file: str) -> int:
+        """Bytes of a file, of all its parts where it is there in parts."""
+        parts = self._wholes[file].files if file in self._wholes else (self._known(file),)
+        return sum(self._stored[part].size for part in parts)
 
     def dtype_of(self, file: str, name: str) -> str:
         """The element type that a tensor was saved with: `float32`, `bfloat16`, ..."""
         if file not in self._dtypes:
-            self._dtypes[file] = {block.name: str(block.dtype) for block in self._blocks(file)}
+            parts = self._wholes[file].files if file in self._wholes else (file,)
+            blocks = (block for part in parts for block in self._blocks(part))
+            self._dtypes[file] = {block.name: str(block.dtype) for block in blocks}
         if name not in self._dtypes[file]:
             raise CheckpointNotFoundError(f"{self.entry.path / file} has no tensor {name!r}")
         return self._dtypes[file][name]
@@ -181,7 +199,10 @@ def inspect(
             content_is_wrong = True
     if problems:
         return None, problems, content_is_wrong
-    return SavedCheckpoint(entry, manifest, stored, data), [], False
+    try:
+        return SavedCheckpoint(entry, manifest, stored, data), [], False
+    except CheckpointCorruptError as error:
+        return None, [str(error)], True
 
 
 def _wrong_file(path: Path, record: StoredFile, file_system: FileSystem) -> str:

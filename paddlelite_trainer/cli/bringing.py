@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..checkpoint.filesystem import atomic_file
 from ..checkpoint.lookup import checkpoint_at
+from ..checkpoint.parts import write_joined
 from ..checkpoint.remote import Remote, fetch_checkpoint
 from ..checkpoint.safetensors_format import write_safetensors
 from ..checkpoint.saved import open_checkpoint
@@ -39,6 +40,8 @@ def write(arguments: argparse.Namespace, checkpoint: str, output: Path, what: st
             if output.suffix == ".safetensors":
                 tensors = saved.tensors(file)
                 write_safetensors(temporary, tensors, {name: saved.dtype_of(file, name) for name in tensors})
+            elif saved.is_in_parts(file):
+                write_joined(temporary, saved.tensors(file))
             else:
                 shutil.copyfile(saved.entry.path / file, temporary)  # it is a bare Paddle file already
     except ValueError as error:
@@ -46,7 +49,7 @@ def write(arguments: argparse.Namespace, checkpoint: str, output: Path, what: st
     except OSError as error:
         why = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            needed, free = saved.manifest["files"][file]["size"], shutil.disk_usage(output.parent).free
+            needed, free = saved.size_of(file), shutil.disk_usage(output.parent).free
             why += f": about {size(needed)} are needed; {size(free)} were free when it failed"
         raise CheckpointError(f"{output} cannot be written: {why}") from error
     nbytes = output.stat().st_size

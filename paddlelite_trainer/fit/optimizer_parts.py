@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointMismatchError
 from ..optimizers import optimizer_state, restore_optimizer
+from .rank_parts import RankParts
 
 if TYPE_CHECKING:
     from .fit import Fit
@@ -25,13 +26,11 @@ def optimizer_tensors(fit: Fit) -> dict[str, Any]:
     return tensors
 
 
-def tensors_elsewhere(fit: Fit) -> dict[str, Any]:
-    """What other ranks alone have of the optimizers' state, on rank 0; a collective where it is sharded."""
+def rank_parts(fit: Fit) -> RankParts | None:
+    """What this rank writes of a checkpoint itself; None where rank 0 has everything."""
     if fit.engine is None or not fit.engine.is_sharded:
-        return {}
-    mine = {name: tensor.numpy() for name, tensor in optimizer_tensors(fit).items()}
-    everyones = fit.ranks.gather_object(mine)
-    return {name: array for tensors in everyones[1:] for name, array in tensors.items()} if fit.ranks.is_zero else {}
+        return None
+    return RankParts(fit.ranks, {OPTIMIZER: optimizer_tensors(fit)}, {})
 
 
 def restore_optimization(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ from ..reporting.metrics import paddle_metrics_of, set_counts, stored_counts
 from ..run.weights import MODEL, TRAINER, load_weights_into, shown_to_hooks
 from .changes import check, fingerprint
 from .logs import class_of, saved_logs
-from .optimizer_parts import OPTIMIZER, optimizer_tensors, restore_optimization, restore_optimizers, tensors_elsewhere
+from .optimizer_parts import OPTIMIZER, optimizer_tensors, rank_parts, restore_optimization, restore_optimizers
 from .saved import Saved, open_saved
 
 if TYPE_CHECKING:
@@ -52,25 +52,37 @@ OVERRIDES = ("callbacks", "data", "learning_rate", "lr_schedulers", "optimizer",
 def save(
     fit: Fit, candidate: Entry | None, pins: Mapping[str, Sequence[str]], weights_only: bool, as_of: Mark | None
 ) -> Entry:
-    """Write one checkpoint of everything, as of a mark where there is one; every rank calls it, rank 0 writes."""
-    ranks = fit.ranks.gather_object(rank_tree(fit, as_of))
-    elsewhere = tensors_elsewhere(fit)
+    """Write one checkpoint of everything, as of a mark where there is one; every rank calls it, rank 0 writes.
+
+    What is sharded each rank writes itself, into the same directory.
+    """
+    parts = rank_parts(fit) if not weights_only else None
+    found = fit.ranks.gather_object((rank_tree(fit, as_of), parts is None or is_healthy(fit)))
     if not fit.ranks.is_zero:
+        if parts is not None:
+            parts.take_part()
         return fit.ranks.on_rank_zero(_never)
     contents: dict[str, Any] | Exception
     try:
         # Here, for user's hooks belong to the thread they know.
-        contents = _contents(fit, candidate, ranks, weights_only, as_of)
-        if not weights_only:
-            contents["files"][OPTIMIZER].update(elsewhere)
+        contents = _contents(fit, candidate, [tree for tree, _ in found], weights_only, as_of)
+        if parts is not None:
+            contents["healthy"] &= all(is_sound for _, is_sound in found)
+            contents["files"] = {name: one for name, one in contents["files"].items() if name not in parts.wholes}
+            contents["files"].update(parts.mine)
+            contents.update(parts=parts.wholes, others=parts)
     except Exception as error:  # the other ranks wait, and are told
         contents = error
 
     def write() -> Entry:
-        if isinstance(contents, Exception):
-            raise contents
-        assert fit.run.store is not None
-        return fit.run.store.save(**contents, pins=pins, background=fit.settings.async_checkpoint)
+        try:
+            if isinstance(contents, Exception):
+                raise contents
+            assert fit.run.store is not None
+            return fit.run.store.save(**contents, pins=pins, background=fit.settings.async_checkpoint)
+        finally:
+            if parts is not None:
+                parts.give_up()  # where the save never came so far
 
     fit.journal.mark(anyway=True)
     return fit.ranks.on_rank_zero(write)

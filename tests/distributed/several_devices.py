@@ -19,6 +19,7 @@ from paddle.nn import functional as F
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callbacks import ExponentialMovingAverage, ModelCheckpoint
+from paddlelite_trainer.checkpoint import open_checkpoint
 from paddlelite_trainer.errors import TrainerError
 
 BATCHES, STEPS = 8, 6  # of an epoch on each rank, of a run
@@ -153,13 +154,17 @@ def fit(root: Path, max_steps: int, *, unused: bool = False, averages: bool = Fa
     loader = paddle.io.DataLoader(Numbers(), batch_size=4, shuffle=True)
     trainer.fit(module, loader, paddle.io.DataLoader(Numbers(), batch_size=4), ckpt_path="last")
     moments = [moment for by_name in trainer.optimizers[0]._accumulators.values() for moment in by_name.values()]
-    saved = paddle.load(str(Path(trainer.run_dir, "latest.pdopt")))
+    newest = Path(trainer.run_dir, "latest")
+    saved = open_checkpoint(newest).tensors("optimizer.pdopt")
     learned = [parameter for parameter in module.parameters() if not parameter.stop_gradient]
     return {
         "learned": digest(learned),
         "everything": digest([*module.state_dict().values(), *moments]),
         "moments": sum(int(moment.size) for moment in moments),
-        "saved": hashlib.sha256(b"".join(saved[name].numpy().tobytes() for name in sorted(saved))).hexdigest(),
+        "saved": hashlib.sha256(b"".join(saved[name].tobytes() for name in sorted(saved))).hexdigest(),
+        "files": sorted(path.name for path in newest.iterdir()),
+        "model": digest(paddle.load(f"{newest}.pdparams").values()),
+        "weights": digest(module.state_dict().values()),
         "history": trainer.history,
         "of_batches": counter.of_batches,
         "strategy": str(trainer.strategy),

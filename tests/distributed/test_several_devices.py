@@ -57,6 +57,7 @@ def test_each_strategy_trains_as_data_parallel_does_and_resumes_with_the_same_bi
     assert whole[0]["learned"] == whole[1]["learned"] == replicas["learned"]
     assert whole[0]["history"] == replicas["history"]
     assert whole[0]["saved"] == replicas["saved"]  # of all parameters, whichever rank had it
+    assert whole[0]["model"] == whole[0]["weights"]  # which plain paddle.load opens
     for part in ("everything", "saved"):
         assert [one[part] for one in resumed] == [one[part] for one in whole]
     assert resumed[0]["history"] == whole[0]["history"]
@@ -72,6 +73,10 @@ def test_a_batch_within_a_window_costs_no_collective(ranks: list[dict[str, Any]]
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
 def test_each_rank_keeps_its_share_of_the_optimizer(ranks: list[dict[str, Any]], strategy: str) -> None:
     all_of_it = ranks[0]["plain, ddp"]["whole"]["moments"]
+    assert [file for file in ranks[0][f"plain, {strategy}"]["whole"]["files"] if file.endswith("pdopt")] == [
+        "optimizer-part00000.pdopt",
+        "optimizer-part00001.pdopt",
+    ]
     shares = [rank[f"plain, {strategy}"]["whole"]["moments"] for rank in ranks]
     assert sum(shares) == all_of_it
     assert max(shares) <= 0.75 * all_of_it
