@@ -106,6 +106,11 @@ class AveragedWeights(Callback):
                 f"evaluation can use one average, and {' and '.join(type(rival).__name__ for rival in rivals)} both "
                 "have evaluate_with_average=True: set it to False for all but one"
             )
+        if trainer.strategy.stage == 3:
+            raise ConfigurationError(
+                f"{type(self).__name__} cannot be with strategy='sharding_stage3', which cuts the weights: use "
+                "'sharding_stage2', which shards the optimizer and keeps them whole"
+            )
         if stage == "fit":
             self._averages, self._averaged_module, self._pairs = {}, None, {}
 

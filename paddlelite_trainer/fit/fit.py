@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.batch_size import weight_of
@@ -134,6 +135,10 @@ class Fit:
         self.engine = engine
         self.optimization.use_engine(engine)
 
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Within, this rank has all weights; a collective."""
+        return nullcontext() if self.engine is None else self.engine.whole()
+
     def use_verbs(self, take_step: Callable[[Any, int], Any], validate: Callable[[], None]) -> None:
         self.take_step, self.validate = take_step, validate
 
@@ -180,7 +185,8 @@ class Fit:
             stop_early=stop_early,
         )
         try:
-            return self.evaluation.run(self.subject, self.data.val)
+            with self.whole_weights():
+                return self.evaluation.run(self.subject, self.data.val)
         finally:
             self.evaluation = None
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointMismatchError
+from ..machine.engine import Engine
 from ..optimizers import optimizer_state, restore_optimizer
 from .rank_parts import RankParts
 
@@ -21,7 +22,7 @@ def optimizer_tensors(fit: Fit) -> dict[str, Any]:
     assert fit.optimization is not None
     tensors: dict[str, Any] = {}
     for index, optimizer in enumerate(fit.optimization.optimizers):
-        own, _ = optimizer_state(optimizer, fit.optimization.parameter_names)
+        own, _ = optimizer_state(optimizer, state_names(fit))
         tensors.update({f"optimizer_{index}/{name}": tensor for name, tensor in own.items()})
     return tensors
 
@@ -30,7 +31,18 @@ def rank_parts(fit: Fit) -> RankParts | None:
     """What this rank writes of a checkpoint itself; None where rank 0 has everything."""
     if fit.engine is None or not fit.engine.is_sharded:
         return None
-    return RankParts(fit.ranks, {OPTIMIZER: optimizer_tensors(fit)}, {})
+    tensors = optimizer_tensors(fit)
+    cut = fit.engine.cut(tensors)
+    if fit.ranks.rank and fit.engine.everyone_keeps:  # the rest is rank 0's to write
+        tensors = {name: tensor for name, tensor in tensors.items() if name in cut}
+    return RankParts(fit.ranks, {OPTIMIZER: tensors}, {OPTIMIZER: cut})
+
+
+def state_names(fit: Fit) -> Mapping[str, str]:
+    """{name in Paddle, by which the optimizers keep state: name in the module}."""
+    assert fit.optimization is not None
+    names = fit.optimization.parameter_names
+    return names if fit.engine is None else fit.engine.state_names(names)
 
 
 def restore_optimization(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
@@ -51,15 +63,17 @@ def restore_optimizers(fit: Fit, saved: Saved, keep_learning_rate: bool) -> list
     assert fit.optimization is not None
     notes = []
     tensors, names = saved.checkpoint.tensors(OPTIMIZER), fit.optimization.parameter_names
-    keeps = fit.engine.keeps if fit.engine is not None else lambda _: True
-    elsewhere = {structured for name, structured in names.items() if not keeps(name)}
+    engine = fit.engine if fit.engine is not None else Engine()
+    elsewhere = {structured for name, structured in names.items() if not engine.keeps(name)}
     for index, (optimizer, rest) in enumerate(zip(fit.optimization.optimizers, saved.tree["optimizers"])):
         prefix = f"optimizer_{index}/"
         named = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        own = {name: tensor for name, tensor in named.items() if name.rpartition("/")[0] not in elsewhere}
+        of = {name: name.rpartition("/")[0] for name in named}
+        own = {name: engine.part_of(of[name], named[name]) for name in named if of[name] not in elsewhere}
         before = rest["learning_rate"]
         present = None if before is None else float(optimizer.get_lr())
-        restore_optimizer(optimizer, names, own, rest, keep_learning_rate=keep_learning_rate)
+        with engine.state_in(optimizer):
+            restore_optimizer(optimizer, state_names(fit), own, rest, keep_learning_rate=keep_learning_rate)
         if present is not None and present != before and not fit.hooks.rates_are_set_by_a_callback:
             kept, left = (present, before) if keep_learning_rate else (before, present)
             how = "as override asks" if keep_learning_rate else "pass override=('learning_rate',) for the other"

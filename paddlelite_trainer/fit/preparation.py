@@ -303,10 +303,15 @@ def _engine(fit: Fit) -> Engine:
     if fit.precision.scaler is not None:
         fit.precision.scaler.judge_over_ranks()
 
+    names = optimization.parameter_names
+    if strategy.stage == 3:
+        from ..machine.sharded_weights import ShardedWeights
+
+        return ShardedWeights(fit.module, optimization.optimizers[0], strategy, names, fit.ranks)
+
     def window() -> tuple[bool, bool]:
         return fit.progress.batches_in_window == 0, _ends_window(fit)
 
-    names = optimization.parameter_names
     return ShardedState(fit.module, optimization.optimizers[0], strategy, names, fit.ranks, window)
 
 

@@ -28,7 +28,14 @@ from ..reporting.metrics import paddle_metrics_of, set_counts, stored_counts
 from ..run.weights import MODEL, TRAINER, load_weights_into, shown_to_hooks
 from .changes import check, fingerprint
 from .logs import class_of, saved_logs
-from .optimizer_parts import OPTIMIZER, optimizer_tensors, rank_parts, restore_optimization, restore_optimizers
+from .optimizer_parts import (
+    OPTIMIZER,
+    optimizer_tensors,
+    rank_parts,
+    restore_optimization,
+    restore_optimizers,
+    state_names,
+)
 from .saved import Saved, open_saved
 
 if TYPE_CHECKING:
@@ -52,10 +59,15 @@ OVERRIDES = ("callbacks", "data", "learning_rate", "lr_schedulers", "optimizer",
 def save(
     fit: Fit, candidate: Entry | None, pins: Mapping[str, Sequence[str]], weights_only: bool, as_of: Mark | None
 ) -> Entry:
-    """Write one checkpoint of everything, as of a mark where there is one; every rank calls it, rank 0 writes.
+    """Write one checkpoint of everything, as of a mark where there is one; every rank calls it, rank 0 writes."""
+    with fit.whole_weights():
+        return _save(fit, candidate, pins, weights_only, as_of)
 
-    What is sharded each rank writes itself, into the same directory.
-    """
+
+def _save(
+    fit: Fit, candidate: Entry | None, pins: Mapping[str, Sequence[str]], weights_only: bool, as_of: Mark | None
+) -> Entry:
+    """What is sharded each rank writes itself, into the same directory."""
     parts = rank_parts(fit) if not weights_only else None
     found = fit.ranks.gather_object((rank_tree(fit, as_of), parts is None or is_healthy(fit)))
     if not fit.ranks.is_zero:
@@ -205,7 +217,7 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
     """
     optimization, schedules, subject = fit.optimization, fit.schedules, fit.subject
     assert optimization is not None and schedules is not None and subject is not None
-    optimizers = [optimizer_state(one, optimization.parameter_names)[1] for one in optimization.optimizers]
+    optimizers = [optimizer_state(one, state_names(fit))[1] for one in optimization.optimizers]
     marked = as_of.callbacks if as_of is not None else {}
     callbacks = {
         key: marked[key] if key in marked else callback.state_dict() for key, callback in keyed(subject.callbacks)
@@ -271,6 +283,8 @@ def is_healthy(fit: Fit) -> bool:
     """Whether the last loss, every weight and every optimizer value are finite; one copy to the host for each 1,000."""
     assert fit.optimization is not None
     values = list(fit.module.state_dict().values())
+    if fit.engine is not None:
+        values = fit.engine.held(values)
     for optimizer in fit.optimization.optimizers:
         for by_parameter in paddle_internals.accumulators(optimizer).values():
             values += by_parameter.values()
@@ -323,7 +337,8 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     notes = check(fit, saved, override)
     if not {"optimizer", "precision"} & set(override):  # first: in another precision the weights' types differ too
         fit.precision.load_state_dict(tree["precision"])
-    load_weights_into(fit.module, saved.checkpoint)
+    with fit.whole_weights():
+        load_weights_into(fit.module, saved.checkpoint)
     names = set(tree["untrained"])
     for name, parameter in fit.module.named_parameters():
         parameter.stop_gradient = name in names
@@ -391,7 +406,8 @@ def roll_back(fit: Fit) -> Entry:
     saved = open_saved(entry)
     fit.progress.begin_step()  # what a mark remembers of the weights is over
     _call_on_load(fit, saved)
-    load_weights_into(fit.module, saved.checkpoint)
+    with fit.whole_weights():
+        load_weights_into(fit.module, saved.checkpoint)
     restore_optimizers(fit, saved, keep_learning_rate=True)
     fit.precision.load_state_dict(saved.tree["precision"])
     return entry

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ class Engine:
     """Base of what spreads a fit over ranks. Here each rank has all weights and the whole optimizer's state."""
 
     is_sharded = False
+    everyone_keeps = False
+    """Whether what is not cut of a sharded optimizer's state is on every rank."""
 
     def training_step(self, step: Step) -> Step:
         """The module's training_step, whose gradients the ranks share."""
@@ -30,6 +33,30 @@ class Engine:
     def keeps(self, name: str) -> bool:
         """Whether this rank has the optimizer's state of the parameter of that name in Paddle."""
         return True
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within, every rank has all weights, which may be read and written; a collective."""
+        return nullcontext()
+
+    def held(self, weights: list[Any]) -> list[Any]:
+        """What this rank has of these weights: slices of those that are cut."""
+        return weights
+
+    def state_names(self, names: Mapping[str, str]) -> Mapping[str, str]:
+        """{name in Paddle, by which an optimizer keeps state: name in the module}."""
+        return names
+
+    def cut(self, tensors: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """The whole shapes of those of the optimizers' tensors that are cut."""
+        return {}
+
+    def part_of(self, parameter: str, array: Any) -> Any:
+        """Of a whole tensor of the optimizer's, for the parameter of that name in the module, what is kept here."""
+        return array
+
+    def state_in(self, optimizer: Any) -> AbstractContextManager[None]:
+        """Within, the optimizer's parameters are those that it keeps state of."""
+        return nullcontext()
 
     def norm(self, parameters: Sequence[Any]) -> Any:
         """The 2-norm of all ranks' gradients, of which these parameters' are here; None: all are here."""

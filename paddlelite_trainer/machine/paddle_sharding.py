@@ -172,3 +172,126 @@ def let_go(wrapped: Any) -> None:
             storage.manual_release()
     for parameter in wrapped._trainable_params:
         parameter.clear_gradient(False)
+
+
+# -- stage 3 (group_sharded_stage3.py) ---------------------------------------------------------------------------------
+
+SLICE = "slice@"
+"""What Paddle puts before the name of a parameter's slice, by which the optimizer keeps its state."""
+
+
+class CutWeights:
+    """Parameters cut over ranks, and what unscales, steps and clears in their optimizer's place.
+
+    Layers gather their parameters as they are called (`sync_comm`: no layer ahead, as the next one may not be called).
+    What the optimizer was built with stays its own but for the step itself; Paddle leaves slices in its place, and in
+    groups those of the first step for ever.
+    """
+
+    offload = False  # GroupShardedScaler asks
+
+    def __init__(self, module: Any, optimizer: Any, segment_size: int) -> None:
+        from paddle.distributed.sharding import group_sharded_parallel
+
+        self.optimizer = self._optim = optimizer
+        both = [*optimizer._param_groups, *optimizer._parameter_list]  # other dicts, where there are groups
+        self.groups = [group for group in both if isinstance(group, dict)]
+        self.own = [list(group["params"]) for group in self.groups] or [list(optimizer._parameter_list)]
+        self.parameters = [one for group in self.own[: max(1, len(self.groups) // 2)] for one in group]
+        self._step = optimizer.step  # Paddle puts its own in its place
+        layers = module.sublayers(include_self=True)
+        self.hooks = [(layer, set(layer._forward_pre_hooks), set(layer._forward_post_hooks)) for layer in layers]
+        with quietly():
+            self.wrapped, _, _ = group_sharded_parallel(
+                module, optimizer, "p_g_os", segment_size=segment_size, sync_comm=True, exclude_layer=[id(module)]
+            )
+        self.cut = [one for one in module.parameters() if one.name in self.wrapped._param2buffer_size]
+        self._set_auxiliary_var, self._get_auxiliary_var = optimizer._set_auxiliary_var, optimizer._get_auxiliary_var
+
+    def bounds(self, parameter: Any) -> tuple[int, int]:
+        """Where this rank's slice of the flat parameter begins and ends; the last one is padded."""
+        start, end = self.wrapped._param2buffer[parameter.name][self.wrapped._rank]
+        return int(start), int(end)
+
+    def held(self, weights: list[Any]) -> list[Any]:
+        """Those of the weights that are here, and this rank's slices of the others."""
+        slices = [one.fw_storage for one in self.cut if one.fw_storage is not None]
+        return [*(one for one in weights if one._is_initialized()), *slices]
+
+    def take_gradients(self) -> None:
+        """Average the gradients of what is not cut, and let the optimizer see slices with theirs."""
+        self.wrapped._update_params_slice()
+        self._give_back([[getattr(one, "fw_storage", one) for one in group] for group in self.own])
+
+    def step(self) -> None:
+        self._step()
+
+    def clear_grad(self, set_to_zero: bool = False) -> None:
+        self.wrapped._clear_gradients()
+        self._give_back(self.own)
+
+    def _give_back(self, lists: list[list[Any]]) -> None:
+        if self.groups:
+            for group, given in zip(self.groups, lists):
+                group["params"] = list(given)
+        else:
+            vars(self.optimizer).update(_parameter_list=list(lists[0]), _param_groups=list(lists[0]))
+
+    @contextlib.contextmanager
+    def with_slices(self) -> Iterator[None]:
+        """Within, the optimizer has parameters of the slices' names and shapes: what its state is of."""
+        from paddle.base.framework import EagerParamBase
+
+        def slice_of(parameter: Any) -> Any:
+            if parameter.name not in self.wrapped._param2buffer_size:
+                return parameter
+            start, end = self.bounds(parameter)
+            return EagerParamBase(shape=[end - start], dtype=parameter.dtype, name=SLICE + parameter.name)
+
+        self._give_back([[slice_of(parameter) for parameter in group] for group in self.own])
+        try:
+            yield
+        finally:
+            self._give_back(self.own)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within, every parameter is whole on every rank; what is written into it, its slices have afterwards."""
+        from paddle.distributed.fleet.meta_parallel.sharding import group_sharded_stage3 as paddle_s
+
+        wrapped = self.wrapped
+        flow = paddle_s.TaskFlow({}, {}, {})
+        with paddle.no_grad():
+            paddle_s._allgather_buffer(
+                self.cut,
+                wrapped._group,
+                param2buffer_size=wrapped._param2buffer_size,
+                use_calc_stream=True,
+                task_flow=flow,
+                sync_wait=True,
+            )
+        try:
+            yield
+        finally:
+            with paddle.no_grad():
+                paddle_s._release_param(self.cut, wrapped._param2buffer, wrapped._rank, flow)
+
+    def let_go(self) -> None:
+        """Make the module whole again, and its layers plain ones."""
+        for layer, before, after in self.hooks:
+            for hooks, known in ((layer._forward_pre_hooks, before), (layer._forward_post_hooks, after)):
+                for key in [key for key in hooks if key not in known]:
+                    del hooks[key]
+        with self.whole():
+            values = [(one, one.clone().detach()) for one in self.cut]
+        with paddle.no_grad():
+            for parameter, value in values:
+                value._share_buffer_to(parameter)
+                for name in ("fw_storage", "bw_storage", "master_weight", "status", "use_count"):
+                    vars(parameter).pop(name, None)
+        for parameter in self.parameters:
+            vars(parameter).pop("unslice", None)
+            parameter.clear_gradient(False)
+        self._give_back(self.own)
+        for name in ("_optim", "update_slice", "step", "clear_grad", "minimize"):
+            vars(self.optimizer).pop(name, None)

@@ -81,7 +81,7 @@ def test_parts_are_read_as_one_file(run: Path) -> None:
     assert shapes == SHAPES
     assert saved.dtype_of(OPTIMIZER, "linear.bias/moment1") == "int64"
     assert set(paddle.load(str(run / "latest.pdparams"))) == {"linear.weight", "linear.bias"}
-    assert sorted(links_of(run)) == ["last", "last.pdparams", "latest", "latest.pdparams"]  # no .pdopt: no file is the optimizer's
+    assert sorted(links_of(run)) == ["last", "last.pdparams", "latest", "latest.pdparams"]  # and no .pdopt
     assert CheckpointReader(run).newest().nbytes == sum(
         path.stat().st_size for path in (run / "latest/").iterdir() if path.name != "manifest.json"
     )

@@ -17,7 +17,7 @@ import paddle
 import paddle.distributed as dist
 from paddle.nn import functional as F
 
-from paddlelite_trainer import Callback, Module, Trainer
+from paddlelite_trainer import Callback, Module, Strategy, Trainer
 from paddlelite_trainer.callbacks import ExponentialMovingAverage, ModelCheckpoint
 from paddlelite_trainer.checkpoint import open_checkpoint
 from paddlelite_trainer.errors import TrainerError
@@ -132,7 +132,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "unused": {"unused": True, "find_unused_parameters": True, "gradient_clip_val": 0.1},
 }
 
-OF_STAGE_1 = ("plain", "accumulated and clipped")
+# Stage 1 Paddle does as stage 2; stage 3 cuts the weights, and rounds a norm over slices in another order.
+ONLY = {"sharding_stage1": ["plain"], "sharding_stage3": ["plain", "accumulated and clipped", "16-mixed"]}
 
 
 def fit(root: Path, max_steps: int, *, unused: bool = False, averages: bool = False, **settings: Any) -> dict[str, Any]:
@@ -164,11 +165,25 @@ def fit(root: Path, max_steps: int, *, unused: bool = False, averages: bool = Fa
         "saved": hashlib.sha256(b"".join(saved[name].tobytes() for name in sorted(saved))).hexdigest(),
         "files": sorted(path.name for path in newest.iterdir()),
         "model": digest(paddle.load(f"{newest}.pdparams").values()),
+        "skipped": trainer.precision.state_dict().get("skipped_steps"),
+        "norm": None if trainer.gradient_norm is None else float(trainer.gradient_norm.item()),
+        "learned values": [value for parameter in learned for value in parameter.numpy().reshape(-1).tolist()],
         "weights": digest(module.state_dict().values()),
         "history": trainer.history,
         "of_batches": counter.of_batches,
         "strategy": str(trainer.strategy),
     }
+
+
+def changes_of_shape(root: Path) -> dict[str, Any]:
+    """A run that goes on under another strategy than it began with."""
+    found = {}
+    for number, (one, other) in enumerate([("ddp", "sharding_stage3"), ("sharding_stage3", "os_g"), ("os_g", "ddp")]):
+        place = root / f"change {number}"
+        fit(place, STEPS // 2, strategy=Strategy(one, segment_size=20) if one == "sharding_stage3" else one)
+        other_one = Strategy(other, segment_size=20) if other == "sharding_stage3" else other
+        found[f"{one} to {other}"] = fit(place, STEPS, strategy=other_one)
+    return found
 
 
 def refused(root: Path, strategy: str, **settings: Any) -> str:
@@ -184,13 +199,17 @@ def main(root: Path, *strategies: str) -> None:
     found: dict[str, Any] = {"collectives": collectives()}
     for name, settings in VARIANTS.items():
         for strategy in strategies:
-            if strategy == "sharding_stage1" and name not in OF_STAGE_1:
-                continue  # which Paddle does as stage 2
-            place = root / name / strategy
-            whole = fit(place / "whole", STEPS, strategy=strategy, **settings)
-            fit(place / "halved", STEPS // 2 + 1, strategy=strategy, **settings)
-            resumed = fit(place / "halved", STEPS, strategy=strategy, **settings)
+            if name not in ONLY.get(strategy, VARIANTS):
+                continue
+            place, asked = root / name / strategy, {**settings, "strategy": Strategy(strategy, segment_size=20)}
+            whole = fit(place / "whole", STEPS, **asked)
+            fit(place / "halved", STEPS // 2 + 1, **asked)
+            resumed = fit(place / "halved", STEPS, **asked)
             found[f"{name}, {strategy}"] = {"whole": whole, "resumed": resumed}
+    if "sharding_stage3" in strategies:
+        found["refused by 3"] = refused(root / "refused", "sharding_stage3", unused=True)
+        found["averages of 3"] = refused(root / "refused", "sharding_stage3", averages=True)
+        found["shapes"] = changes_of_shape(root)
     found["refused"] = refused(root / "refused", "sharding_stage2", unused=True)
     found["parameters"] = sum(int(one.size) for one in Net().parameters() if not one.stop_gradient)
     (root / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))

@@ -1,0 +1,129 @@
+"""Sharded weights (ZeRO stage 3): large parameters cut over the ranks, gathered layer by layer, by Paddle."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+
+from ..errors import ConfigurationError, TrainingError
+from . import paddle_sharding
+from .engine import Engine, Step, names_of
+from .ranks import Ranks
+from .strategy import Strategy
+
+
+class ShardedWeights(Engine):
+    """Stage 3. Parameters with more than `segment_size` numbers are cut, with their gradients and moments.
+
+    Smaller ones are whole on every rank, and their gradients averaged at a window's end. Outside of steps nothing can
+    read a cut parameter but within `whole`.
+    """
+
+    is_sharded = everyone_keeps = True
+
+    def __init__(
+        self, module: paddle.nn.Layer, optimizer: Any, strategy: Strategy, names: Mapping[str, str], ranks: Ranks
+    ) -> None:
+        self.module, self.names, self.ranks, self.strategy = module, dict(names), ranks, strategy
+        ranks.meet("the sharding of the weights")
+        paddle_sharding.send_weights(module)
+        try:
+            self.cutting = paddle_sharding.CutWeights(module, optimizer, strategy.segment_size)
+        except AssertionError as error:
+            raise ConfigurationError(
+                f"strategy={strategy.name!r}: Paddle {paddle.__version__} cannot shard a {type(optimizer).__name__} "
+                f"here: {error}. Use strategy='ddp'"
+            ) from error
+        self.shapes = {names[one.name]: tuple(one.shape) for one in self.cutting.cut if one.name in names}
+        self.parameters = [one for one in self.cutting.parameters if one.trainable]
+        self._used: set[str] = set()
+        for parameter in self.parameters:
+            self._mark(parameter)
+
+    def _mark(self, parameter: Any) -> None:
+        used, name = self._used, parameter.name
+        paddle_sharding.on_gradient(parameter, lambda *_: used.add(name))
+
+    def training_step(self, step: Step) -> Step:
+        def training_step(batch: Any, batch_idx: int) -> Any:
+            outputs = step(batch, batch_idx)
+            if outputs is None:  # the others would wait for this rank's gradients
+                raise TrainingError(
+                    "training_step returned None, which skips a batch on one process alone: with "
+                    f"strategy={self.strategy.name!r} each step is one of all ranks. Return loss * 0 where there is "
+                    "nothing to learn."
+                )
+            return outputs
+
+        return training_step
+
+    def stepping(self, optimizer: Any) -> Any:
+        return self.cutting
+
+    def gather_gradients(self) -> None:
+        missing = [parameter for parameter in self.parameters if parameter.name not in self._used]
+        self._used.clear()
+        if missing:
+            raise TrainingError(
+                f"{names_of(missing, self.names)}: no gradient came in this step, and with "
+                f"strategy={self.strategy.name!r} Paddle takes a step only where each parameter has one. Freeze what "
+                "the loss does not use, or use strategy='sharding_stage2'"
+            )
+        self.cutting.take_gradients()
+
+    def norm(self, parameters: Sequence[Any]) -> Any:
+        is_cut = [one.name.startswith(paddle_sharding.SLICE) for one in parameters]
+        with paddle.no_grad():
+            norms = [paddle.linalg.norm(one.grad.astype("float32")) for one in parameters]
+            squares = [norm.square() if cut else paddle.zeros([]) for cut, norm in zip(is_cut, norms)]
+            total = paddle.stack(squares)
+            paddle.distributed.all_reduce(total)
+            over_ranks = total.sqrt().unbind()
+            whole = [over if cut else norm for cut, norm, over in zip(is_cut, norms, over_ranks)]
+            return paddle.linalg.norm(paddle.stack(whole))
+
+    def refuse_new_parameters(self) -> None:
+        raise ConfigurationError(
+            f"strategy={self.strategy.name!r} cuts parameters once, as the fit begins; an optimizer gets none later: "
+            "give configure_optimizers all of them, or use strategy='ddp'"
+        )
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        with self.cutting.whole():
+            yield
+
+    def held(self, weights: list[Any]) -> list[Any]:
+        return self.cutting.held(weights)
+
+    # -- the optimizer's state -----------------------------------------------------------------------------------------
+    def state_names(self, names: Mapping[str, str]) -> dict[str, str]:
+        return {**names, **{paddle_sharding.SLICE + one.name: names[one.name] for one in self.cutting.cut}}
+
+    def cut(self, tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        found = {}
+        for name, tensor in tensors.items():
+            shape = self.shapes.get(name.partition("/")[2].rpartition("/")[0])
+            if shape is not None and int(tensor.size) > 1:
+                found[name] = shape
+        return found
+
+    def part_of(self, parameter: str, array: Any) -> Any:
+        shape = self.shapes.get(parameter)
+        if shape is None or tuple(array.shape) != shape:
+            return array
+        start, end = self.cutting.bounds(next(one for one in self.cutting.cut if self.names[one.name] == parameter))
+        flat = np.asarray(array).reshape(-1)[start:end]
+        return np.concatenate([flat, np.zeros(end - start - flat.size, flat.dtype)])
+
+    @contextlib.contextmanager
+    def state_in(self, optimizer: Any) -> Iterator[None]:
+        with self.cutting.with_slices():
+            yield
+
+    def let_go(self) -> None:
+        self.cutting.let_go()
