@@ -21,7 +21,7 @@ from .entry import Entry
 from .filesystem import FileSystem
 from .format import Layout, lay_out, lay_out_bytes
 from .manifest import FORMAT_VERSION, MANIFEST, is_file_name, seal
-from .parts import PARTS, Others, Whole
+from .parts import PARTS, Others
 from .pins import PINS_FILE, Pins
 from .saved import TENSORS
 from .state import encode_state
@@ -31,6 +31,8 @@ from .writer import FSYNC_EARLY_BYTES, HostBuffer, run_together, write_layout
 # What a process that died left half written or half deleted.
 LITTER = re.compile(r"\.(?:tmp|trash)-(?:step-\d{9,18}(?:-r\d{1,9})?|pins)-[0-9a-f]{8}")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+Plan = Mapping[str, Layout]
+"""{file: what is to be written}"""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def _require_file_name(name: str, *suffixes: str) -> None:
 
 
 def manifest_head(
-    entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]], links: bool, parts: Mapping[str, Whole]
+    entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]], links: bool, others: Others | None
 ) -> dict[str, Any]:
     """The manifest without its files; without parts it is of format 1, which every version reads.
 
@@ -245,7 +247,7 @@ def manifest_head(
     from .. import __version__
 
     return {
-        "format": FORMAT_VERSION if parts else 1,
+        "format": FORMAT_VERSION if others is not None else 1,
         "name": entry.name,
         "step": entry.step,
         "revision": entry.revision,
@@ -259,7 +261,7 @@ def manifest_head(
         "links": links,
         "versions": {"paddlelite_trainer": __version__, "numpy": np.__version__, "python": platform.python_version()},
         "info": info,
-        **({PARTS: {file: whole.to_json() for file, whole in parts.items()}} if parts else {}),
+        **({PARTS: {file: one.to_json() for file, one in others.wholes.items()}} if others is not None else {}),
     }
 
 

@@ -43,6 +43,9 @@ class Whole:
 class Others(Protocol):
     """The processes that write parts of a checkpoint beside this one; what is called here, they take part in."""
 
+    wholes: dict[str, Whole]
+    """Which files are there in parts."""
+
     def begin(self, directory: Path | None) -> None:
         """Let each write its parts into the directory; None: there is nothing to write after all."""
 

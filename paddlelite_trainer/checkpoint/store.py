@@ -22,6 +22,7 @@ from ..errors import (
 from .commit import (
     LITTER,
     Commit,
+    Plan,
     attempt,
     manifest_head,
     plan_files,
@@ -32,10 +33,9 @@ from .commit import (
 )
 from .entry import Entry, entry_name, parse_entry_name
 from .filesystem import REAL, FileSystem
-from .format import Layout
 from .links import check_pin_name
 from .owner import Owner
-from .parts import Others, Whole
+from .parts import Others
 from .pins import PINS_FILE, Pins
 from .reader import QUARANTINE, SUPERSEDED, CheckpointReader
 from .saved import inspect
@@ -153,7 +153,6 @@ class CheckpointStore(CheckpointReader):
         info: Mapping[str, Any] | None = None,
         background: bool | Literal["auto"] = False,
         links: bool = True,
-        parts: Mapping[str, Whole] | None = None,
         others: Others | None = None,
     ) -> Entry:
         """Write one checkpoint; a crash at any moment leaves it whole or not at all, and the others as they were.
@@ -168,8 +167,8 @@ class CheckpointStore(CheckpointReader):
         save, `wait` and `close` wait for it and raise its error. `"auto"` decides by the state's size and the last
         save's duration.
 
-        `parts` tells which files are there in parts, of which `files` has this process's; the `others` write theirs
-        into the same directory meanwhile, and it is committed when all are durable.
+        The `others` write their parts of files, of which `files` has this process's, into the same directory meanwhile,
+        and it is committed when all are durable.
 
         Raises:
             CheckpointSaveError: writing failed, and everything, pins included, is as it was before.
@@ -179,7 +178,7 @@ class CheckpointStore(CheckpointReader):
         entry = self.candidate(step, epoch, metrics, healthy=healthy, info=info)
         plan = plan_files(files, states)
         entry = replace(entry, nbytes=sum(layout.size for layout in plan.values()))
-        record = manifest_head(entry, self._pins.sequence + 1, pins, links, parts or {})
+        record = manifest_head(entry, self._pins.sequence + 1, pins, links, others)
         after = self._checked(pins, links, entry.name)
         if others is not None:
             background = False  # they have no thread for it
@@ -187,24 +186,16 @@ class CheckpointStore(CheckpointReader):
             background = choose_background(entry.nbytes, self.save_seconds)
         if background:
             plan = snapshot(plan, self._buffer)
-            self._job.start(partial(self._commit, entry, plan, record, after))
+            self._job.start(partial(self._commit, entry, plan, record, after, None))
         else:
             self._commit(entry, plan, record, after, others)
         return replace(entry, pins=after.of(entry.name))
 
-    def _commit(
-        self,
-        entry: Entry,
-        plan: Mapping[str, Layout],
-        record: dict[str, Any],
-        after: Pins,
-        others: Others | None = None,
-    ) -> None:
+    def _commit(self, entry: Entry, plan: Plan, record: dict[str, Any], after: Pins, others: Others | None) -> None:
         started = time.perf_counter()
         before = self._pins
         after = after.at({known.name for known in (*self._entries, entry)}, record["sequence"])
-        known = self._entries
-        commit = Commit(self._fs, self.directory, entry, plan, record, known, before, after, others)
+        commit = Commit(self._fs, self.directory, entry, plan, record, self._entries, before, after, others)
         committed = commit.carry_out()
         self._pins = after
         self._entries = self._with_pins((*self._entries, committed))

@@ -82,7 +82,7 @@ def _save(
             contents["healthy"] &= all(is_sound for _, is_sound in found)
             contents["files"] = {name: one for name, one in contents["files"].items() if name not in parts.wholes}
             contents["files"].update(parts.mine)
-            contents.update(parts=parts.wholes, others=parts)
+            contents["others"] = parts
     except Exception as error:  # the other ranks wait, and are told
         contents = error
 

@@ -33,6 +33,7 @@ class AnotherProcess:
 
     def __init__(self, step: int, file_system: FileSystem = REAL, fails: str = "") -> None:
         self.tensors = {"linear.bias/moment1": np.full(2, step), "cut": np.full(3, step, np.float32)}
+        self.wholes = {OPTIMIZER: Whole(NAMES, {"cut": (5, 1)})}
         self.file_system, self.fails = file_system, fails
         self.found: dict[str, StoredFile] = {}
         self.error: CheckpointSaveError | None = None
@@ -60,8 +61,7 @@ def in_parts(step: int, file_system: FileSystem = REAL, fails: str = "") -> dict
     """What `save` is given: the optimizer in two parts, one tensor of it cut: 5 numbers, 3 in each, one padding."""
     files = files_of(step)
     files[NAMES[0]] = {**files.pop(OPTIMIZER), "cut": np.full(3, step, np.float32)}
-    parts = {OPTIMIZER: Whole(NAMES, {"cut": (5, 1)})}
-    return {"files": files, "parts": parts, "others": AnotherProcess(step, file_system, fails)}
+    return {"files": files, "others": AnotherProcess(step, file_system, fails)}
 
 
 @pytest.fixture
