@@ -279,11 +279,6 @@ def _training_step(fit: Fit) -> Callable[[Any, int], Any]:
         return optimization.closure_step
     if fit.ranks.world_size == 1 or not (optimization.optimizers or not fit.module.automatic_optimization):
         return optimization.training_step
-    if not fit.module.automatic_optimization:
-        raise ConfigurationError(
-            f"manual optimization runs on one process so far, this is one of {fit.ranks.world_size}: gradients of a "
-            "backward inside training_step would not be synchronised"
-        )
     with isolated_random_states():  # wrapping draws a number from python's generator
         engine = _engine(fit)
         fit.use_engine(engine)
@@ -297,7 +292,13 @@ def _engine(fit: Fit) -> Engine:
     if strategy.stage == 0:
         from ..machine.data_parallel import DataParallel
 
-        return DataParallel(fit.module, strategy, fit.ranks, partial(_ends_window, fit))
+        is_manual = not fit.module.automatic_optimization
+        return DataParallel(fit.module, strategy, fit.ranks, None if is_manual else partial(_ends_window, fit))
+    if not fit.module.automatic_optimization:
+        raise ConfigurationError(
+            f"strategy={strategy.name!r} cannot be with manual optimization: Paddle shards one optimizer, whose steps "
+            "are the trainer's. Use strategy='ddp'"
+        )
     from ..machine.sharding import ShardedState
 
     if fit.precision.scaler is not None:

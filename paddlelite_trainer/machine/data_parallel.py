@@ -9,7 +9,7 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from .engine import Engine, Step
-from .paddle_internals import has_sparse_gradient
+from .paddle_internals import average_in_backward, has_sparse_gradient
 from .ranks import Ranks
 from .strategy import Strategy
 
@@ -18,12 +18,12 @@ class _TrainingStep(paddle.nn.Layer):
     """Calls training_step from a forward, where paddle.DataParallel prepares its reducer: without, nothing
     synchronises."""
 
-    def __init__(self, module: paddle.nn.Layer, step: Callable[[Any, int], Any]) -> None:
+    def __init__(self, module: paddle.nn.Layer) -> None:
         super().__init__()
-        self.module, self.step = module, step
+        self.module = module
 
-    def forward(self, batch: Any, batch_idx: int) -> Any:
-        outputs = self.step(batch, batch_idx)
+    def forward(self, step: Step, batch: Any, batch_idx: int) -> Any:
+        outputs = step(batch, batch_idx)
         if outputs is None:  # the others would wait for this rank's gradients
             raise TrainingError(
                 f"{type(self.module).__name__}.training_step returned None, which skips a batch on one process alone: "
@@ -35,25 +35,36 @@ class _TrainingStep(paddle.nn.Layer):
 class DataParallel(Engine):
     """Each rank has everything; the backward that ends a window averages gradients, those before it do not.
 
-    Making it sends rank 0's weights and buffers to all ranks: every rank must.
+    Making it sends rank 0's weights and buffers to all ranks: every rank must. Without `ends_window`, in manual
+    optimization, each `manual_backward` averages the gradients that it makes.
     """
 
     def __init__(
-        self, module: paddle.nn.Layer, strategy: Strategy, ranks: Ranks, ends_window: Callable[[], bool]
+        self, module: paddle.nn.Layer, strategy: Strategy, ranks: Ranks, ends_window: Callable[[], bool] | None
     ) -> None:
-        self.module, self.strategy, self.ends_window = module, strategy, ends_window
+        self.module, self.strategy, self.ranks, self.ends_window = module, strategy, ranks, ends_window
         ranks.meet("the wrapping of the module")
+        unused = strategy.finds_unused
+        self.wrapped = paddle.DataParallel(_TrainingStep(module), find_unused_parameters=unused)
+
+    def manual(self, backward: Callable[..., None]) -> Callable[..., None]:
+        def over_ranks(loss: Any, retain_graph: bool = False) -> None:
+            self.ranks.begin_exchange()
+            average_in_backward(self.wrapped, loss)
+            backward(loss, retain_graph)
+
+        return over_ranks
 
     def training_step(self, step: Step) -> Step:
+        ends_window, wrapped = self.ends_window, self.wrapped
+        if ends_window is None:
+            return step
         layers = self.module.named_sublayers(include_self=True)
         sparse = [name for name, layer in layers if has_sparse_gradient(layer)]
-        unused = self.strategy.finds_unused
-        wrapped = paddle.DataParallel(_TrainingStep(self.module, step), find_unused_parameters=unused)
-        ends_window = self.ends_window
 
         def training_step(batch: Any, batch_idx: int) -> Any:
             if ends_window():
-                return wrapped(batch, batch_idx)
+                return wrapped(step, batch, batch_idx)
             if sparse:
                 raise ConfigurationError(
                     "accumulate_grad_batches on several processes cannot be with the sparse gradient which "
@@ -61,6 +72,6 @@ class DataParallel(Engine):
                     "without sparse=True, or accumulate over 1 batch"
                 )
             with wrapped.no_sync():
-                return wrapped(batch, batch_idx)
+                return wrapped(step, batch, batch_idx)
 
         return training_step

@@ -27,6 +27,10 @@ class Engine:
         """What is asked to unscale, step and clear in this optimizer's place."""
         return optimizer
 
+    def manual(self, backward: Callable[..., None]) -> Callable[..., None]:
+        """A backward of the user's own in manual optimization, whose gradients the ranks share."""
+        return backward
+
     def gather_gradients(self) -> None:
         """A window is complete: each gradient that is here is from now on the mean over the ranks."""
 

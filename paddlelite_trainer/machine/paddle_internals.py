@@ -200,6 +200,11 @@ def has_sparse_gradient(layer: Any) -> bool:
 # -- several processes (distributed/parallel.py, C++) ------------------------------------------------------------------
 
 
+def average_in_backward(wrapped: Any, loss: Any) -> None:
+    """Let the next backward, of this loss, average gradients, as paddle.DataParallel's forward does for its outputs."""
+    wrapped._reducer.prepare_for_backward([loss])
+
+
 def job_store() -> Any:
     """Keys with bytes that all processes of the job share, once init_parallel_env has run; `get` waits for a key."""
     return paddle.base.core.create_or_get_global_tcp_store()

@@ -1,0 +1,65 @@
+"""A run on several ranks that goes on from any of its steps ends with the bits of the undisturbed one.
+
+python -m pytest tests/distributed/test_every_step.py -m soak -s     tries and prints the whole table
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_gpu
+import paddle
+import pytest
+
+SCRIPT = Path(__file__).with_name("every_step.py")
+IS_2 = paddle.__version__.startswith("2.")
+STRATEGIES = ["ddp"] if IS_2 else ["ddp", "sharding_stage1", "sharding_stage2", "sharding_stage3"]
+PRECISIONS = ["32-true", "16-mixed"] if IS_2 else ["32-true", "16-mixed", "bf16-mixed"]  # 2.6 has no bfloat16 there
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
+
+
+def row_of(output: str) -> list[str]:
+    line = next((line for line in output.splitlines() if line.startswith("EVERY STEP")), "")
+    print(line)
+    return line.split()[2:]
+
+
+def check(done: subprocess.CompletedProcess[str], strategy: str, ranks: int, precision: str, device: str) -> None:
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    in_force = strategy if ranks > 1 else "single_device"
+    expected = [strategy, str(ranks), precision, device, "9", "9", precision, in_force]
+    assert row_of(done.stdout) == expected
+
+
+def on_fake_accelerators(root: Path, strategy: str, ranks: int, precision: str) -> None:
+    log = root / "log"
+    done = fake_gpu.launch(SCRIPT, str(root), strategy, precision, log_dir=log, ranks=ranks, timeout=350)
+    check(done, strategy, ranks, precision, "fake_gpu")
+
+
+@pytest.mark.fake_gpu
+@pytest.mark.skipif(IS_2, reason="Paddle 2.6 does not shard here")
+def test_from_every_step_of_a_sharded_run(tmp_path: Path) -> None:
+    on_fake_accelerators(tmp_path, "sharding_stage2", 2, "16-mixed")
+
+
+@pytest.mark.soak
+@pytest.mark.fake_gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_from_every_step_on_fake_accelerators(tmp_path: Path, strategy: str, ranks: int, precision: str) -> None:
+    on_fake_accelerators(tmp_path, strategy, ranks, precision)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_from_every_step_on_gloo(tmp_path: Path, ranks: int) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks)]
+    command += ["--log_dir", str(tmp_path / "log"), str(SCRIPT), str(tmp_path), "ddp", "32-true"]
+    environment = {**os.environ, "GLOG_minloglevel": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=350, env=environment, check=False)
+    check(done, "ddp", ranks, "32-true", "cpu")
