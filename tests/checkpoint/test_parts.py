@@ -208,7 +208,7 @@ def recorded(root: Path) -> list[Any]:
 
 def test_a_power_loss_leaves_what_was_acknowledged(tmp_path: Path) -> None:
     log = recorded(tmp_path / "root")
-    assert violations(log, tmp_path / "root", tmp_path / "work", random.Random(0), limit=8)[1] == []
+    assert violations(log, tmp_path / "root", tmp_path / "work", random.Random(0), limit=4)[1] == []
 
 
 @pytest.mark.parametrize(
