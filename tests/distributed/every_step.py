@@ -82,6 +82,11 @@ def fit(root: Path, strategy: str, precision: str, ckpt_path: Any) -> tuple[Any,
     return digest, repr(trainer.history), trainer.precision.effective, str(trainer.strategy)
 
 
+def all_come() -> None:
+    if dist.get_world_size() > 1:
+        dist.all_gather_object([], None)
+
+
 def main(root: Path, strategy: str, precision: str) -> None:
     if precision == "bf16-mixed":  # Paddle 3 knows by name which devices can
         amp = sys.modules[paddle.amp.auto_cast.__module__]
@@ -93,10 +98,10 @@ def main(root: Path, strategy: str, precision: str) -> None:
         place = root / name
         if dist.get_rank() == 0:
             shutil.copytree(root / "whole", place, symlinks=True)
-        if dist.get_world_size() > 1:
-            dist.all_gather_object([], name)  # until it is there
+        all_come()  # until it is there
         resumed = fit(place, strategy, precision, place / "version_0/checkpoints" / name)
         tried, same = tried + 1, same + (resumed == whole)
+        all_come()  # until all have read it
         if dist.get_rank() == 0:
             shutil.rmtree(place)
     if dist.get_rank() == 0:
