@@ -40,6 +40,7 @@ class ShardedWeights(Engine):
             ) from error
         self.shapes = {names[one.name]: tuple(one.shape) for one in self.cutting.cut if one.name in names}
         self.parameters = [one for one in self.cutting.parameters if one.trainable]
+        self.is_over = False  # from then on the weights are whole
         self._used: set[str] = set()
         for parameter in self.parameters:
             self._mark(parameter)
@@ -94,11 +95,11 @@ class ShardedWeights(Engine):
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        with self.cutting.whole():
+        with self.cutting.whole() if not self.is_over else contextlib.nullcontext():
             yield
 
     def held(self, weights: list[Any]) -> list[Any]:
-        return self.cutting.held(weights)
+        return weights if self.is_over else self.cutting.held(weights)
 
     # -- the optimizer's state -----------------------------------------------------------------------------------------
     def state_names(self, names: Mapping[str, str]) -> dict[str, str]:
@@ -127,3 +128,4 @@ class ShardedWeights(Engine):
 
     def let_go(self) -> None:
         self.cutting.let_go()
+        self.is_over = True

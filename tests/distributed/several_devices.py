@@ -157,6 +157,9 @@ def fit(root: Path, max_steps: int, *, unused: bool = False, averages: bool = Fa
     moments = [moment for by_name in trainer.optimizers[0]._accumulators.values() for moment in by_name.values()]
     newest = Path(trainer.run_dir, "latest")
     saved = open_checkpoint(newest).tensors("optimizer.pdopt")
+    trainer.save_checkpoint("afterwards", replace=True)
+    afterwards = open_checkpoint(Path(trainer.run_dir, "afterwards"))
+    assert all(np.array_equal(array, saved[name]) for name, array in afterwards.tensors("optimizer.pdopt").items())
     learned = [parameter for parameter in module.parameters() if not parameter.stop_gradient]
     return {
         "learned": digest(learned),
