@@ -34,6 +34,7 @@ from .fit.loop import train
 from .fit.preparation import Request, prepare
 from .fit.subject import Subject, refuse_both, refuse_unfit_for
 from .machine.numerics import numeric_checks
+from .machine.outputs import Outputs
 from .machine.rng import isolated_random_states
 from .machine.signals import WaitingEnded
 from .module import Module
@@ -116,7 +117,7 @@ class Trainer(Configured):
         )
         self._evaluated = {}
         self._fit = fit = self._new_fit()
-        with fit.stopping.signals, self._entered(fit) as entered:
+        with fit.stopping.signals, Outputs(), self._entered(fit) as entered:
             outcome = "failed"
             try:
                 entered.enter_context(fit.train_log.hears_warnings())
