@@ -45,6 +45,8 @@ class RemoteCopy(Callback):
             `ModelCheckpoint(filename=...)`). All that a name holds is copied.
         keep_last_n: how many of the newest stay there; of older ones those are deleted that no name there holds and
             that this run copied or went on from: never another run's. None deletes nothing.
+        logs: copy what the run writes beside its checkpoints too (train.log, metrics.csv, TensorBoard's files), and
+            bring it along where the run goes on elsewhere, so that its curves have no gap.
         final_wait_seconds: how long the end of a fit waits for copies at most; after SIGTERM or Ctrl-C
             `final_wait_seconds_after_signal`, which must fit into the machine's grace.
         if_unreachable: at the start of a fit the remote must answer, or a run that went on elsewhere would be lost:
@@ -62,6 +64,7 @@ class RemoteCopy(Callback):
         *,
         what: str | Sequence[str] = DEFAULT,
         keep_last_n: int | None = None,
+        logs: bool = False,
         final_wait_seconds: float = 300.0,
         final_wait_seconds_after_signal: float = 20.0,
         if_unreachable: Literal["raise", "local"] = "raise",
@@ -75,6 +78,9 @@ class RemoteCopy(Callback):
                 f"RemoteCopy(keep_last_n=...) must be >= 1, or None to delete nothing, got {keep_last_n}"
             )
         self.keep_last_n = keep_last_n
+        if not isinstance(logs, bool):
+            raise ConfigurationTypeError(f"RemoteCopy(logs=...) is True or False, got {logs!r}")
+        self.logs = logs
         self.final_wait_seconds = _seconds("final_wait_seconds", final_wait_seconds)
         self.final_wait_seconds_after_signal = _seconds(
             "final_wait_seconds_after_signal", final_wait_seconds_after_signal
@@ -131,6 +137,7 @@ class RemoteCopy(Callback):
             is_wanted=self._is_wanted,
             everything="all" in self.what,
             keep_last_n=self.keep_last_n,
+            logs=self.logs,
             tell=trainer.print,
         )
         self._copier.start()

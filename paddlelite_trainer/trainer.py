@@ -307,7 +307,8 @@ class Trainer(Configured):
         has_fitted = self._fit.subject is not None
         entry = None
         if checkpoint is not None:
-            entry = checkpoint_of("export", checkpoint, self._fit.run, self.print, has_fitted, argument="checkpoint")
+            run, callbacks = self._fit.run, self.callbacks
+            entry = checkpoint_of("export", checkpoint, run, self.print, has_fitted, "checkpoint", callbacks)
         averages = averages_of(self.callbacks)
         keep = not (dry_run or self.fast_dev_run)
         exported = self.ranks.on_rank_zero(lambda: export_module(module, path, wanted, entry, averages, keep=keep))

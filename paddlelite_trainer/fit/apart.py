@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ..errors import CheckpointError, CheckpointNotFoundError, ConfigurationErro
 from ..machine.precision import is_out_of_memory
 from ..module import is_written
 from ..reporting.terminal import from_here
-from ..run.resolve import resolve
+from ..run.resolve import copies_of, look
 from ..run.weights import state_at
 from .ending import out_of_memory
 from .loading import METHODS
@@ -68,10 +68,11 @@ def checkpoint_of(
     print_: Callable[..., None],
     has_fitted: bool,
     argument: str = "ckpt_path",
+    callbacks: Sequence[object] = (),
 ) -> Path:
     """The checkpoint that `ckpt_path` means; "best" and "last" mean those of `run`, once its trainer has fitted.
 
-    Every rank calls it.
+    Where this machine has none, those of `callbacks` are asked that copy elsewhere. Every rank calls it.
     """
     asked = f"trainer.{stage}({argument}={str(ckpt_path)!r})"
     if str(ckpt_path) in ("best", "last", "latest") and has_fitted and not run.holds_checkpoints:
@@ -82,8 +83,9 @@ def checkpoint_of(
             f"{leave} for the weights that the module has, or give a path."
         )
     settings, name = run.settings, run.name
+    remotes = copies_of(callbacks) if settings.enable_checkpointing and not settings.fast_dev_run else []
     resolution = run.ranks.on_rank_zero(  # each rank could find another, while a save is under way
-        lambda: resolve(ckpt_path, default_root_dir=settings.default_root_dir, run_name=name)
+        lambda: look(ckpt_path, remotes, default_root_dir=settings.default_root_dir, run_name=name)
     )
     if resolution.entry is None:
         said = resolution.message.removesuffix(": fresh run")
@@ -91,7 +93,7 @@ def checkpoint_of(
     for finding in resolution.findings:
         print_(f"WARNING: {finding}")
     if argument == "ckpt_path":
-        print_(f"Weights of {from_here(resolution.entry.path)}")
+        print_(f"Weights of {from_here(resolution.entry.path)}{resolution.came_from}")
     return resolution.entry.path
 
 
@@ -123,7 +125,8 @@ def take_checkpoint(
 ) -> None:
     """Let an evaluation have the checkpoint that `ckpt_path` means; its weights come once the data are there."""
     assert evaluation.subject is not None
-    path = checkpoint_of(evaluation.stage, ckpt_path, run, print_, has_fitted)
+    callbacks = evaluation.subject.callbacks
+    path = checkpoint_of(evaluation.stage, ckpt_path, run, print_, has_fitted, callbacks=callbacks)
     evaluation.use_weights_of(path)
     give_back(evaluation.subject, path)
 

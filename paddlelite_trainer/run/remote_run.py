@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from ..checkpoint.entry import Entry, entry_from_manifest
 from ..checkpoint.filesystem import REAL
 from ..checkpoint.links import CHECKPOINTS
 from ..checkpoint.owner import Owner
-from ..checkpoint.remote import Names, OwnCopies, Remote, RemoteCheckpoint, branch_of, commit_of
-from ..checkpoint.saved import read_manifest
+from ..checkpoint.remote import Names, OwnCopies, Remote, RemoteCheckpoint, branch_of, commit_of, fetch_checkpoint
+from ..checkpoint.remote.logs import bring_logs
+from ..checkpoint.saved import inspect, read_manifest
 from ..checkpoint.store import CheckpointStore
-from ..errors import CheckpointCorruptError, ConfigurationError, RemoteError
+from ..errors import CheckpointCorruptError, CheckpointNotFoundError, ConfigurationError, RemoteError
 from .directory import locked
+from .journal import JOURNAL
 from .whose import standing_of
 
 T = TypeVar("T")
@@ -147,6 +150,43 @@ def bring_newer(
             + "".join(f"\n  - {finding}" for finding in findings)
         )
     return Brought(None, tuple(findings))
+
+
+def bring_named(remote: Remote, checkpoint: RemoteCheckpoint, record: Names, run_dir: Path) -> Entry:
+    """Bring one checkpoint into a run, under the names that it bears there."""
+    with locked(run_dir):
+        store = CheckpointStore(run_dir)
+        pins = {name: [checkpoint.entry_name] for name, held in record.held.items() if checkpoint in held}
+        entry = _adopt(store, remote, checkpoint, pins or {"brought": [checkpoint.entry_name]})
+        own = OwnCopies(store.directory)
+        for one in _patiently(remote.checkpoints) if not record.is_rebuilt else [checkpoint]:
+            own.add(one.entry_name, one.digest)
+    return entry
+
+
+def fetched(remote: Remote, name: str, folder: Path) -> Entry | None:
+    """The checkpoint that a name means at a remote, below `folder` for a look at it: no run goes on from there.
+
+    One that was fetched before is taken where it is sound. None where the remote has no such name.
+    """
+    try:
+        checkpoint = _patiently(lambda: remote.find(name))
+    except CheckpointNotFoundError:
+        return None
+    place = folder / checkpoint.name
+    saved, _, _ = inspect(place / checkpoint.entry_name, REAL)
+    if saved is not None:
+        return saved.entry
+    shutil.rmtree(place, ignore_errors=True)
+    return fetch_checkpoint(remote, checkpoint, place, _patiently)
+
+
+def bring_logs_of(remote: Remote, run_dir: Path) -> list[str]:
+    """Bring the logs that reach to the checkpoint that has come, and beyond; sentences about what could not be had."""
+    try:
+        return _patiently(lambda: bring_logs(remote.objects, run_dir, but=(JOURNAL,)))
+    except RemoteError as error:
+        return [f"The logs could not be brought from {remote.url}. {error}"]
 
 
 def _usable(

@@ -58,10 +58,12 @@ class Resolution:
     """The highest number of a commit at the remotes."""
     leaves_a_branch: bool = False
     """Whether the remotes hold what the run leaves behind if it goes on from `entry`."""
+    came_from: str = ""
+    """Where a checkpoint that is only looked at was brought from, to be told behind its path."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = (self.run_dir, self.entry, self.fresh, self.message, None, self.findings, self.damaged)
-        return Resolution, (*fields, self.owner, self.commits_elsewhere, self.leaves_a_branch)
+        return Resolution, (*fields, self.owner, self.commits_elsewhere, self.leaves_a_branch, self.came_from)
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ class RemoteCopies:
 
     remote: Remote
     if_unreachable: Literal["raise", "local"]
+    logs: bool = False
+    """Whether logs are copied too, and brought where a checkpoint is."""
 
 
 def copies_of(callbacks: Sequence[object]) -> list[RemoteCopies]:
     """Of those callbacks that have a `remote`."""
     copies = [
-        RemoteCopies(remote, getattr(callback, "if_unreachable", "raise"))
+        RemoteCopies(remote, getattr(callback, "if_unreachable", "raise"), bool(getattr(callback, "logs", False)))
         for callback in callbacks
         if isinstance(remote := getattr(callback, "remote", None), Remote)
     ]
@@ -124,10 +128,13 @@ def resolve(
         return _resolve_here(ckpt_path, default_root_dir, run_name)
     local: Resolution | None = None
     broken: CheckpointCorruptError | None = None
+    missing: CheckpointNotFoundError | None = None
     try:
         local = _resolve_here(ckpt_path, default_root_dir, run_name)
     except CheckpointCorruptError as error:  # a remote may have a sound one
         broken = error
+    except CheckpointNotFoundError as error:  # a remote may have one of that name
+        missing = error
     for copies in remotes:
         try:
             there = remote_run.contents(copies.remote)
@@ -135,8 +142,15 @@ def resolve(
             if local is not None and local.run_dir is not None:
                 remote_run.refuse_another_s(copies.remote, there, record, local.run_dir)
             if os.fspath(ckpt_path or "") in ("last", "latest"):
+                before = local.entry if local is not None else None
                 brought = _bring_newer(copies.remote, there, record, local, default_root_dir, run_name)
                 local, broken = (local, broken) if brought is None else (brought, None)
+                if copies.logs and local is not None and local.run_dir is not None and local.entry != before:
+                    local = _with_findings(local, *remote_run.bring_logs_of(copies.remote, local.run_dir))
+            if missing is not None and local is None:
+                local = _bring_named(
+                    copies.remote, there, record, os.fspath(ckpt_path or ""), default_root_dir, run_name
+                )
             if local is not None and local.run_dir is None:
                 remote_run.refuse_used(copies.remote, there, record)
             elif local is not None:
@@ -153,8 +167,66 @@ def resolve(
                 local = _with_findings(local, f"The remote copies cannot be reached; going on without them. {error}")
     if broken is not None:
         raise broken
-    assert local is not None
+    if local is None:
+        assert missing is not None
+        urls = ", ".join(copies.remote.url for copies in remotes)
+        raise CheckpointNotFoundError(f"{missing} Nor is there any at {urls}.") from missing
     return local
+
+
+def _bring_named(
+    remote: Remote,
+    there: Sequence[RemoteCheckpoint],
+    record: Names,
+    name: str,
+    default_root_dir: str | os.PathLike[str],
+    run_name: str | None,
+) -> Resolution | None:
+    """Where the run goes on from the checkpoint of that name at the remote; None where there is none."""
+    if not there or _looks_like_path(name):
+        return None
+    try:
+        checkpoint = remote.find(name)
+    except CheckpointNotFoundError:
+        return None
+    run_dir = _resolve_here("last", default_root_dir, run_name).run_dir
+    if run_dir is not None:
+        remote_run.refuse_another_s(remote, there, record, run_dir)
+    entry = remote_run.bring_named(remote, checkpoint, record, run_dir or new_run(default_root_dir, run_name))
+    found = _resolve_here(entry.path, default_root_dir, run_name)
+    return replace(found, message=f"{found.message}, brought from {remote.url}")
+
+
+def look(
+    ckpt_path: str | os.PathLike[str],
+    remotes: Sequence[RemoteCopies],
+    *,
+    default_root_dir: str | os.PathLike[str],
+    run_name: str | None = None,
+) -> Resolution:
+    """As `resolve`, for who looks at a checkpoint only: a remote is asked where this machine has none.
+
+    What comes from there is kept below `<default_root_dir>/fetched`.
+    """
+    try:
+        local = _resolve_here(ckpt_path, default_root_dir, run_name)
+        if local.entry is not None:
+            return local
+    except CheckpointNotFoundError:
+        if _looks_like_path(os.fspath(ckpt_path)):
+            raise
+        local = None
+    for copies in remotes:
+        try:
+            entry = remote_run.fetched(copies.remote, os.fspath(ckpt_path), absolute(default_root_dir) / "fetched")
+        except RemoteError:
+            if copies.if_unreachable == "raise":
+                raise
+            continue
+        if entry is not None:
+            came_from = f", brought from {copies.remote.url}"
+            return Resolution(None, entry, False, f"{entry.path}{came_from}", came_from=came_from)
+    return local or _resolve_here(ckpt_path, default_root_dir, run_name)
 
 
 def _bring_newer(

@@ -19,7 +19,7 @@ from paddlelite_trainer.checkpoint import Remote
 from paddlelite_trainer.checkpoint.manifest import MANIFEST, seal, unseal
 from paddlelite_trainer.checkpoint.remote import NAMES_COPY, NAMES_FILE, OwnCopies, copier
 from paddlelite_trainer.checkpoint.remote.lease import LEASE_FILE
-from paddlelite_trainer.errors import ConfigurationError
+from paddlelite_trainer.errors import CheckpointNotFoundError, ConfigurationError
 from paddlelite_trainer.run.whose import standing_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
@@ -327,3 +327,143 @@ def test_two_that_begin_in_the_same_moment_are_told_apart_by_the_lease(url: str)
     assert one.is_held and other.is_held
     claims = {one.claim(), other.claim()}
     assert claims == {"held", "busy"}
+
+
+# -- what this machine lacks -------------------------------------------------------------------------------------------
+
+
+class Scored(Callback):
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        trainer.record("score", [0.5, 0.9, 0.6, 0.7][trainer.current_epoch])
+
+
+def scored(root: Path, copy: RemoteCopy, epochs: int) -> Trainer:
+    return trainer(root, [Scored(), ModelCheckpoint(monitor="score", mode="max"), copy], max_epochs=epochs)
+
+
+@pytest.mark.parametrize(("asked", "step"), [("best", 8), ("last", 12), ("best_score", 8)])
+def test_an_evaluation_takes_from_the_remote_what_this_machine_has_not(
+    tmp_path: Path, url: str, asked: str, step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = scored(tmp_path / "first", RemoteCopy(url), 3)
+    first.fit(net(), batches(), batches(2, 5))
+    expected = first.validate(net(), batches(2, 5), ckpt_path=asked, verbose=False)
+    objects = below(url)
+    for again in (False, True):
+        capsys.readouterr()
+        copy = RemoteCopy(url)
+        calls = hook(copy.remote, lambda number, name, args, call: call())
+        found = scored(tmp_path / "second", copy, 3).validate(net(), batches(2, 5), ckpt_path=asked, verbose=False)
+        assert found == expected
+        assert f"step-{step:09d}, brought from {url}" in capsys.readouterr().out
+        assert [name for name, path in calls.calls if path.endswith("model.pdparams")] == (
+            [] if again else ["info", "cat_file"]
+        )
+    assert [path.name for path in (tmp_path / "second").iterdir()] == ["fetched"], "looking begins no run"
+    assert below(url) == objects
+
+
+def test_what_neither_has_is_an_error_that_names_both(tmp_path: Path, url: str) -> None:
+    scored(tmp_path / "first", RemoteCopy(url), 1).fit(net(), batches())
+    with pytest.raises(CheckpointNotFoundError, match="neither a path nor a tag"):
+        scored(tmp_path / "second", RemoteCopy(url), 1).validate(net(), batches(2, 5), ckpt_path="bset")
+    with pytest.raises(
+        CheckpointNotFoundError, match=f"'bset' is neither a path nor a tag.* Nor is there any at {url}"
+    ):
+        scored(tmp_path / "second", RemoteCopy(url), 1).fit(net(), batches(), ckpt_path="bset")
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_fit_goes_back_to_the_best_that_only_the_remote_has(tmp_path: Path, url: str) -> None:
+    scored(tmp_path / "first", RemoteCopy(url), 3).fit(net(), batches())
+    second = scored(tmp_path / "second", RemoteCopy(url), 4)
+    second.fit(net(), batches(), ckpt_path="best")
+    assert second.ckpt_path == tmp_path / "second/version_0/checkpoints/step-000000008" and second.global_step == 16
+    assert owner(tmp_path / "second").branch.startswith("from-8-")
+    assert owner(tmp_path / "second").is_of(owner(tmp_path / "first"))
+    assert Remote(url).checkpoints()[0].entry_name == "step-000000016"
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+
+
+def logged(root: Path, url: str | None, **until: int) -> Trainer:
+    from paddlelite_trainer import CSVLogger, TensorBoardLogger
+
+    copy = [RemoteCopy(url, logs=True)] if url else []
+    settings = {"logger": [CSVLogger(), TensorBoardLogger()], "log_every_n_steps": 1, "max_epochs": None, **until}
+    run = trainer(root, [ModelCheckpoint(every_n_train_steps=3), *copy], **settings)
+    run.fit(net(), batches(), ckpt_path="last")
+    return run
+
+
+def scalars(root: Path) -> list[Any]:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "house"))
+    from fingerprint import _scalars
+
+    return sorted(_scalars(root))
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_logs_that_are_copied_leave_no_gap_in_a_new_machine_s_curves(tmp_path: Path, kind: str) -> None:
+    url = memory_url() if kind == "memory" else f"file://{tmp_path}/remote"
+    logged(tmp_path / "whole", None, max_steps=10)
+    logged(tmp_path / "first", url, max_steps=4)
+    logged(tmp_path / "second", url, max_steps=7)
+    third = logged(tmp_path / "third", url, max_steps=10)
+    assert third.run_dir is not None
+    whole, here = tmp_path / "whole/version_0", third.run_dir
+    steps = [line.split(",")[:2] for line in (here / "metrics.csv").read_text().splitlines()]
+    assert steps == [line.split(",")[:2] for line in (whole / "metrics.csv").read_text().splitlines()]
+    assert [one[:2] for one in scalars(here)] == [one[:2] for one in scalars(whole)]
+    told = (here / "train.log").read_text()
+    assert "max_steps=4 reached" in told and "max_steps=7 reached" in told, "what the other machines said"
+
+
+def test_logs_are_put_in_blocks_and_only_what_has_changed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paddlelite_trainer.checkpoint.remote import logs
+
+    monkeypatch.setattr(logs, "BLOCK_BYTES", 10)
+    remote, run = Remote(memory_url()), tmp_path / "run"
+    (run / "deep").mkdir(parents=True)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/model").write_text("no log")
+    for name in ("run.json", "latest.pdparams", ".lock"):
+        (run / name).write_text("no log")
+    (run / "link").symlink_to("run.json")
+    (run / "deep/metrics.csv").write_bytes(b"0123456789" * 3 + b"0")
+    copies = logs.LogCopies(remote.objects, run)
+    calls = hook(remote, lambda number, name, args, call: call())
+    copies._objects = remote.objects
+    copies.upload()
+    assert len([name for name, _ in calls.calls if name == "pipe_file"]) == 5
+    before = len(calls.calls)
+    copies.upload()
+    assert len(calls.calls) == before
+    with (run / "deep/metrics.csv").open("ab") as file:
+        file.write(b"12")
+    copies.upload()
+    assert [path.rpartition("/")[2] for name, path in calls.calls[before:] if name == "pipe_file"] == [
+        "000003",
+        "logs.json",
+    ]
+    (run / "deep/metrics.csv").write_bytes(b"0123456789a")  # cut, and gone on otherwise
+    copies.upload()
+    (tmp_path / "there").mkdir()
+    assert logs.bring_logs(remote.objects, tmp_path / "there") == []
+    found = [path for path in (tmp_path / "there").rglob("*") if path.is_file()]
+    assert [path.name for path in found] == ["metrics.csv"] and found[0].read_bytes() == b"0123456789a"
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "a/../../x", ".bashrc", "checkpoints/x", "run.json", "a\\x", "best.pdparams", ""]
+)
+def test_a_list_of_logs_that_leads_elsewhere_is_not_followed(tmp_path: Path, url: str, name: str) -> None:
+    from paddlelite_trainer.checkpoint.remote.logs import bring_logs
+
+    overwrite(url, "logs.json", seal({"format": 1, "files": {name: {"size": 0, "blocks": []}}}))
+    (tmp_path / "run").mkdir()
+    assert bring_logs(Remote(url).objects, tmp_path / "run") == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "run"]

@@ -165,6 +165,9 @@ class Remote:
         there = self.checkpoints()
         record = self.record()
         names = record.held
+        if name == "best" and name not in names:
+            ranked = [other for other in names if other.startswith("best_")]
+            name = ranked[0] if len(ranked) == 1 else name
         if name in ("latest", "last"):
             found = [one for one in there if self.is_complete(one)][:1]
         elif name in names:
@@ -351,7 +354,12 @@ class OwnCopies:
         return f"{checkpoint.entry_name} {checkpoint.digest}" in self._known
 
 
-def fetch_checkpoint(remote: Remote, checkpoint: RemoteCheckpoint, folder: Path) -> Entry:
+def fetch_checkpoint(
+    remote: Remote,
+    checkpoint: RemoteCheckpoint,
+    folder: Path,
+    asked: Callable[[Callable[[], Any]], Any] = lambda ask: ask(),
+) -> Entry:
     """Download one checkpoint to `folder/<its name>`, verified; a crash leaves nothing under that name.
 
     Raises:
@@ -365,7 +373,7 @@ def fetch_checkpoint(remote: Remote, checkpoint: RemoteCheckpoint, folder: Path)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        remote.download(checkpoint, temporary)
+        remote.download(checkpoint, temporary, asked=asked)
         saved, problems, _ = inspect(temporary, REAL)
         if saved is None:
             raise CheckpointCorruptError(f"{remote.url}/{checkpoint.name} is damaged: {'; '.join(problems)}")

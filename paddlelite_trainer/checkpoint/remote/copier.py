@@ -13,6 +13,7 @@ from ..store import CheckpointStore
 from . import NAMES_FILE, Names, OwnCopies, Remote, RemoteCheckpoint
 from . import lease as leases
 from .lease import Lease
+from .logs import LogCopies
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
@@ -52,6 +53,7 @@ class Copier:
         is_wanted: Callable[[str], bool],
         everything: bool = False,
         keep_last_n: int | None = None,
+        logs: bool = False,
         tell: Callable[[str], None] = print,
     ) -> None:
         self._store = store
@@ -59,6 +61,7 @@ class Copier:
         self._is_wanted = is_wanted
         self._everything = everything
         self._keep_last_n = keep_last_n
+        self._logs = LogCopies(remote.objects, store.run_dir) if logs else None
         self._tell_user = tell
         self._changed = threading.Condition()
         # Below it: what the store's thread and ours share.
@@ -186,6 +189,8 @@ class Copier:
             self._copy_on()
         finally:
             try:
+                if self._logs is not None and self._lease.is_held:
+                    self._logs.upload()  # with the last lines
                 self._lease.release()
             except Exception:  # whoever comes next watches it, then
                 pass
@@ -340,6 +345,8 @@ class Copier:
 
     def _copy(self, entry: Entry) -> None:
         self._own.add(entry.name, entry.sha256[:16])
+        if self._logs is not None:
+            self._logs.upload()  # before the checkpoint that says how far they had come
         try:
             copied = self._remote.upload(entry.path, lambda: self._lease.is_held and not self._abandoned)
         except (CheckpointCorruptError, FileNotFoundError) as error:
