@@ -467,3 +467,11 @@ def test_a_list_of_logs_that_leads_elsewhere_is_not_followed(tmp_path: Path, url
     (tmp_path / "run").mkdir()
     assert bring_logs(Remote(url).objects, tmp_path / "run") == []
     assert list(tmp_path.rglob("*")) == [tmp_path / "run"]
+
+
+def test_logs_are_there_before_the_checkpoint_that_knows_how_far_they_had_come(tmp_path: Path, url: str) -> None:
+    copy = RemoteCopy(url, logs=True)
+    calls = hook(copy.remote, lambda number, name, args, call: call())
+    train(tmp_path, copy, max_epochs=1)
+    written = [path.rpartition("/")[2] for name, path in calls.calls if name == "pipe_file"]
+    assert written.index("logs.json") < written.index(MANIFEST)
