@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlelite_trainer import Module, Trainer, seed_everything
-from paddlelite_trainer.callbacks import EarlyStopping, ModelCheckpoint
+from paddlelite_trainer.callbacks import EarlyStopping, ModelCheckpoint, PlotCurves
 
 # isort: split
 # After the package, which leaves out paddle's notice of ccache.
@@ -80,7 +80,11 @@ def main() -> None:
             run_name=f"fold_{fold}",
             enable_model_summary=False,
             enable_progress_bar=False,
-            callbacks=[ModelCheckpoint(monitor="val_loss"), EarlyStopping(monitor="val_loss", patience=5)],
+            callbacks=[
+                ModelCheckpoint(monitor="val_loss"),
+                EarlyStopping(monitor="val_loss", patience=5),
+                PlotCurves(),
+            ],
         )
         train_batches = batches(scaler.transform(cells[train]), labels[train], shuffle=True)
         val_batches = batches(scaler.transform(cells[held_out]), labels[held_out])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer, seed_everything
-from paddlelite_trainer.callbacks import ModelCheckpoint
+from paddlelite_trainer.callbacks import ModelCheckpoint, PlotCurves
 
 # isort: split
 # After the package, which leaves out paddle's notice of ccache.
@@ -107,7 +107,7 @@ def main() -> None:
             gradient_clip_val=1.0,
             default_root_dir=options.root,
             run_name=name,
-            callbacks=[ModelCheckpoint(monitor="val_loss"), Samples()],
+            callbacks=[ModelCheckpoint(monitor="val_loss"), Samples(), PlotCurves()],
         )
 
     seed_everything(1)

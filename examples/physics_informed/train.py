@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlelite_trainer import Module, Trainer, seed_everything
-from paddlelite_trainer.callbacks import ModelCheckpoint
+from paddlelite_trainer.callbacks import ModelCheckpoint, PlotCurves
 
 # isort: split
 # After the package, which leaves out paddle's notice of ccache.
@@ -101,7 +101,7 @@ def main() -> None:
             run_name=name,
             check_val_every_n_epoch=epochs // 10,
             log_every_n_steps=epochs // 10,
-            callbacks=[ModelCheckpoint(monitor="val_error", every_n_epochs=epochs // 10)],
+            callbacks=[ModelCheckpoint(monitor="val_error", every_n_epochs=epochs // 10), PlotCurves()],
         )
         trainer.fit(Burgers(optimizer=name), train_batches, val_batches, ckpt_path="last", init_from=before)
         (result,) = trainer.validate(ckpt_path="best", dataloaders=val_batches)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlelite_trainer import Callback, Module, Trainer, seed_everything
-from paddlelite_trainer.callbacks import ModelCheckpoint
+from paddlelite_trainer.callbacks import ModelCheckpoint, PlotCurves
 
 # isort: split
 # After the package, which leaves out paddle's notice of ccache.
@@ -101,7 +101,7 @@ def run(trial: optuna.Trial, root: Path, max_epochs: int) -> tuple[float, bool]:
         run_name=f"trial_{trial.number:03d}",
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[pruning, ModelCheckpoint(monitor="val_acc", mode="max")],
+        callbacks=[pruning, ModelCheckpoint(monitor="val_acc", mode="max"), PlotCurves()],
     )
     trainer.fit(Digits(width, dropout, learning_rate), *loaders(), ckpt_path="last")
     return trainer.checkpoint_callback.best_model_score, pruning.is_pruned

@@ -75,9 +75,10 @@ def draw(model: UNet, data: Shapes, path: Path) -> None:
     said = model(paddle.to_tensor(np.stack([image for image, _ in samples]))).argmax(axis=1).numpy()
     figure, axes = pyplot.subplots(3, len(samples), figsize=(8, 3.2))
     for column, (image, labels) in enumerate(samples):
-        for axis, shown in zip(axes[:, column], (image[0], labels, said[column]), strict=True):
-            axis.imshow(shown, cmap="gray" if shown is image[0] else "viridis", vmax=None if shown is image[0] else 3)
-            axis.axis("off")
+        for row, shown in enumerate((image[0], labels, said[column])):
+            colours = {"cmap": "gray"} if row == 0 else {"vmin": 0, "vmax": len(CLASSES) - 1}
+            axes[row, column].imshow(shown, **colours)
+            axes[row, column].axis("off")
     figure.savefig(path, bbox_inches="tight", dpi=80)
 
 

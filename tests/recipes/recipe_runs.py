@@ -17,13 +17,14 @@ SECONDS_AT_MOST = 280
 
 
 class Recipe(NamedTuple):
-    """A folder of examples/, what its run must reach, and after how many checkpoints it is killed."""
+    """A folder of examples/, what its run must reach, and after how many checkpoints, of which run, it is killed."""
 
     folder: str
     metric: str
     least: float | None = None
     most: float | None = None
     killed_after: int = 2
+    killed_in: str = "version_0"
 
     def is_reached(self, value: float) -> bool:
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
@@ -46,8 +47,8 @@ def kill(recipe: Recipe, root: Path) -> None:
     try:
         while len(seen) < recipe.killed_after and time.monotonic() < deadline:
             assert process.poll() is None, f"{recipe.folder} ended before it was killed: it saw {sorted(seen)}"
-            seen |= {str(path) for path in root.glob("**/checkpoints/step-*")}
-            time.sleep(0.02)
+            seen |= {str(path) for path in root.glob(f"{recipe.killed_in}/checkpoints/step-*")}
+            time.sleep(0.01)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
