@@ -60,9 +60,10 @@ class ModelCheckpoint(Callback):
         monitor: the name of a logged metric, or "epoch" or "step": `monitor="step", mode="max"` keeps the newest.
         save_weights_only: write no optimizer and no training state. `latest` is then left alone: it is there to go on
             from.
-        every_n_train_steps, train_time_interval, every_n_epochs: when to save; at most one of them, default each epoch.
-            `every_n_epochs` may be a schedule {start: n}: {0: 5, 0.3: 20} saves every 5 epochs, and every 20 after
-            30 % of max_epochs; whole numbers are epochs. The last epoch of a run always refreshes `latest`.
+        every_n_train_steps: save every so many optimizer steps; of this and the next two at most one is given.
+        train_time_interval: save every so often: "00:00:30:00", a timedelta, or {"minutes": 30}.
+        every_n_epochs: save every so many epochs, 1 by default. {0: 5, 0.3: 20} saves every 5 epochs, and every 20
+            after 30 % of max_epochs; whole numbers are epochs. The last epoch of a run always refreshes `latest`.
         save_on_train_epoch_end: None saves at each epoch's end and after validations within an epoch; True leaves out
             the latter, False leaves out epochs' ends without a validation.
         save_on_exception: save what the last complete batch left when something raises. Like what a signal saves, it is

@@ -311,7 +311,7 @@ class Module(paddle.nn.Layer):
         accepted for Lightning's sake: weights go to the device that the new module is on.
 
         Raises:
-            CheckpointNotFoundError, CheckpointCorruptError, CheckpointMismatchError, UnsafePickleError
+            CheckpointError: it is not there, damaged, does not fit, or asks for code; see errors.py.
         """
         from .run.weights import load_weights_at, state_at
 

@@ -100,8 +100,9 @@ class Trainer(Configured):
         "lr_drop" before them.
 
         Raises:
-            TrainerError: see errors.py. SystemExit(75) after SIGTERM, when saved: run the same command again.
-            KeyboardInterrupt after Ctrl-C, when saved; in a notebook fit returns and `trainer.interrupted` is True.
+            TrainerError: see errors.py.
+            SystemExit: with 75 after SIGTERM, when saved: run the same command again.
+            KeyboardInterrupt: after Ctrl-C, when saved; in a notebook fit returns and `trainer.interrupted` is True.
         """
         refuse_unknown(self.fit, unknown)
         if isinstance(train_dataloaders, DataModule):
