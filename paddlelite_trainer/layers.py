@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import paddle
 
 from .errors import ConfigurationError
-from .machine.paddle_internals import is_batch_norm, momentum, move_towards, running_statistics, set_momentum
+from .machine.paddle_internals import (
+    has_memory,
+    is_batch_norm,
+    momentum,
+    move_towards,
+    running_statistics,
+    set_momentum,
+)
+from .machine.rng import isolated_random_states
+from .machine.stand_ins import lifted
 
 __all__ = [
     "batch_norms",
     "in_eval_mode",
+    "kept_statistics",
     "modes",
     "momentum",
     "move_towards",
@@ -22,6 +33,7 @@ __all__ = [
     "saved_statistics",
     "set_momentum",
     "statistics_of",
+    "undisturbed",
 ]
 
 
@@ -82,3 +94,57 @@ def synchronise_batch_norm(module: paddle.nn.Layer, device: str) -> None:
             "a GroupNorm or LayerNorm, which need no other samples"
         ) from error
     paddle.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+
+def kept_statistics(module: paddle.nn.Layer, *, all_of_them: bool) -> Callable[[], None]:
+    """Copies of all of `statistics_of`; calling the result puts them back.
+
+    Unless `all_of_them`, a buffer that has its version still is left alone, as to write into it counts as a change of
+    it. BatchNorm's operator changes its statistics without a new version.
+    """
+    buffers = {id(value) for value in module.buffers()}
+    with paddle.no_grad():
+        kept = [
+            (value, value.clone(), None if all_of_them or id(value) not in buffers else value.inplace_version)
+            for value in statistics_of(module).values()
+            if has_memory(value)  # a recurrent layer has a place for cuDNN's state
+        ]
+
+    def put_back() -> None:
+        with paddle.no_grad():
+            for value, before, version in kept:
+                if value.inplace_version != version:
+                    value.copy_(before, True)
+
+    return put_back
+
+
+class _Unheard:
+    """A run for what a forward logs while it is exported: nowhere."""
+
+    def __init__(self) -> None:
+        self.optimization = None
+        self.target: Any = self
+        self.collector, self.on_step, self.suffix = self, True, ""
+
+    def log(self, *_: Any) -> None:
+        """Kept nowhere."""
+
+
+@contextlib.contextmanager
+def undisturbed(module: Any) -> Iterator[None]:
+    """Within, the module is in eval mode and has no gradients; afterwards it and all random numbers are as before."""
+    found, put_statistics_back = modes(module), kept_statistics(module, all_of_them=False)
+    put_back = lifted(module, all_of_them=True)
+    lend = getattr(module, "lend_to", None)  # a Module's
+    take_back = lend(_Unheard()) if lend is not None else None
+    with isolated_random_states(), paddle.no_grad(), paddle.utils.unique_name.guard():
+        try:
+            module.eval()
+            yield
+        finally:
+            put_modes_back(found)
+            put_statistics_back()
+            if take_back is not None:
+                take_back()
+            put_back()

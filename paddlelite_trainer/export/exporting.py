@@ -235,9 +235,13 @@ def _export_program(module: Any, path: Path, wanted: Wanted, weights: str, folde
         found_name: f"{name}, {array.dtype} {list(array.shape)}"
         for (name, array), (found_name, _) in zip(trials[0][1].items(), outputs[0])
     }
+    notes = [note] if note else []
+    floats = [array for array in trials[0][1].values() if np.issubdtype(array.dtype, np.floating) and array.size]
+    if floats and max(float(np.abs(array).max()) for array in floats) <= wanted.tolerance:
+        notes.append("all outputs are within tolerance of 0, so the comparison says little: give a lower tolerance=")
     compared = f"compared by {program.runtime} with eager on {example.origin}"
     compared += told_of_sizes
-    return Exported(path, wanted.format, files, weights, largest, shapes, told, compared, (note,) if note else ())
+    return Exported(path, wanted.format, files, weights, largest, shapes, told, compared, tuple(notes))
 
 
 _Trial = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]

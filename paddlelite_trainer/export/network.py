@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,8 @@ import paddle
 
 from ..data.batch import move_to_device
 from ..errors import ExportError
-from ..layers import modes, put_modes_back, statistics_of
-from ..machine.rng import isolated_random_states
-from ..machine.stand_ins import lifted
+from ..layers import undisturbed as undisturbed
 from ..machine.trees import leaves
-from ..module import Module
 from .example import Example
 from .refusal import why_not_traced
 
@@ -43,38 +39,6 @@ def _tensors_of(outputs: Any) -> list[Any]:
 
 # Paddle's translator is not to look into these.
 arguments_of, tensors_of = paddle.jit.not_to_static(_arguments_of), paddle.jit.not_to_static(_tensors_of)
-
-
-class _Unheard:
-    """A run for what a forward logs while it is exported: nowhere."""
-
-    def __init__(self) -> None:
-        self.optimization = None
-        self.target: Any = self
-        self.collector, self.on_step, self.suffix = self, True, ""
-
-    def log(self, *_: Any) -> None:
-        """Kept nowhere."""
-
-
-@contextlib.contextmanager
-def undisturbed(module: Module) -> Iterator[None]:
-    """Within, the module is in eval mode and has no gradients; afterwards it and all random numbers are as before."""
-    found, statistics = modes(module), statistics_of(module)
-    before = {name: (value.clone(), value.inplace_version) for name, value in statistics.items()}
-    put_back = lifted(module, all_of_them=True)
-    take_back = module.lend_to(_Unheard())
-    with isolated_random_states(), paddle.no_grad(), paddle.utils.unique_name.guard():
-        try:
-            module.eval()
-            yield
-        finally:
-            put_modes_back(found)
-            for name, value in statistics.items():
-                if value.inplace_version != before[name][1]:  # a forward that counts in eval mode too
-                    value.set_value(before[name][0])
-            take_back()
-            put_back()
 
 
 def eager_outputs(module: paddle.nn.Layer, example: Example, tensors: list[Any]) -> dict[str, np.ndarray]:

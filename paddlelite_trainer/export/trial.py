@@ -25,6 +25,11 @@ SECONDS = 900
 Outputs = list[tuple[str, np.ndarray]]
 
 
+_OF_A_SIGNAL = re.compile(
+    r"\[(TimeInfo|SignalInfo)|FatalError: .*operating system|C\+\+ Traceback|Error Message Summary"
+)
+
+
 @dataclass(frozen=True)
 class Program:
     """What the other process is to load; of ONNX it makes the file first."""
@@ -103,7 +108,9 @@ def _tried(
     except subprocess.TimeoutExpired:
         return f"{program.runtime} did not end within {SECONDS} s with what was exported"
     if done.returncode != 0:
-        return f"{program.runtime} {_how_it_ended(done.returncode)}: {_last_words(done.stdout + done.stderr)}"
+        said = done.stdout + done.stderr
+        who = "paddle2onnx" if b"[Paddle2ONNX]" in said and not program.onnx.exists() else program.runtime
+        return f"{who} {_how_it_ended(done.returncode)}: {_last_words(said)}"
     found = []
     for _, path in runs:
         with np.load(path) as arrays:
@@ -119,6 +126,8 @@ def _last_words(output: bytes) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", output.decode("utf-8", "replace"))
     operators = re.findall(r"(?:[Oo]perator|[Oo]p)[^\n]*(?:not support|unsupported)[^\n]*|Cannot support[^\n]*", text)
     lines = [line.strip() for line in text.splitlines() if line.strip() and set(line.strip()) - set("-~^=")]
+    lines = [line for line in lines if not _OF_A_SIGNAL.match(line)] or lines
+    operators += [line for line in lines if line.startswith("[ERROR]")]
     told = list(dict.fromkeys(line.strip() for line in operators)) or lines[-4:]
     return " ".join(told)[-600:]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import paddle
 
-from ..layers import statistics_of
+from ..layers import kept_statistics
 from ..machine.rng import isolated_random_states, random_snapshot, set_random_snapshot
 from ..machine.stand_ins import StandIn
 from .chosen_layers import chosen
@@ -42,16 +42,13 @@ class _Twice:
         if self.random is None:
             self.random = random_snapshot()
             return own(*args, **kwargs)
-        with paddle.no_grad():
-            statistics = [(value, value.clone()) for value in statistics_of(layer).values()]
+        put_back = kept_statistics(layer, all_of_them=True)
         try:
             with isolated_random_states():
                 set_random_snapshot(self.random)
                 return own(*args, **kwargs)
         finally:
-            with paddle.no_grad():
-                for value, before in statistics:
-                    value.copy_(before, True)
+            put_back()
 
 
 def recompute_layers(module: paddle.nn.Layer, patterns: str | Sequence[str]) -> Callable[[], None]:

@@ -39,6 +39,11 @@ def is_on(tensor: Any, place: Any) -> bool:
     return bool(tensor.place._equals(place))
 
 
+def has_memory(tensor: Any) -> bool:
+    """Whether the tensor has its numbers yet; to ask for those of one without ends in an error of C++."""
+    return bool(tensor._is_initialized())
+
+
 def copied_to(tensor: Any, place: Any) -> Any:
     """A copy on the place, when it is done, by C++'s `_copy_to(place, blocking)`; `Tensor.to` is slower."""
     return tensor._copy_to(place, True)

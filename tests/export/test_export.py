@@ -262,6 +262,28 @@ def test_a_program_that_only_the_optimiser_cannot_bear_is_compared_without_it(
     assert "WARNING: paddle.inference of Paddle" in str(exported) and "switch_ir_optim(False)" in str(exported)
 
 
+def test_outputs_that_are_all_but_nought_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = networks.DictInput()
+    for parameter in module.parameters():
+        parameter.set_value(parameter * 1e-9)
+    inputs = {"image": numbers(6, 4) * 1e-9, "more": []}
+    monkeypatch.setattr(exporting, "computed", lambda program, inputs, folder: ([[] for _ in inputs], ""))
+    monkeypatch.setattr(exporting, "difference", lambda *_: 0.0)
+    assert "all outputs are within tolerance of 0" in str(export(module, tmp_path / "m", inputs))
+
+
+def test_what_a_converter_says_before_it_aborts_is_told() -> None:
+    said = b"""[Paddle2ONNX] Start parsing
+C++ Traceback (most recent call last):
+--------------
+FatalError: `Process abort signal` is detected by the operating system.
+  [TimeInfo: *** Aborted at 1 ***]
+  [SignalInfo: *** SIGABRT ***]
+[ERROR][Paddle2ONNX] Can not get input 'axis(dim)' value.
+"""
+    assert trial._last_words(said) == "[ERROR][Paddle2ONNX] Can not get input 'axis(dim)' value."
+
+
 # -- nothing of the run changes ----------------------------------------------------------------------------------------
 
 
