@@ -67,9 +67,9 @@ class ForwardCosts:
         if isinstance(layer, nn.Linear):
             return 2 * math.prod(given) * int(layer.weight.shape[0])
         if isinstance(layer, _CONVOLUTIONS):
-            return 2 * math.prod(given) * math.prod(layer.weight.shape[1:])
+            return 2 * math.prod(given) * int(math.prod(layer.weight.shape[1:]))
         if isinstance(layer, _TRANSPOSED):
-            return 2 * math.prod(taken or given) * math.prod(layer.weight.shape[1:])
+            return 2 * math.prod(taken or given) * int(math.prod(layer.weight.shape[1:]))
         if isinstance(layer, (*_RECURRENT, *_CELLS)):
             return 2 * math.prod(given[:-1]) * sum(int(one.size) for one in layer.parameters() if one.ndim == 2)
         if isinstance(layer, nn.MultiHeadAttention):

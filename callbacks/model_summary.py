@@ -163,9 +163,9 @@ def _lines(summary: Summary) -> str:
             row += [_shape(layer.input_shape), _shape(layer.output_shape), _operations(layer.flops)]
         rows.append(row)
     lines: list[str] = []
-    heads, right = ["layer", "type", "parameters", "trained"], (2, 3)
+    heads, right = ["layer", "type", "parameters", "trained"], [2, 3]
     if summary.flops is not None:
-        heads, right = [*heads, "in", "out", "FLOPs"], (*right, 6)
+        heads, right = [*heads, "in", "out", "FLOPs"], [*right, 6]
     table(heads, rows, right=right, write=lines.append)
     return "".join(lines).rstrip("\n")
 
