@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from .machine.rng import seed_everything
     from .machine.strategy import Strategy
     from .module import Module
-    from .reporting.loggers import CSVLogger, Logger, TensorBoardLogger
+    from .reporting.loggers import (
+        CSVLogger,
+        Logger,
+        MLFlowLogger,
+        ServiceLogger,
+        SwanLabLogger,
+        TensorBoardLogger,
+        VisualDLLogger,
+        WandbLogger,
+    )
     from .trainer import Trainer
     from .tuner import Tuner
 
@@ -33,12 +42,17 @@ __all__ = [
     "DataModule",
     "InitFrom",
     "Logger",
+    "MLFlowLogger",
     "Module",
     "SavePoint",
+    "ServiceLogger",
     "Strategy",
+    "SwanLabLogger",
     "TensorBoardLogger",
     "Trainer",
     "Tuner",
+    "VisualDLLogger",
+    "WandbLogger",
     "average_checkpoints",
     "callbacks",
     "load_weights",
@@ -60,7 +74,12 @@ _HOME = {
     "SavePoint": ".callback",
     "Logger": ".reporting.loggers",
     "CSVLogger": ".reporting.loggers",
+    "MLFlowLogger": ".reporting.loggers",
+    "ServiceLogger": ".reporting.loggers",
+    "SwanLabLogger": ".reporting.loggers",
     "TensorBoardLogger": ".reporting.loggers",
+    "VisualDLLogger": ".reporting.loggers",
+    "WandbLogger": ".reporting.loggers",
     "rank_zero_info": ".machine.ranks",
     "rank_zero_only": ".machine.ranks",
     "Strategy": ".machine.strategy",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .data.batch_size import batch_size_of as batch_size_of  # for callbacks
 from .errors import ConfigurationError, NoTrainerError, did_you_mean
+from .logs import Logs
 from .names_elsewhere import refuse_class as refuse_class
 from .reporting.terminal import from_here as from_here
 from .reporting.terminal import imports_without_a_draw as imports_without_a_draw  # these for callbacks
@@ -19,6 +20,7 @@ from .reporting.terminal import table as table
 if TYPE_CHECKING:
     from .checkpoint import Entry
     from .module import Module
+    from .reporting.log_target import LogTarget
     from .trainer import Trainer
 
 Pins = Mapping[str, Sequence[str]]
@@ -59,7 +61,7 @@ class SavePoint:
         return self._entries()
 
 
-class Callback:
+class Callback(Logs):
     """Base class of callbacks; override the hooks you need, the others cost nothing.
 
     Callbacks are called in list order, and the module's hook of the same name after them; at an epoch's start and end
@@ -84,47 +86,15 @@ class Callback:
 
     _module: Module | None = None
 
-    def log(
-        self,
-        name: str,
-        value: Any,
-        *,
-        prog_bar: bool = False,
-        logger: bool = True,
-        on_step: bool | None = None,
-        on_epoch: bool | None = None,
-        reduce_fx: str | Callable[[list[float]], float] = "mean",
-        sync_dist: bool = True,
-        add_dataloader_idx: bool = True,
-        batch_size: int | None = None,
-        rank_zero_only: bool = False,
-    ) -> None:
-        """As `Module.log`, of the module whose run this callback takes part in."""
-        self._running_module("log").log(
-            name,
-            value,
-            prog_bar=prog_bar,
-            logger=logger,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            reduce_fx=reduce_fx,
-            sync_dist=sync_dist,
-            add_dataloader_idx=add_dataloader_idx,
-            batch_size=batch_size,
-            rank_zero_only=rank_zero_only,
-        )
-
-    def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
-        """`log` for every entry, with the same options."""
-        self._running_module("log_dict").log_dict(dictionary, **options)
-
-    def _running_module(self, method: str) -> Module:
+    @property
+    def log_target(self) -> LogTarget | None:  # type: ignore[override]
+        """Where what is logged goes at this moment: with what the module logs in whose run this takes part."""
         if self._module is None:
             raise NoTrainerError(
-                f"{type(self).__name__}.{method} was called while it takes part in no run: it works in a callback's "
-                "hooks during fit, validate, test and predict"
+                f"{type(self).__name__} logs while it takes part in no run: it can in its hooks during fit, validate, "
+                "test and predict"
             )
-        return self._module
+        return self._module.log_target
 
     def attach_module(self, module: Module) -> Callable[[], None]:
         """Called where a run begins; calling the result gives a run that this one interrupts its module back."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -16,6 +15,7 @@ from .errors import ConfigurationError, NoTrainerError
 from .forward_inputs import ForwardInputs
 from .hyperparameters import HyperParameters, constructed, keep
 from .layers import statistics_of
+from .logs import Logs
 from .machine.device import refuse_static_mode
 from .machine.stand_ins import StandIn
 
@@ -33,7 +33,7 @@ class RunOfModule(Protocol):
     optimization: Any
 
 
-class Module(paddle.nn.Layer):
+class Module(Logs, paddle.nn.Layer):
     """A Paddle layer that knows how to train itself; Trainer calls its steps and hooks.
 
     class Classifier(Module):
@@ -70,6 +70,7 @@ class Module(paddle.nn.Layer):
         super().__init__()
         self._trainer: Trainer | None = None
         self._run: RunOfModule | None = None
+        self.log_target: LogTarget | None = None
         self.hparams = HyperParameters()
         self.hparams_initial = HyperParameters()
         """As `save_hyperparameters` was given them, whatever `hparams` becomes."""
@@ -219,56 +220,6 @@ class Module(paddle.nn.Layer):
         return batch
 
     # -- what you call -------------------------------------------------------------------------------------------------
-    def log(
-        self,
-        name: str,
-        value: Any,
-        *,
-        prog_bar: bool = False,
-        logger: bool = True,
-        on_step: bool | None = None,
-        on_epoch: bool | None = None,
-        reduce_fx: str | Callable[[list[float]], float] = "mean",
-        sync_dist: bool = True,
-        add_dataloader_idx: bool = True,
-        batch_size: int | None = None,
-        rank_zero_only: bool = False,
-    ) -> None:
-        """Record a number under a name, for callbacks, the progress bar and loggers; no copy to the host is made.
-
-        In training_step it is kept per step (`on_step`), elsewhere as the epoch's mean weighted by batch size
-        (`on_epoch`); with both on, the names end in `_step` and `_epoch`. `value` is a number, a tensor with one
-        element, or a paddle.metric.Metric. `batch_size` is by default the number of samples that the DataLoader drew
-        for this batch, and where there is no DataLoader what the parts of the batch agree on. Epoch values are always
-        taken over all ranks; `sync_dist` and `rank_zero_only` are accepted for Lightning's sake.
-
-        Raises:
-            ConfigurationError: not a single number; the name was logged before with other options.
-        """
-        run = self._run
-        if run is None:
-            warnings.warn("self.log() was called on a module without a trainer; nothing was recorded", stacklevel=2)
-            return
-        target = run.target
-        collector = target.collector
-        if collector is None:
-            raise ConfigurationError(
-                f"self.log({name!r}, ...) cannot be used here: no epoch is running whose metrics it could join. "
-                "Log from on_train_start on, in a stage's hooks and steps."
-            )
-        if on_step is None:
-            on_step = target.on_step
-        if on_epoch is None:
-            on_epoch = not target.on_step
-        if add_dataloader_idx and target.suffix:
-            name += target.suffix
-        collector.log(name, value, on_step, on_epoch, prog_bar, logger, reduce_fx, batch_size)
-
-    def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
-        """`log` for every entry, with the same options."""
-        for name, value in dictionary.items():
-            self.log(name, value, **options)
-
     def save_hyperparameters(
         self, *names: Any, ignore: str | tuple[str, ...] | list[str] = (), logger: bool = True
     ) -> None:
@@ -416,11 +367,12 @@ class Module(paddle.nn.Layer):
         Calling the result gives a run that this one interrupts its module back.
         """
         before = self._trainer, self._run
-        self._trainer, self._run = shown, run
+        self._trainer, self._run, self.log_target = shown, run, run.target
 
         def put_back() -> None:
             if before[0] is not None and before[0].runs(before[1]):
                 self._trainer, self._run = before
+                self.log_target = before[1].target if before[1] is not None else None
 
         return put_back
 
@@ -469,7 +421,8 @@ class Module(paddle.nn.Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled module is on its own: the trainer, its data and its open files do not come along.
-        state = {**self.__dict__, "_trainer": None, "_run": None, "forward_inputs": ForwardInputs()}
+        state = {**self.__dict__, "_trainer": None, "_run": None, "log_target": None}
+        state["forward_inputs"] = ForwardInputs()
         if isinstance(state.get("forward"), StandIn):  # it is this module's alone
             del state["forward"]
         return state

@@ -34,8 +34,8 @@ CALLBACKS = {
     "LRScheduler": f"no callback is needed: {_SCHEDULES}",
     "ReduceLROnPlateau": "it is a schedule and no callback here: return {'optimizer': optimizer, 'lr_scheduler': "
     "{'scheduler': paddle.optimizer.lr.ReduceOnPlateau(0.1), 'monitor': 'val_loss'}} from configure_optimizers",
-    "VisualDL": "metrics are logged by loggers: Trainer(logger=...)",
-    "WandbCallback": "metrics are logged by loggers: Trainer(logger=...)",
+    "VisualDL": "metrics are logged by loggers: Trainer(logger='visualdl')",
+    "WandbCallback": "metrics are logged by loggers: Trainer(logger='wandb')",
 }
 _SAME_NAME = (
     *("BackboneFinetuning", "BaseFinetuning", "BasePredictionWriter", "DeviceStatsMonitor", "EarlyStopping"),

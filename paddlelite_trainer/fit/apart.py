@@ -110,6 +110,7 @@ def let_log(evaluation: Evaluation, run: Run, book: Book, stack: contextlib.Exit
 
     Every rank calls it. Those that Trainer adds by itself write with a fit alone: looking at a model leaves no trace.
     """
+    evaluation.target.send_media_to(book.media.apart())
     if not (run.settings.logs_evaluations and book.loggers and run.path is None) or evaluation.stage == "predict":
         return
     assert evaluation.subject is not None

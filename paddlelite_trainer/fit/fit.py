@@ -129,6 +129,7 @@ class Fit:
 
     def use_optimization(self, optimization: Optimization, schedules: Schedules) -> None:
         self.optimization, self.schedules = optimization, schedules
+        self.book.media.ask_whether_stepped(lambda: optimization.stepped_in == self.progress.total_batches)
 
     def use_engine(self, engine: Engine) -> None:
         assert self.optimization is not None
@@ -195,8 +196,10 @@ class Fit:
         steps = self.settings.num_sanity_val_steps
         self.phase = "sanity"
         self.hooks.call("on_sanity_check_start")
+        self.target.send_media_to(None)
         with isolated_random_states():
             self.evaluate(limit=None if steps < 0 else steps, is_rehearsal=True)
+        self.target.send_media_to(self.book.media)
         self.book.forget_rehearsal()
         self.hooks.call("on_sanity_check_end")
         self.phase = "preparing"
@@ -257,6 +260,7 @@ class Fit:
         """Keep nothing of the last batch, and take no more values."""
         self.phase = "ending"
         self.target.collect(None, on_step=False)
+        self.target.send_media_to(None)
         self.batch = None
         self.stopping.stop_clock()
         self.ranks.rest()

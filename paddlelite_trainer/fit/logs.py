@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def open_logs(fit: Fit, saved: Saved | None, hyper_parameters: Mapping[str, Any]) -> None:
     """Once what the run goes on from is back in place: until then nothing is taken out of a log."""
     directory, loggers = fit.run.directory, fit.book.loggers
+    fit.target.send_media_to(fit.book.media)
     if directory is None:  # on other ranks, and where nothing is written
         return
     states: Sequence[Any] = [{}] * len(loggers)

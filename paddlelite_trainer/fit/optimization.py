@@ -10,7 +10,6 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from ..gradients import clip_gradients_by_norm, clip_gradients_by_value, refuse_sparse, scale_gradient
-from ..machine import paddle_internals
 from ..module import Module, is_written
 from ..optimizers import ManualOptimizer, add_param_group, parameters_of, structured_names
 from .steps import step_of
@@ -60,6 +59,8 @@ class Optimization:
         self.stepping = self.optimizers
         """What steps in each optimizer's place."""
         self.last_loss: Any = None
+        self.stepped_in = -1
+        """`total_batches` when the last optimizer step was made: of the batch at hand, or of one before."""
         self.skips_step = self._is_stepping = False
         self._skipped, self._skipped_at = 0, (0, 0)  # batches without a loss in a row, and where the row began
         self._steps_before_epoch: int | None = None  # None where this process has not seen the epoch's first batch
@@ -167,6 +168,7 @@ class Optimization:
         stepping.clear_grad(False)  # to None: with zeros, parameters the loss does not use would still move
         progress.global_step += 1
         progress.schedulers_are_due = self.schedules_follow
+        self.stepped_in = progress.total_batches
 
     def closure_step(self, batch: Any, batch_idx: int) -> Any:
         """One step of an optimizer that evaluates the loss several times (LBFGS)."""
@@ -188,6 +190,7 @@ class Optimization:
         optimizer.step(closure)
         optimizer.clear_grad(False)
         progress.end_step(schedulers_are_due=self.schedules_follow)
+        self.stepped_in = progress.total_batches
         return outputs
 
     def end_open_window(self) -> bool:
@@ -274,6 +277,7 @@ class Optimization:
             finally:
                 self._is_stepping = False
         self.progress.end_step(schedulers_are_due=False)
+        self.stepped_in = self.progress.total_batches
         return result
 
     def _count_raw_steps(self, optimizer: Any, name: str) -> None:
@@ -429,56 +433,6 @@ def _refuse(loss: Any) -> None:
         "the loss is not attached to any parameter, so there is nothing to learn from (its stop_gradient is True). "
         "It was detached, computed under paddle.no_grad(), passed through NumPy, or every parameter is frozen."
     )
-
-
-def refuse_number(module: Module, optimizers: Sequence[Any]) -> None:
-    """Raise ConfigurationError for none or too many optimizers."""
-    name = type(module).__name__
-    if not optimizers and module.automatic_optimization:
-        raise ConfigurationError(
-            f"{name}.configure_optimizers returned no optimizer; fit needs one (or automatic_optimization = False)"
-        )
-    if len(optimizers) > 1 and module.automatic_optimization:
-        raise ConfigurationError(
-            f"{name}.configure_optimizers returned {len(optimizers)} optimizers: which steps when is yours to say. "
-            "Set self.automatic_optimization = False in __init__, and in training_step use self.optimizers(), "
-            "self.manual_backward(loss) and optimizer.step()."
-        )
-
-
-def refuse_unfit(optimization: Optimization, world_size: int) -> None:
-    """Raise ConfigurationError for parameters of nobody's, gradients clipped twice, and what LBFGS cannot do."""
-    module, settings = optimization.module, optimization.settings
-    for optimizer in optimization.optimizers:
-        for parameter in parameters_of(optimizer):
-            if parameter.name not in optimization.parameter_names:
-                raise ConfigurationError(
-                    f"an optimizer holds the parameter {parameter.name!r} of shape {list(parameter.shape)}, which is "
-                    f"not part of {type(module).__name__}: make its layer an attribute of the module, else no "
-                    "checkpoint would hold it"
-                )
-        clip = paddle_internals.gradient_clip(optimizer)
-        if clip is not None and settings.gradient_clip_val is not None:
-            raise ConfigurationError(
-                f"gradients would be clipped twice: by Trainer(gradient_clip_val={settings.gradient_clip_val}) and by "
-                f"{type(optimizer).__name__}(grad_clip={type(clip).__name__}). Remove one."
-            )
-    if not optimization.is_automatic:
-        refuse_what_manual_steps_ignore(settings)
-    if not optimization.needs_closure:
-        return
-    if world_size > 1:
-        raise ConfigurationError("LBFGS runs on one process: its several losses a step are not synchronised over ranks")
-    if optimization.clips:
-        raise ConfigurationError(
-            "LBFGS evaluates the loss several times a step and steps by itself, so gradients cannot be clipped: leave "
-            "gradient_clip_val and configure_gradient_clipping out"
-        )
-    if optimization.precision.effective not in ("32-true", "64-true") or max(settings.accumulation.values()) > 1:
-        raise ConfigurationError(
-            "LBFGS evaluates the loss several times a step: it works in '32-true' and '64-true', and without "
-            "accumulate_grad_batches"
-        )
 
 
 def refuse_what_manual_steps_ignore(settings: Settings) -> None:

@@ -27,12 +27,13 @@ from .ending import end_open_epoch
 from .logs import open_logs
 from .loop import validate
 from .mark import Mark
-from .optimization import Optimization, refuse_number, refuse_unfit
+from .optimization import Optimization
 from .saved import Saved, agreed_seed, open_saved
 from .saving import Saver, ranks_talk_after
 from .schedules import Schedules, follow_steps
 from .stopping import StopRequests
 from .training_data import TrainingData
+from .unfit_optimizers import refuse_number, refuse_unfit
 
 if TYPE_CHECKING:
     from ..machine.engine import Engine

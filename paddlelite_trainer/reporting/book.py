@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import LogWriteError
 from .loggers.dry import DryLogger
+from .media import Media
 from .metrics import MetricCollector, MetricValue, counts_of, refuse_taken_names, set_counts
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Book:
         self.on_bad_values: Callable[[], None] = lambda: None
         self._told: set[str] = set()
         self._place: tuple[Path, str] | None = None
+        self.media = Media(self)
 
     # -- reading -------------------------------------------------------------------------------------------------------
     @property
@@ -246,8 +248,12 @@ class Book:
     def log_summary(self) -> None:
         """The fit has ended by itself: give the newest values to the loggers."""
         for logger in self.open_loggers():
-            if logger not in _ENDED:
+            if logger in _ENDED:
+                continue
+            try:
                 logger.log_summary({name: float(value) for name, value in self.sent.items()})
+            except LogWriteError as error:
+                self.after_failed_log(error)
 
     def finalize(self, logger: Logger, outcome: str) -> None:
         if logger in _ENDED:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .media import Media
     from .metrics import MetricCollector
 
 
@@ -20,10 +21,15 @@ class LogTarget:
         """Whether a value is one of a step, unless said otherwise; else it joins the epoch's mean."""
         self.suffix = ""
         """What a name gets behind it where there are several loaders."""
+        self.media: Media | None = None
+        """Where images and the like go; None where nothing is logged."""
 
     def collect(self, collector: MetricCollector | None, *, on_step: bool) -> None:
         """Collect there from now on."""
         self.collector, self.on_step = collector, on_step
+
+    def send_media_to(self, media: Media | None) -> None:
+        self.media = media
 
     def expect_steps(self, on_step: bool) -> None:
         self.on_step = on_step

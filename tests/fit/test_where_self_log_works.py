@@ -50,7 +50,7 @@ def test_a_callback_logs_with_the_module_that_runs_and_with_none_afterwards() ->
     trainer = quiet_trainer(callbacks=[counts])
     trainer.fit(Classifier(), make_batches(2))
     assert trainer.callback_metrics["after"] == 4.0
-    with pytest.raises(NoTrainerError, match=r"Evaluates\.log.*takes part in no run"):
+    with pytest.raises(NoTrainerError, match=r"Evaluates logs while it takes part in no run"):
         counts.log("late", 1.0)
     assert vars(copy.deepcopy(counts)) == vars(counts)
 

@@ -221,7 +221,7 @@ LIGHTNING: dict[str, Thing] = {
 
 NOT_HERE: dict[str, dict[str, str]] = {
     "lightning.pytorch.loggers": {
-        "CometLogger MLFlowLogger NeptuneLogger WandbLogger": "a `Logger` of your own, which needs `log_metrics` alone"
+        "CometLogger NeptuneLogger": "a `ServiceLogger` of your own; there are `WandbLogger`, `MLFlowLogger` and others"
     },
     "Trainer": {
         "distributed_sampler_kwargs": "a `DistributedBatchSampler` is used as it is, any other sampler's batches "

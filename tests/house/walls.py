@@ -25,7 +25,7 @@ LAYERS = (
     {"fit"},
     {"export"},
     {"module", "defaults"},
-    {"run", "data", "callback", "settings", "optimizers", "layers", "gradients", "forward_inputs"},
+    {"run", "data", "callback", "logs", "settings", "optimizers", "layers", "gradients", "forward_inputs"},
     {"checkpoint", "reporting", "machine"},
     {"errors", "progress", "hyperparameters", "duration", "names_elsewhere"},
 )

@@ -2,9 +2,31 @@
 
 from .base import Logger
 from .csv import CSVLogger
+from .mlflow import MLFlowLogger
+from .service import ServiceLogger
+from .swanlab import SwanLabLogger
 from .tensorboard import TensorBoardLogger
+from .visualdl import VisualDLLogger
+from .wandb import WandbLogger
 
-BY_NAME: dict[str, type[Logger]] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
+BY_NAME: dict[str, type[Logger]] = {
+    "csv": CSVLogger,
+    "tensorboard": TensorBoardLogger,
+    "visualdl": VisualDLLogger,
+    "wandb": WandbLogger,
+    "mlflow": MLFlowLogger,
+    "swanlab": SwanLabLogger,
+}
 """What Trainer(logger="...") means."""
 
-__all__ = ["BY_NAME", "CSVLogger", "Logger", "TensorBoardLogger"]
+__all__ = [
+    "BY_NAME",
+    "CSVLogger",
+    "Logger",
+    "MLFlowLogger",
+    "ServiceLogger",
+    "SwanLabLogger",
+    "TensorBoardLogger",
+    "VisualDLLogger",
+    "WandbLogger",
+]

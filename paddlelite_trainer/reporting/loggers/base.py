@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
+import wave
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,7 +159,8 @@ class FileLogger(Logger):
 
     def open(self, run_dir: Path, run_id: str, resumed: bool, state: Mapping[str, Any] | None) -> None:
         self._close()
-        self._forget()
+        if state is not None or Path(run_dir) != self._run_dir:  # else it only adds to what it has
+            self._forget()
         super().open(run_dir, run_id, resumed, state)
 
     @property
@@ -186,6 +190,22 @@ class FileLogger(Logger):
             self._file = None
 
 
+class EpochCurve:
+    """Leaves out `epoch`, which comes with everything that is logged, where the step has one already."""
+
+    def __init__(self, state: int | None = None) -> None:
+        self.state = state
+        """The step of its last point, for a checkpoint."""
+
+    def once(self, metrics: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+        if "epoch" not in metrics:
+            return metrics
+        if step == self.state:
+            return {name: value for name, value in metrics.items() if name != "epoch"}
+        self.state = step
+        return metrics
+
+
 def number_of(name: str, value: Any) -> float:
     item = getattr(value, "item", None)
     try:
@@ -198,6 +218,36 @@ def number_of(name: str, value: Any) -> float:
 
 def as_json(params: Mapping[str, Any]) -> str:
     return json.dumps(dict(params), indent=2, ensure_ascii=False, default=repr)
+
+
+def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested names joined by `/`; a value that is no number, truth value or text becomes its repr."""
+    found: dict[str, str | int | float | bool] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{prefix}{name}/"))
+        else:
+            found[f"{prefix}{name}"] = value if isinstance(value, (str, int, float)) else repr(value)
+    return found
+
+
+def wav(samples: Any, sample_rate: int) -> bytes:
+    """A WAV file, 16 bits a sample, of samples [length, channels] from -1 to 1."""
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes((samples.clip(-1.0, 1.0) * 32767.0).round().astype("<i2").tobytes())
+    return content.getvalue()
+
+
+def refuse_missing(owner: str, library: str, extra: str) -> None:
+    """Raise ConfigurationError where a logger's library is not installed; it is not imported here."""
+    if importlib.util.find_spec(library) is None:
+        raise ConfigurationError(
+            f"{owner} needs {library}, which is not installed: pip install 'paddlelite_trainer[{extra}]'"
+        )
 
 
 def _inside_run(owner: str, directory: str) -> str:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
-import socket
 import struct
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .append_only import AppendOnlyFile
-from .base import FileLogger, as_json, number_of
+from .base import EpochCurve, FileLogger, as_json, flat, number_of, wav
+from .event_files import EventFiles
 from .nothing import Nothing
 
 _NOT_IN_A_TAG = re.compile(r"[^-/\w.]")
 
 
 class TensorBoardLogger(FileLogger):
-    """Metrics as TensorBoard event files, hyper-parameters as a text; `tensorboard --logdir runs` shows them.
+    """Metrics as TensorBoard event files, hyper-parameters as a text and in HPARAMS: `tensorboard --logdir runs`.
 
     `experiment` is a tensorboardX `SummaryWriter` on the same file, for images, histograms and the like; what it writes
     is taken back on resume as exactly as the metrics are. Every process that works on a run adds one file; files of
@@ -31,7 +29,7 @@ class TensorBoardLogger(FileLogger):
     `directory` is a folder inside the run directory.
     """
 
-    OWN_SUFFIX = ".paddlelite"
+    OWN_SUFFIX = EventFiles.OWN_SUFFIX
 
     def _forget(self) -> None:
         super()._forget()
@@ -40,6 +38,7 @@ class TensorBoardLogger(FileLogger):
         self._last_step = 0
         self._purge_from: int | None = None
         self._hyperparams: str | None = None
+        self._epoch = EpochCurve()
 
     @property
     def experiment(self) -> Any:
@@ -51,55 +50,74 @@ class TensorBoardLogger(FileLogger):
         return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = [(name, number_of(name, value)) for name, value in metrics.items()]
         step = self._last_step if step is None else int(step)
+        values = [(name, number_of(name, value)) for name, value in self._epoch.once(metrics, step).items()]
         self.write_event(scalars_event(values, step, time.time()))
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import text
-
         content = as_json(params)
         if content != self._hyperparams:  # a resumed run has the same ones, and they are in the file
             self._hyperparams = content
-            summary = text("hparams", f"```json\n{content}\n```")
-            self.write_event(Event(summary=summary, step=0, wall_time=time.time()))
+            self._write(summary_of("text", "hparams", f"```json\n{content}\n```"), 0)
+            if params:
+                # The start of a session alone: of which curves the table tells, TensorBoard finds by itself then.
+                self._write(summary_of("hparams", flat(params), {})[1], 0)
+
+    def log_summary(self, metrics: Mapping[str, float]) -> None:
+        """The HPARAMS tab is told that the run has ended; its numbers are the curves' last points."""
+        if self._hyperparams is not None:
+            self._write(summary_of("hparams", {}, {})[2], self._last_step)
+
+    def log_image(self, name: str, image: Any, step: int) -> None:
+        self._write(summary_of("image", _tag(name), image, dataformats="HWC"), step)
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        self._write(summary_of("text", _tag(name), text), step)
+
+    def log_histogram(self, name: str, values: Any, step: int) -> None:
+        self._write(summary_of("histogram", _tag(name), values, "auto", 512), step)
+
+    def log_audio(self, name: str, samples: Any, sample_rate: int, step: int) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        audio = Summary.Audio(
+            sample_rate=sample_rate,
+            num_channels=samples.shape[1],
+            length_frames=len(samples),
+            encoded_audio_string=wav(samples, sample_rate),
+            content_type="audio/wav",
+        )
+        self._write(Summary(value=[Summary.Value(tag=_tag(name), audio=audio)]), step)
 
     def state_dict(self) -> dict[str, Any]:
         """The length of each of our event files."""
         if self._file is not None:
             self._file.flush()
         return {
-            "files": {path.name: path.stat().st_size for path in self._own_files()},
+            "files": self._files.lengths(),
             "last_step": self._last_step,
             "hyperparams": self._hyperparams,
+            "epoch": self._epoch.state,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._forget()
         lengths = state_dict.get("files", {})
-        files = self._own_files()
-        for path in files:
-            length = lengths.get(path.name)
-            if length is None:
-                path.unlink()
-            elif path.stat().st_size > length:
-                os.truncate(path, length)
-        short = [path.name for path in files if path.exists() and path.stat().st_size < lengths[path.name]]
-        lost = sorted({*short, *(lengths.keys() - {path.name for path in files})})
-        if lost:
-            warnings.warn(
-                f"event files in {self.log_dir} are shorter than when the checkpoint was taken, or gone: "
-                f"{', '.join(lost)}. TensorBoard's curves have a gap there.",
-                stacklevel=2,
-            )
+        self._files.cut(lengths)
         self._last_step = int(state_dict.get("last_step", 0))
         self._hyperparams = state_dict.get("hyperparams")
+        self._epoch = EpochCurve(state_dict.get("epoch"))
         # A TensorBoard that is already running forgets the steps that were taken back.
         self._purge_from = self._last_step + 1 if lengths else None
 
-    def _own_files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"events.out.tfevents.*{self.OWN_SUFFIX}"))
+    @property
+    def _files(self) -> EventFiles:
+        return EventFiles(self.folder, "events.out.tfevents", "TensorBoard")
+
+    def _write(self, summary: Any, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self.write_event(Event(summary=summary, step=step, wall_time=time.time()))
 
     def write_event(self, event: Any) -> None:
         """Append one TensorBoard event."""
@@ -112,7 +130,7 @@ class TensorBoardLogger(FileLogger):
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         if self._path is None:
-            self._path = self._new_path()
+            self._path = self._files.new()
         file = AppendOnlyFile(self._path)
         if file.size == 0:
             now = time.time()
@@ -121,14 +139,6 @@ class TensorBoardLogger(FileLogger):
                 start = SessionLog(status=SessionLog.START)
                 file.append(_record(Event(wall_time=now, step=self._purge_from, session_log=start)))
         return file
-
-    def _new_path(self) -> Path:
-        folder = self.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names: take a later one than all, whatever the clock says.
-        stamps = [int(path.name.split(".")[3]) for path in self._own_files()]
-        stamp = max(int(time.time()), max(stamps, default=0) + 1)
-        return folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}{self.OWN_SUFFIX}"
 
 
 def _record(event: Any) -> bytes:
@@ -141,6 +151,13 @@ def _record(event: Any) -> bytes:
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     return b"".join((length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))))
+
+
+def summary_of(kind: str, *arguments: Any, **named: Any) -> Any:
+    """What a function of `tensorboardX.summary` makes."""
+    from tensorboardX import summary
+
+    return getattr(summary, kind)(*arguments, **named)
 
 
 def scalars_event(values: Sequence[tuple[str, float]], step: int, wall_time: float) -> Any:
