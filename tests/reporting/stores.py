@@ -162,8 +162,9 @@ def media_in_visualdl(root: Path) -> set[str]:
 def media_in_wandb(root: Path) -> set[str]:
     from paddlelite_trainer.reporting.loggers.wandb import rows_of
 
-    (file,) = root.glob("w/wandb/offline-run-*/*.wandb")
-    return {name.removesuffix("._type") for row in rows_of(file) for name in row if name.endswith("._type")}
+    files = root.glob("w/wandb/offline-run-*/*.wandb")
+    rows = [row for file in files for row in rows_of(file)]
+    return {name.removesuffix("._type") for row in rows for name in row if name.endswith("._type")}
 
 
 def media_in_mlflow(root: Path) -> set[str]:
@@ -178,20 +179,12 @@ def media_in_swanlab(root: Path) -> set[str]:
     from swanlab.proto.swanlab.record.v1.record_pb2 import Record
     from swanlab.sdk.internal.core_python.store import DataStoreReader
 
-    (file,) = root.glob("s/run-*/*.swanlab")
-    reader = DataStoreReader()
-    reader.open(file)
-    records = [Record.FromString(data) for data in reader]
+    records = []
+    for file in root.glob("s/run-*/*.swanlab"):
+        reader = DataStoreReader()
+        reader.open(file)
+        records += [Record.FromString(data) for data in reader]
     return {record.media.key for record in records if record.WhichOneof("record_type") == "media"}
-
-
-MEDIA = {
-    "tensorboard": media_in_tensorboard,
-    "visualdl": media_in_visualdl,
-    "wandb": media_in_wandb,
-    "mlflow": media_in_mlflow,
-    "swanlab": media_in_swanlab,
-}
 
 
 # -- a run in a process of its own -------------------------------------------------------------------------------------
@@ -225,6 +218,8 @@ def main(root: Path, killed_at: int, names: Any = NAMES, then: str = "", service
             if self.trainer.global_step == killed_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    Trainer(max_epochs=1, logger=["visualdl", "wandb", "mlflow", "swanlab"])  # which loads none of them
+    loaded = sorted({"visualdl", "wandb", "mlflow", "swanlab"} & sys.modules.keys())
     trainer = Trainer(
         max_epochs=4,
         logger=loggers_of(root, names, down=service == "down"),
@@ -238,6 +233,7 @@ def main(root: Path, killed_at: int, names: Any = NAMES, then: str = "", service
         seed=3,
     )
     trainer.fit(Killed(), make_batches(3), make_batches(1), ckpt_path="last")
+    print("loaded:", loaded)
     if then:
         trainer.test(dataloaders=make_batches(1), verbose=False)
 

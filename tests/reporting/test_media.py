@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -181,43 +180,6 @@ def test_a_figure_is_an_image_where_there_is_nothing_better_and_pyplot_forgets_i
     ((_, image),) = logger.of("drawn")
     assert image.shape == (50, 100, 4) and image[..., :3].min() < 100
     assert pyplot.get_fignums() == []
-
-
-MEDIA_LOGGERS = ("tensorboard", "visualdl", "wandb", "mlflow", "swanlab")
-
-
-def test_the_real_libraries_take_all_that_they_can(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import stores
-
-    for name in ("WANDB_SILENT", "WANDB_CONSOLE"):
-        monkeypatch.setenv(name, "")
-    stores.prepared(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    tone = np.sin(np.arange(800) / 8).astype("float32")
-
-    class Logs(Classifier):
-        def on_train_epoch_end(self) -> None:
-            self.log_image("image", paddle.ones([3, 4, 5]) * 0.5)
-            self.log_text("text", "**bold**")
-            self.log_histogram("histogram", self.net[0].weight)
-            self.log_audio("audio", tone, sample_rate=8000)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fit(stores.loggers_of(tmp_path, MEDIA_LOGGERS), Logs(), tmp_path / "runs", max_epochs=1)
-    found = {name: sorted(stores.MEDIA[name](tmp_path)) for name in MEDIA_LOGGERS}
-    everything = ["audio", "histogram", "image", "text"]
-    assert found == {
-        "tensorboard": everything,
-        "visualdl": everything,
-        "wandb": everything,
-        "mlflow": ["audio", "image", "text"],
-        "swanlab": ["audio", "image", "text"],
-    }
-    told = sorted(line for line in capsys.readouterr().out.splitlines() if "has no place" in line)
-    assert [line.split()[1] for line in told] == ["MLFlowLogger", "SwanLabLogger"]
 
 
 # -- in which form -----------------------------------------------------------------------------------------------------
