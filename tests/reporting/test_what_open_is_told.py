@@ -210,3 +210,16 @@ def test_under_fast_dev_run_the_experiment_takes_everything(tmp_path: Path) -> N
         experiment.add_image("a", None, 3).anything["x"] = 4
     trainer.fit(Classifier(), make_batches(2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_on_other_ranks_loggers_take_everything_and_write_nothing() -> None:
+    from paddlelite_trainer.defaults import default_loggers
+    from paddlelite_trainer.reporting.loggers.dry import DryLogger
+
+    mine = TensorBoardLogger()
+    loggers = default_loggers([mine, "csv"], is_zero=False)
+    assert [type(logger) for logger in loggers] == [DryLogger, DryLogger]
+    for experiment in (mine.experiment, loggers[0].experiment):
+        experiment.add_scalar("a", 1.0, 2)
+        experiment.config["a"] = experiment.anything(3)
+    loggers[1].of_your_own(4)
