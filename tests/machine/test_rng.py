@@ -284,3 +284,26 @@ def test_an_isolated_seed_works_where_numpys_generator_cannot_be_seeded() -> Non
 def test_seeds_are_the_same_in_every_process() -> None:
     code = "from paddlelite_trainer.machine.rng import derive_seed; print(derive_seed(7, 'batch', 0, 12))"
     assert {in_fresh_process(code, PYTHONHASHSEED=salt) for salt in ("1", "2")} == {"3780512641"}
+
+
+@pytest.mark.parametrize("by", ["memory", "getstate"])
+def test_pythons_state_is_put_back_bit_for_bit_either_way(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rng._python_memory is not None  # of every CPython that is supported
+    if by == "getstate":
+        monkeypatch.setattr(rng, "_python_memory", None)
+    for numbers in range(0, 700, 7):
+        random.seed(numbers)
+        for _ in range(numbers):
+            random.random()
+        random.gauss(0, 1)  # one more is waiting
+        before = random.getstate()
+        isolated = rng.IsolatedSeed()
+        isolated.enter(numbers)
+        inside = draw()
+        isolated.leave()
+        assert random.getstate() == before
+        isolated.enter(numbers)
+        random.gauss(0, 1)
+        assert draw()[1] != inside[1]
+        isolated.leave()
+        assert random.getstate() == before
