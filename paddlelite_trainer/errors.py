@@ -35,7 +35,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-Init = TypeVar("Init", bound=Callable[..., None])
+Init = TypeVar("Init", bound=Callable[..., Any])
 
 
 class TrainerError(Exception):
@@ -141,7 +141,8 @@ def explains_unknown_arguments(
         known = [name for name in inspect.signature(init).parameters if name != "self"]
 
         @functools.wraps(init)
-        def checked(self: Any, *positional: Any, **arguments: Any) -> None:
+        def checked(self: Any, *positional: Any, **arguments: Any) -> Any:
+            called_as = type(self).__name__ + ("" if init.__name__ == "__init__" else f".{init.__name__}")
             for name in arguments:
                 if name not in known:
                     if name in instead:
@@ -150,21 +151,22 @@ def explains_unknown_arguments(
                         remedy = f" Here it is {called[name]}."  # type: ignore[index]
                     else:
                         remedy = did_you_mean(name, known)
-                    raise ConfigurationTypeError(f"{type(self).__name__} has no argument {name!r}.{remedy}")
+                    raise ConfigurationTypeError(f"{called_as} has no argument {name!r}.{remedy}")
             if positional and by_name_only:
                 raise ConfigurationTypeError(
-                    f"{type(self).__name__} takes arguments by name only, got {positional[0]!r} without one"
+                    f"{called_as} takes arguments by name only, got {positional[0]!r} without one"
                 )
             try:
-                init(self, *positional, **arguments)
+                result = init(self, *positional, **arguments)
             except ConfigurationTypeError:
                 raise
             except TypeError as error:
                 if wrong := _of_a_wrong_type(init, (self, *positional), arguments):
-                    raise ConfigurationTypeError(f"{type(self).__name__}({wrong}") from error
+                    raise ConfigurationTypeError(f"{called_as}({wrong}") from error
                 raise
             if wrong := _of_a_wrong_type(init, (self, *positional), arguments):
-                raise ConfigurationTypeError(f"{type(self).__name__}({wrong}")
+                raise ConfigurationTypeError(f"{called_as}({wrong}")
+            return result
 
         vars(checked).update(instead=dict(instead))  # for those who tell people of all of them
         return checked  # type: ignore[return-value]

@@ -11,7 +11,7 @@ import paddle
 
 from .callback import HOOKS as CALLBACK_HOOKS
 from .callback import Callback
-from .errors import ConfigurationError, NoTrainerError
+from .errors import ConfigurationError, ConfigurationTypeError, NoTrainerError
 from .forward_inputs import ForwardInputs
 from .hyperparameters import HyperParameters, constructed, keep
 from .layers import statistics_of
@@ -266,6 +266,8 @@ class Module(Logs, paddle.nn.Layer):
         """
         from .run.weights import load_weights_at, state_at
 
+        if strict is not None and not isinstance(strict, bool):
+            raise ConfigurationTypeError(f"load_from_checkpoint(strict=...) must be a bool or None, got {strict!r}")
         saved = state_at(checkpoint_path)
         kept, whole = (saved["hyper_parameters"], saved.get("hyper_parameters_name")) if saved else ({}, None)
         module = constructed(cls, kept, whole, arguments)

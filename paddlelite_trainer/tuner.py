@@ -15,7 +15,7 @@ import paddle
 from .callback import Callback
 from .data.batch_size import batch_size_of
 from .data.module import DataModule
-from .errors import ConfigurationError, DataError, DeviceOutOfMemoryError
+from .errors import ConfigurationError, DataError, DeviceOutOfMemoryError, explains_unknown_arguments
 from .machine.precision import Precision, is_out_of_memory
 from .machine.rng import isolated_random_states
 from .module import Module
@@ -77,7 +77,6 @@ class Tuner:
 
         tuner = Tuner(trainer)
         found = tuner.lr_find(module, train_loader)
-        found.plot("lr.png")
         module.hparams.lr = found.suggestion()
         trainer.fit(module, train_loader)
 
@@ -89,6 +88,7 @@ class Tuner:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
+    @explains_unknown_arguments({})
     def lr_find(
         self,
         model: Module,
@@ -155,6 +155,7 @@ class Tuner:
                 )
         return sweep.result
 
+    @explains_unknown_arguments({})
     def scale_batch_size(
         self,
         model: Module,

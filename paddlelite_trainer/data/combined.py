@@ -54,6 +54,25 @@ class CombinedLoader:
             return dict(zip(self.by_key, batches))
         return tuple(batches) if isinstance(self.iterables, tuple) else batches
 
+    def __len__(self) -> int:
+        """Batches of an epoch.
+
+        Raises:
+            ConfigurationTypeError: a loader that counts has no length.
+        """
+        lengths = []
+        for key, loader in self.by_key.items():
+            try:
+                lengths.append(len(loader))
+            except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise ConfigurationTypeError(
+                    f"len(CombinedLoader): its loader {key!r}, a {type(loader).__name__}, has no length"
+                ) from error
+        return min(lengths) if self.mode == "min_size" else max(lengths)
+
+    def __bool__(self) -> bool:
+        return True  # where there is no length too
+
     def __iter__(self) -> Iterator[Any]:
         raise ConfigurationError("a CombinedLoader is read by a Trainer, which knows the epoch: pass it to fit")
 

@@ -14,7 +14,7 @@ from ..machine.precision import is_out_of_memory
 from ..module import is_written
 from ..reporting.terminal import from_here
 from ..run.resolve import copies_of, look
-from ..run.weights import state_at
+from ..run.weights import MODEL, state_at
 from .ending import out_of_memory
 from .loading import METHODS
 from .subject import the_module
@@ -129,17 +129,30 @@ def take_checkpoint(
     callbacks = evaluation.subject.callbacks
     path = checkpoint_of(evaluation.stage, ckpt_path, run, print_, has_fitted, callbacks=callbacks)
     evaluation.use_weights_of(path)
-    give_back(evaluation.subject, path)
+    averages = give_back(evaluation.subject, path)
+    used = {getattr(callback, "file", None) for callback in callbacks}
+    for file in averages:
+        if file not in used:
+            print_(
+                f"WARNING: these are the live weights; {path} has averaged ones too, in {file}. To evaluate with them "
+                "give this Trainer the callback that averaged them (ExponentialMovingAverage), or load that file."
+            )
 
 
-def give_back(subject: Subject, path: Path) -> None:
-    """What module and datamodule keep of their own in a checkpoint, before they are asked for loaders or weights."""
+def give_back(subject: Subject, path: Path) -> list[str]:
+    """What module and datamodule keep of their own in a checkpoint, before they are asked for loaders or weights.
+
+    Returns the names of files that hold all weights once more, which are averages.
+    """
     saved = state_at(path)
     if saved is None:
-        return
+        return []
     if subject.own_datamodule is not None and saved.get("datamodule"):
         subject.own_datamodule.load_state_dict(saved["datamodule"])
     subject.module.on_load_checkpoint(saved)
+    files = saved["files"]
+    others = [file for file in files if file.endswith(".pdparams") and file != MODEL]
+    return [file for file in others if MODEL in files and files[file].keys() == files[MODEL].keys()]
 
 
 def told_of(evaluation: Evaluation, error: BaseException, device: str) -> BaseException:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import paddle
 
 from ..errors import CheckpointMismatchError, did_you_mean
 from ..hyperparameters import stored
+from ..machine import paddle_internals
 from ..optimizers import parameters_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def fingerprint(fit: Fit) -> dict[str, Any]:
         "gradient_clip_val": settings.gradient_clip_val,
         "max_epochs": settings.max_epochs,
         "max_steps": settings.max_steps,
+        "optimizer_constants": [
+            paddle_internals.constants(one) for one in (fit.optimization.optimizers if fit.optimization else ())
+        ],
     }
 
 
@@ -83,7 +87,22 @@ def check(fit: Fit, saved: Saved, override: Collection[str]) -> list[str]:
         f"{TOLD[field]}: saved {before.get(field)}, now {now[field]}. "
         "The run goes on with the present one, and no longer as it would have."
         for field in changed
-    ] + _hyper_parameters(tree["hyper_parameters"], stored(fit.module.hparams))
+    ] + [
+        *(_constants(before.get("optimizer_constants", []), now) if "optimizer" not in override else ()),
+        *_hyper_parameters(tree["hyper_parameters"], stored(fit.module.hparams)),
+    ]
+
+
+def _constants(saved: Sequence[Mapping[str, float]], now: Mapping[str, Any]) -> list[str]:
+    """Of the optimizers; their state is restored, and what they were built with is the present one's."""
+    several = len(saved) > 1
+    return [
+        f"{name} of optimizer{f' {index}' if several else ''}: saved {old[name]}, now {new[name]}. "
+        "The run goes on with the present one, and no longer as it would have."
+        for index, (old, new) in enumerate(zip(saved, now["optimizer_constants"]))
+        for name in new
+        if name in old and old[name] != new[name]
+    ]
 
 
 def _hyper_parameters(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
-"""PlainTensors: a module's Tensors that are in no state_dict, of which training changes some."""
+"""PlainTensors: a module's Tensors that are in no state_dict, of which training changes some; and its lists."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import paddle
 
 if TYPE_CHECKING:
     from ..module import Module
+
+_COLLECTIONS = (list, dict, set, deque)
 
 
 class PlainTensors:
@@ -22,6 +25,8 @@ class PlainTensors:
         self._watched: dict[str, tuple[Any, str, Any, int]] = {}
         """{name: (layer, attribute, Tensor as it was found, its version)}"""
         self._changed: set[str] = set()
+        self._collections: dict[str, tuple[Any, str, int]] = {}
+        """Lists, dicts, sets and deques: {name: (layer, attribute, entries when it was found)}"""
 
     def watch(self, module: Module) -> None:
         """From here on another object, or another version of it, is a change."""
@@ -31,6 +36,40 @@ class PlainTensors:
             owner, _, attribute = name.rpartition(".")
             if name not in held and owner in layers:
                 self._watched[name] = (layers[owner], attribute, value, value.inplace_version)
+
+        from ..module import Module as Bare
+
+        own = set(vars(Bare()))  # the framework's
+        for path, layer in layers.items():
+            for attribute, value in vars(layer).items():
+                if attribute not in own and type(value) in _COLLECTIONS:
+                    name = f"{path}.{attribute}" if path else attribute
+                    self._collections[name] = layer, attribute, len(value)
+
+    def filled(self) -> dict[str, int]:
+        """{name: entries} of the lists and their like that have other entries than they had, which nobody saves."""
+        now: dict[str, Any] = {
+            name: getattr(layer, attribute, None) for name, (layer, attribute, _) in self._collections.items()
+        }
+        return {
+            name: len(value)
+            for name, value in now.items()
+            if type(value) in _COLLECTIONS and len(value) != self._collections[name][2]
+        }
+
+    def lost(self, filled: Mapping[str, int]) -> list[str]:
+        """Sentences about those that have fewer entries now than `filled` told when the checkpoint was made."""
+        told = []
+        for name, entries in filled.items():
+            layer, attribute, _ = self._collections.get(name, (None, "", 0))
+            value: Any = getattr(layer, attribute, None)
+            if type(value) in _COLLECTIONS and len(value) < entries:
+                told.append(
+                    f"{name}: a {type(value).__name__} of the module that had {entries} entries is not in the "
+                    f"checkpoint, and has {len(value)} now. Keep it by on_save_checkpoint and on_load_checkpoint, or "
+                    "as a buffer."
+                )
+        return told
 
     def changed(self) -> dict[str, Any]:
         """{name: copy} of those that are not as they were found."""

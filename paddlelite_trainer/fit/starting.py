@@ -21,6 +21,7 @@ from ..errors import (
     ConfigurationError,
     ConfigurationTypeError,
     did_you_mean,
+    explains_unknown_arguments,
 )
 from ..hyperparameters import stored
 from ..machine import paddle_internals
@@ -83,6 +84,10 @@ class InitFrom:
             raise ConfigurationError(
                 "InitFrom(best=...) is part of how far a training had come: pass training_state=True too"
             )
+
+
+# A dataclass writes its own.
+InitFrom.__init__ = explains_unknown_arguments({})(InitFrom.__init__)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ def rank_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         },
         "buffers": buffers,
         "plain_tensors": fit.plain_tensors.changed(),
+        "filled": fit.plain_tensors.filled(),
     }
 
 
@@ -352,7 +353,7 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     fit.book.load_state_dict(tree)
     if "stop" not in override:
         fit.stopping.load_state_dict(tree)
-    _restore_rank(fit, saved, override)
+    notes += _restore_rank(fit, saved, override)
     if fit.progress.epoch_is_open:
         fit.book.publish_steps()
     if fit.schedules is not None:
@@ -364,10 +365,10 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     return notes
 
 
-def _restore_rank(fit: Fit, saved: Saved, override: Sequence[str]) -> None:
+def _restore_rank(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     file = _rank_file(fit.ranks.rank)
     if file not in saved.checkpoint.files:  # there are more processes than there were, which `changes` has told
-        return
+        return []
     rank = saved.checkpoint.state(file)
     for place, metric in paddle_metrics_of(fit.module).items():
         if place in rank["paddle_metrics"]:
@@ -383,6 +384,7 @@ def _restore_rank(fit: Fit, saved: Saved, override: Sequence[str]) -> None:
     present = fit.module.state_dict()
     for name, value in rank["buffers"].items():
         present[name].set_value(value)
+    return fit.plain_tensors.lost(rank.get("filled", {}))
 
 
 def restore_random_states(fit: Fit, saved: Saved) -> None:

@@ -117,6 +117,17 @@ def coefficient(decay: Any) -> Any:
     return getattr(decay, "_coeff", decay)
 
 
+def constants(optimizer: Optimizer) -> dict[str, float]:
+    """The numbers that it was built with, but for its learning rate: weight_decay, beta1, momentum, ..."""
+    values = dict(optimizer._default_dict)
+    if "regularization_coeff" in values:  # Momentum's word
+        values["weight_decay"] = values.pop("regularization_coeff")
+    if getattr(optimizer, "regularization", None) is not None:  # where the others have made one of weight_decay
+        values["weight_decay"] = optimizer.regularization
+    numbers = {name: coefficient(value) for name, value in values.items()}
+    return {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
+
+
 def append_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
     """Let it train one group more. `_add_param_group` alone leaves the two lists unequal, which state_dict goes by."""
     optimizer._add_param_group(dict(group))
