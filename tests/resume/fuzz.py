@@ -173,7 +173,7 @@ class Interrupts(Callback):
             return
         if what is not None:
             raise type(what)(*what.args)
-        while True:
+        while (self.root / "run").exists():  # it does not before the first thing of a fit
             shutil.rmtree(self.root / "killed", ignore_errors=True)
             with contextlib.suppress(shutil.Error, FileNotFoundError):  # a file that is being replaced
                 shutil.copytree(self.root / "run", self.root / "killed", symlinks=True)
@@ -398,6 +398,8 @@ def main() -> int:
     options = parser.parse_args()
     failed = 0
     for seed in range(options.first, options.first + options.count):
+        if seed > options.first and (seed - options.first) % 50 == 0:
+            print(f"{seed - options.first} tried, {failed} differ", file=sys.stderr, flush=True)
         choice, lives = drawn(seed)
         found = differences(choice, lives)
         if found:
