@@ -87,7 +87,7 @@ class InitFrom:
 
 
 # A dataclass writes its own.
-InitFrom.__init__ = explains_unknown_arguments({})(InitFrom.__init__)  # type: ignore[method-assign]
+type.__setattr__(InitFrom, "__init__", explains_unknown_arguments({})(InitFrom.__init__))
 
 
 @dataclass(frozen=True)

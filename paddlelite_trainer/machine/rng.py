@@ -195,7 +195,7 @@ def _memory_of_python_generator() -> Any:
         copy = memory.raw
         random.seed(1)
         random.random()
-        memory.raw = copy
+        ctypes.memmove(memory, copy, size)
         return memory if random.getstate()[1] == before[1] else None
     finally:
         random.setstate(before)
@@ -216,7 +216,8 @@ def _set_python_state(state: tuple[Any, Any]) -> None:
     if _python_memory is None:
         random.setstate(state[0])
     else:
-        _python_memory.raw, _python.gauss_next = state
+        ctypes.memmove(_python_memory, state[0], len(state[0]))
+        vars(_python)["gauss_next"] = state[1]
 
 
 def _seed_from_environment() -> int:

@@ -179,23 +179,23 @@ class Curriculum(DataModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = [0]
+        self.epochs_seen = 0
 
     def train_dataloader(self) -> Any:
         epoch = self.trainer.current_epoch
-        self.seen = [*(one for one in self.seen if one < epoch), epoch]
+        self.epochs_seen = max(self.epochs_seen, epoch)  # a resume calls this for the epoch 0 first
         points = Points()
-        points.x = points.x * np.float32(1 + 0.1 * sum(self.seen))
+        points.x = points.x * np.float32(1 + 0.1 * (epoch + self.epochs_seen))
         return DataLoader(points, batch_size=BATCH, shuffle=True)
 
     def val_dataloader(self) -> Any:
         return DataLoader(Points(), batch_size=BATCH)
 
-    def state_dict(self) -> dict[str, list[int]]:
-        return {"seen": self.seen}
+    def state_dict(self) -> dict[str, int]:
+        return {"epochs_seen": self.epochs_seen}
 
-    def load_state_dict(self, state: dict[str, list[int]]) -> None:
-        self.seen = list(state["seen"])
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epochs_seen = state["epochs_seen"]
 
 
 def shuffled(workers: int = 0, **options: Any) -> Any:
