@@ -88,6 +88,10 @@ class Progress:
     def owe_epoch_end(self) -> None:
         self.epoch_end_is_due = True
 
+    def go_on_in_epoch_at(self, batches: int) -> None:
+        """The running epoch's position, for another number of ranks."""
+        self.batches_in_epoch = batches
+
     def close_epoch(self) -> None:
         self.current_epoch += 1
         self.batches_in_epoch = 0

@@ -82,8 +82,9 @@ def test_a_wall_s_limit_lies_above_its_final_one_and_not_below_it(number: str) -
 @pytest.mark.parametrize("path", ENGINE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_engine_imports_callbacks_only_in_defaults(path: Path) -> None:
     imported = {name for name, _ in _imports(path) if "callbacks" in name.split(".")}
-    # __init__.py only passes `paddlelite_trainer.callbacks` on to type checkers and to those who ask for it.
-    assert not imported or path.name in ("defaults.py", "__init__.py"), imported
+    # __init__.py only passes `paddlelite_trainer.callbacks` on to type checkers and to those who ask for it; the doctor
+    # is a client, as examples are.
+    assert not imported or path.name in ("defaults.py", "__init__.py") or path.parent.name == "doctor", imported
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ..errors import (
     ConfigurationError,
     RunLockedError,
 )
-from . import bringing, exporting, looking, tidying
+from . import bringing, examining, exporting, looking, tidying
 from .output import FAILED, IN_USE, INTERRUPTED, NOT_FOUND, OK, PROBLEMS, USAGE
 from .report import report as show_report
 
@@ -105,9 +105,10 @@ def _warnings_in_one_line() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="paddlelite", description="Works on runs of paddlelite_trainer.")
     parser.add_argument("--version", action="version", version=f"paddlelite {__version__}")
-    parser.epilog = "See `paddlelite ckpt --help`, `paddlelite report --help` and `paddlelite export --help`."
+    parser.epilog = "See `paddlelite COMMAND --help` of ckpt, doctor, export and report."
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_export(groups)
+    _add_doctor(groups)
     group = _subparser(groups, "ckpt", "list, check and handle checkpoints", epilog=f"{EXAMPLES}\n{EXIT_CODES}")
     commands = group.add_subparsers(metavar="COMMAND", required=True)
     _add_looking(commands)
@@ -255,6 +256,25 @@ def _add_export(groups: Any) -> None:
     export.add_argument("--opset", type=int, default=13, help="of ONNX (default: 13)")
     export.add_argument("--force", action="store_true", help="replace existing files")
     _with_json(export)
+
+
+def _add_doctor(groups: Any) -> None:
+    doctor = _subparser(
+        groups,
+        "doctor",
+        "examine this machine: Paddle, devices, disk, and whether training on them does what it promises",
+        examining.doctor,
+        epilog="exit code 0: nothing has failed; 1: something has",
+    )
+    doctor.add_argument("--quick", action="store_true", help="in a minute, with fewer steps and rounds; else five")
+    doctor.add_argument("--directory", default=".", help="on the disk that runs are kept on (default: here)")
+    doctor.add_argument(
+        "--report",
+        metavar="FILE",
+        default=examining.REPORT,
+        help="the file for a bug report, without names or paths (default: %(default)s)",
+    )
+    _with_json(doctor)
 
 
 def _add_repair(commands: Any) -> None:

@@ -6,6 +6,7 @@ streams     Stream, and the kinds that can be asked for any batch: a list, a Dat
 iterables   The kinds that can only be read in order: any iterable, a DataLoader over an IterableDataset.
 combined    CombinedLoader, and how several loaders are read together.
 order       Which samples are in batch n of epoch e, on this rank: a function of seed, epoch and position.
+share       Which of these batches a rank takes, also where another number of ranks had begun the epoch.
 knows_epoch Tells the epoch to what has a `set_epoch`.
 fetch       Sample indices to one collated batch, in this process or in a worker.
 worker_pool Processes that fetch; batches come back in order, and a failure is an error here.

@@ -11,6 +11,7 @@ import paddle
 from ..errors import ConfigurationError, ConfigurationTypeError, DataError, explains_unknown_arguments
 from ..machine.rng import derive_seed
 from .fetch import END
+from .share import Share
 from .streams import Replay, Stream
 
 Mode = Literal["min_size", "max_size_cycle"]
@@ -116,11 +117,44 @@ class CombinedStream(Stream):
 
     @property
     def length(self) -> int | None:
-        lengths = [part.length for part in self.parts]
+        return self.whole_length if self.share.end is None else self.share.count(self.share.end)
+
+    @property
+    def whole_length(self) -> int | None:
+        return self._of_lengths([part.whole_length for part in self.parts])
+
+    def _of_lengths(self, lengths: Sequence[int | None]) -> int | None:
         known = [length for length in lengths if length is not None]
         if len(known) < len(lengths):
             return None
         return self._limited(max(known) if self.combined.mode == "max_size_cycle" else min(known))
+
+    def length_before(self, state: Mapping[str, Any], ranks: int) -> int | None:
+        return self._of_lengths([part.length_before(saved, ranks) for part, saved in self._saved_parts(state)])
+
+    def why_not_dealt_again(self, state: Mapping[str, Any], ranks: int) -> str | None:
+        if self.combined.mode == "max_size_cycle":
+            return f"{self.name} begins its shorter loaders anew, at places that go by the number of processes"
+        return next(
+            filter(None, (part.why_not_dealt_again(one, ranks) for part, one in self._saved_parts(state))), None
+        )
+
+    def dealt_again(self, state: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+        done = {"batches_done": state["batches_done"]}
+        parts = [part.dealt_again({**saved, **done}, ranks) for part, saved in self._saved_parts(state)]
+        ends = [part["share"]["end"] for part in parts]
+        return {
+            **self._dealt(state, ranks, None if None in ends else min(ends)),
+            "parts": parts,
+        }
+
+    def deal(self, share: Share) -> None:
+        super().deal(share)
+        for part in self.parts if share.first == 0 else ():
+            part.deal(part.share.whole)
+
+    def _saved_parts(self, state: Mapping[str, Any]) -> list[tuple[Stream, Mapping[str, Any]]]:
+        return list(zip(self.parts, state.get("parts", [{}] * len(self.parts))))
 
     @property
     def samples(self) -> int | None:
@@ -193,7 +227,8 @@ class CombinedStream(Stream):
                 mine.go_along_with(theirs)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "parts": [part.state_dict() for part in self.parts]}
+        share = {"share": self.share.as_state()}
+        return {**super().state_dict(), **share, "parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

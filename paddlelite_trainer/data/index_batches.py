@@ -50,10 +50,10 @@ class IndexBatches(Sequence[Any]):
 
 
 class Dealt(Sequence[Any]):
-    """One rank's batches of all ranks', by their positions among them."""
+    """One rank's batches of all ranks', by their positions among them, which go round after `end` of them."""
 
-    def __init__(self, batches: Sequence[Any], length: int, position: Callable[[int], int]) -> None:
-        self.batches, self.length, self.position = batches, length, position
+    def __init__(self, batches: Sequence[Any], length: int, position: Callable[[int], int], end: int) -> None:
+        self.batches, self.length, self.position, self.end = batches, length, position, end
 
     def __len__(self) -> int:
         return self.length
@@ -61,7 +61,7 @@ class Dealt(Sequence[Any]):
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
             return [self[one] for one in range(*number.indices(self.length))]
-        return self.batches[self.position(range(self.length)[number]) % len(self.batches)]
+        return self.batches[self.position(range(self.length)[number]) % self.end]
 
 
 def drawn_at_once(sampler: Any) -> IndexBatches | None:

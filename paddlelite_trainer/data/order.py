@@ -6,10 +6,9 @@ import copy
 import hashlib
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from paddle.io import BatchSampler, DataLoader, DistributedBatchSampler, WeightedRandomSampler
@@ -18,32 +17,10 @@ from ..errors import ConfigurationError, DataError
 from ..machine.paddle_internals import is_plain_sampler
 from ..machine.rng import IsolatedSeed, derive_seed, isolated_random_states
 from .fetch import END
-from .index_batches import Dealt, drawn_at_once
+from .index_batches import drawn_at_once
+from .share import Share
 
 _BATCHES_IN_A_DIGEST = 64
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which of all batches this rank takes: r, r + W, ...; with `wraps`, going round again until shares are equal."""
-
-    rank: int
-    world_size: int
-    wraps: bool
-
-    def count(self, total: int) -> int:
-        if self.wraps:
-            return -(-total // self.world_size)
-        return max(0, -(-(total - self.rank) // self.world_size))
-
-    def of(self, batches: Sequence[Any]) -> Sequence[Any]:
-        if self.world_size == 1:
-            return batches
-        return Dealt(batches, self.count(len(batches)), self.position)
-
-    def position(self, number: int) -> int:
-        """Where this rank's batch `number` stands among all ranks' batches."""
-        return self.rank + number * self.world_size
 
 
 class Order:
@@ -67,17 +44,30 @@ class Order:
         self._drawn_digest: str | None = None
         self._sampler_state: Any = None
         self.first: int | None = None  # the epoch for which the sampler was drawn first
-        self._pulls: list[list[Any]] = []  # of a sampler without length: [epoch, index batches drawn; None is all]
+        self._pulls: list[
+            list[Any]
+        ] = []  # of a sampler without length: [epoch, batches of all ranks drawn; None is all]
         self._pulled: list[Any] = []  # the present epoch's first, as many as a digest looks at
         self.resume: dict[str, Any] | None = None
+        self._joined: int | None = None  # so many processes' own parts make the order of the epoch at hand
 
     @property
     def length(self) -> int | None:
-        """This rank's batches of an epoch; None if the sampler does not know."""
+        """This rank's batches of the epoch at hand; None if the sampler does not know."""
         total = self._total()
-        if total is None or not self._divides:
-            return total
-        return self.share.count(total)
+        return self.whole_length if total is None or self.share.end is None else self.share.count(total)
+
+    @property
+    def whole_length(self) -> int | None:
+        """This rank's batches of an epoch from its start on."""
+        total = self._total()
+        return total if total is None or not self._divides else self.share.whole.count(total)
+
+    def deal(self, share: Share) -> None:
+        """Let this be the rank's share of the epoch that is read next; None of what was drawn for another holds."""
+        if self._joined is not None and share.first == 0:
+            self.drawn, self._joined = None, None
+        self.share = share
 
     @property
     def is_empty(self) -> bool:
@@ -95,7 +85,7 @@ class Order:
         if self.drawn is None or self.drawn[0] != epoch:
             self._draw(epoch)
         assert self.drawn is not None
-        return self.share.of(self.drawn[1]) if self._divides else self.drawn[1]
+        return self.share.of(self.drawn[1]) if self._divides or self._joined is not None else self.drawn[1]
 
     def pulled(self, epoch: int, start_batch: int) -> Iterator[Any]:
         """This rank's index batches from start_batch on, of a sampler without length, drawn as they are asked for.
@@ -110,15 +100,19 @@ class Order:
             if not is_inside:
                 self._check_pulled(resume, is_inside=False)
         indices = self._pull(epoch)
-        passed = sum(1 for _ in islice(indices, start_batch))
-        if passed < start_batch:
+        to_pass = start_batch - self.share.number
+        passed = sum(1 for _ in islice(indices, to_pass))
+        if passed < to_pass:
             raise DataError(
                 f"{self.name} has {passed} batches, but {start_batch} of this epoch were done before: it shrank since "
                 "the checkpoint was made. Resume with the same dataset, batch size and limits, or from an epoch's end."
             )
+        first = next(indices, END)  # which passes over what other ranks had done
         if resume is not None and is_inside and start_batch:
             self._check_pulled(resume, is_inside=True)
-        yield from indices
+        if first is not END:
+            yield first
+            yield from indices
 
     def go_along_with(self, other: Order) -> None:
         """Take over the epoch that another order of the same loader has drawn, so that the sampler is not asked."""
@@ -139,11 +133,67 @@ class Order:
             "sampler": self._sampler_state,
             "count": len(batches),
             "first": self.first,
+            "parts": self._sampler.nranks if self._takes_its_own_part() else 1,
+            "joined": self._joined,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.drawn, self._pulls = None, []
         self.resume = state or None
+        self._joined = state.get("joined")
+
+    # -- an epoch that another number of ranks had begun ---------------------------------------------------------------
+    def total_before(self, state: Mapping[str, Any], ranks: int) -> int | None:
+        """How many batches so many ranks had together, without going round; None if the sampler does not know."""
+        parts = self._parts_before(state, ranks)
+        if parts is None:
+            return self._total()
+        return parts * len(self._part(0, parts)) if self._is_paddles_own else None
+
+    def why_not_dealt_again(self, state: Mapping[str, Any], ranks: int) -> str | None:
+        """Why what so many ranks had left of an epoch cannot be dealt out to the present ones; None: it can."""
+        if self._parts_before(state, ranks) is None or self._is_paddles_own:
+            return None
+        return (
+            f"{self.name}'s {type(self._sampler).__name__} divides the samples among processes by itself, in a "
+            "way that is not known here"
+        )
+
+    def dealt_again(self, state: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+        """A state of rank 0's, as it is for the present ranks."""
+        parts = self._parts_before(state, ranks)
+        if not state or parts is None:
+            return dict(state)
+        is_of_a_part = state.get("joined") is None or state.get("is_of_a_part", False)
+        return {**state, "joined": parts, "is_of_a_part": is_of_a_part}
+
+    def _parts_before(self, state: Mapping[str, Any], ranks: int) -> int | None:
+        """How many processes' own parts made the order; None where it was one order, dealt out here."""
+        joined: int | None = state.get("joined")
+        if joined is not None:
+            return joined
+        if not isinstance(self._sampler, DistributedBatchSampler):
+            return None
+        parts = int(state.get("parts", ranks))  # earlier versions did not save it
+        return parts if parts > 1 or not self._divides else None
+
+    @property
+    def _is_paddles_own(self) -> bool:
+        return type(self._sampler) is DistributedBatchSampler
+
+    def _part(self, rank: int, parts: int) -> DistributedBatchSampler:
+        """What a DistributedBatchSampler is on one of so many processes."""
+        one = copy.copy(self._sampler)
+        samples = -(-len(one.dataset) // parts)
+        vars(one).update(nranks=parts, local_rank=rank, num_samples=samples, total_size=samples * parts)
+        return cast(DistributedBatchSampler, one)
+
+    def _all_parts(self, epoch: int, parts: int) -> list[Any]:
+        """The batches of all of so many processes, in the order in which they take them."""
+        samplers = [self._part(rank, parts) for rank in range(parts)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        return [batch for turn in zip(*samplers) for batch in turn]
 
     def _takes_its_own_part(self) -> bool:
         sampler = self._sampler
@@ -181,6 +231,9 @@ class Order:
             IsolatedSeed().enter(derive_seed(self.seed, "order", epoch))
             if self._sampler is None:
                 batches = range(total)
+            elif self._joined is not None:
+                batches = self._all_parts(epoch, self._joined)
+                total = len(batches)
             else:
                 batches = self._all_of(epoch, total + 1)
         if len(batches) > total:  # perhaps endless
@@ -216,10 +269,33 @@ class Order:
             self._sampler_state = copy.deepcopy(stateful.state_dict())
 
     def _pull(self, epoch: int) -> Iterator[Any]:
+        """This rank's index batches: of each turn, in which all ranks get one, its own."""
+        if not self._divides:
+            yield from self._pull_all(epoch)
+            return
+        share, drawn = self.share, self._pull_all(epoch)
+        for _ in islice(drawn, share.first):
+            pass
+        position = share.first
+        while share.end is None or position < share.end:
+            size = share.world_size if share.end is None else min(share.world_size, share.end - position)
+            turn = list(islice(drawn, size))
+            if not turn:
+                return
+            position += len(turn)
+            if share.wraps:
+                begin = self._pulled
+                turn += [begin[number % len(begin)] for number in range(share.world_size - len(turn))]
+            if share.rank < len(turn):
+                yield turn[share.rank]
+
+    def _pull_all(self, epoch: int) -> Iterator[Any]:
+        """Index batches as the sampler yields them, each under a seed of its own."""
         self._note_before_drawing(epoch)
         pull: list[Any] = [epoch, 0]
         self._pulls.append(pull)
         self._pulled = seen = []
+        to_keep = max(_BATCHES_IN_A_DIGEST, self.share.world_size)
         isolated = IsolatedSeed()
         isolated.enter(derive_seed(self.seed, "order", epoch))
         try:
@@ -230,11 +306,7 @@ class Order:
         while True:
             isolated.enter(derive_seed(self.seed, "order", epoch, number))
             try:
-                if self._divides:
-                    turn = [next(batches, END) for _ in range(self.share.world_size)]
-                    indices = turn[self.share.rank]
-                else:
-                    indices = next(batches, END)
+                indices = next(batches, END)
             finally:
                 isolated.leave()
             if indices is END:
@@ -242,12 +314,13 @@ class Order:
                 return
             number += 1
             pull[1] = number
-            if number <= _BATCHES_IN_A_DIGEST:
+            if number <= to_keep:
                 seen.append(indices)
             yield indices
 
     def _pull_state(self, batches_done: int) -> dict[str, Any]:
-        count = min(batches_done, _BATCHES_IN_A_DIGEST)
+        done = self.share.done(batches_done) if self._divides else batches_done
+        count = min(done, len(self._pulled), _BATCHES_IN_A_DIGEST)
         return {
             "epoch": self._pulls[-1][0],
             "digest": _digest(self._pulled[:count]),
@@ -264,11 +337,11 @@ class Order:
             stateful.load_state_dict(resume["sampler"])
         elif self._may_keep_state():
             for epoch, count in earlier:
-                deque(islice(self._pull(epoch), count), maxlen=0)
+                deque(islice(self._pull_all(epoch), count), maxlen=0)
         self._pulls = earlier
         if not but_the_last:
             for epoch, count in last:
-                deque(islice(self._pull(epoch), count), maxlen=0)
+                deque(islice(self._pull_all(epoch), count), maxlen=0)
             self._pulls = pulls
 
     def _check_pulled(self, resume: dict[str, Any], is_inside: bool) -> None:
@@ -320,6 +393,8 @@ class Order:
     def _matches(self, resume: dict[str, Any]) -> bool:
         assert self.drawn is not None
         epoch, batches = self.drawn
+        if resume.get("is_of_a_part"):
+            batches = batches[:: resume["joined"]]
         return bool(epoch == resume["epoch"] and _digest(batches) == resume["digest"])
 
     def _stateful_sampler(self) -> Any:

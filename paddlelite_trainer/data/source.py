@@ -13,7 +13,7 @@ from ..machine.rng import derive_seed
 from .arrays import why_no_batches
 from .combined import CombinedLoader, CombinedStream, are_several_loaders
 from .iterables import IterableLoaderStream, IterableStream, ReplayReport
-from .order import Share
+from .share import Share
 from .streams import ListStream, MapStream, Replay, Stream
 
 if TYPE_CHECKING:
@@ -130,6 +130,30 @@ class BatchSource:
     def go_along_with(self, other: BatchSource) -> None:
         """Read the same epoch as another source of the same loader, without asking its sampler again."""
         self.stream.go_along_with(other.stream)
+
+    def begin_whole(self) -> None:
+        """The epoch that is read next is dealt out from its start."""
+        self.stream.deal(self.stream.share.whole)
+
+    @property
+    def whole_length(self) -> int | None:
+        """Batches of a whole epoch for this rank; `length` is another in one that another number of ranks had begun."""
+        return self.stream.whole_length
+
+    def length_before(self, state: Mapping[str, Any], ranks: int) -> int | None:
+        """Batches that each of so many ranks had in a whole epoch, by the saved state of one; None: not known."""
+        return self.stream.length_before(state, ranks)
+
+    def why_not_dealt_again(self, state: Mapping[str, Any], ranks: int) -> str | None:
+        """Why what so many ranks had left of an epoch cannot be dealt out to the present ones; None: it can."""
+        return self.stream.why_not_dealt_again(state, ranks)
+
+    def dealt_again(self, state: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+        """The state that rank 0 of so many ranks had saved, as it is for the present ranks.
+
+        With it, `epoch` yields what of the epoch they had left, from the `batches_done` in it on.
+        """
+        return self.stream.dealt_again(state, ranks)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the batch being handled, and the loader's own state where it has one."""

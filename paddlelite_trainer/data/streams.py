@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
 from .arrays import TensorBatches, holds_arrays
 from .fetch import END, MapFetcher, add_note, to_tensors
 from .knows_epoch import made_by, set_epoch_of
-from .order import Order, Share
+from .order import Order
+from .share import Share
 from .worker_pool import WorkerPool
 
 if TYPE_CHECKING:
@@ -92,10 +93,47 @@ class Stream:
     def go_back(self) -> None:
         """Be where `state_dict` says, whatever was read ahead: an epoch has ended although there was more."""
 
+    # -- an epoch that another number of ranks had begun ---------------------------------------------------------------
+    @property
+    def whole_length(self) -> int | None:
+        """Batches of a whole epoch for this rank, whatever is left of the one at hand; None where it is not known."""
+        return self.length
+
+    def length_before(self, state: Mapping[str, Any], ranks: int) -> int | None:
+        """Batches that each of so many ranks had in a whole epoch; None where that is not known."""
+        return self.whole_length
+
+    def why_not_dealt_again(self, state: Mapping[str, Any], ranks: int) -> str | None:
+        """Why what so many ranks had left of an epoch cannot be dealt out to the present ones; None: it can."""
+        return (
+            f"{self.name} is read in order, by each rank for itself, so what {ranks} had left cannot be dealt out "
+            f"among {self.share.world_size}"
+        )
+
+    def dealt_again(self, state: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+        """A state of rank 0 of so many ranks, as it is for the present ones."""
+        return dict(state)
+
+    def deal(self, share: Share) -> None:
+        """Let this be the rank's share of the epoch that is read next."""
+        self.share = share
+
+    def _dealt(self, state: Mapping[str, Any], ranks: int, total: int | None) -> dict[str, Any]:
+        before = Share(0, ranks, self.share.wraps).resumed(state.get("share"))
+        length = self.length_before(state, ranks)
+        if total is not None and length is not None:
+            total = min(total, length * ranks)
+        elif isinstance(self.limit, int):
+            total = self.limit * ranks
+        share = self.share.whole.after(before, state["batches_done"], total)
+        return {**state, "batches_done": share.number, "share": share.as_state()}
+
+    # -- state ---------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.current_epoch, "batches_done": self.batches_done, "is_last": self.is_last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.deal(self.share.resumed(state.get("share")))
         self.current_epoch = state["epoch"]
         self.batches_done = state["batches_done"]
         self.is_last = state["is_last"]
@@ -155,7 +193,9 @@ class Stream:
             )
 
     def _batch_seed(self, epoch: int, number: int) -> int:
-        return derive_seed(self.seed, "batch", epoch, self.share.rank + number * self.share.world_size)
+        share = self.share  # Share.position, written out: it would be two calls for every batch
+        position = share.first + (number - share.number) * share.world_size + share.rank
+        return derive_seed(self.seed, "batch", epoch, position)
 
     def _add_position(self, error: Exception, epoch: int, number: int) -> None:
         add_note(error, f"while fetching batch {number} of epoch {epoch} of {self.name}")
@@ -172,7 +212,23 @@ class ListStream(Stream):
 
     @property
     def length(self) -> int:
-        return self._limited(self.share.count(len(self.batches)))
+        return self.whole_length if self.share.end is None else self.share.count(len(self.batches))
+
+    @property
+    def whole_length(self) -> int:
+        return self._limited(self.share.whole.count(len(self.batches)))
+
+    def length_before(self, state: Mapping[str, Any], ranks: int) -> int:
+        return self._limited(Share(0, ranks, self.share.wraps).count(len(self.batches)))
+
+    def why_not_dealt_again(self, state: Mapping[str, Any], ranks: int) -> None:
+        return None
+
+    def dealt_again(self, state: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+        return self._dealt(state, ranks, len(self.batches))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "share": self.share.as_state()}
 
     @property
     def can_look_ahead(self) -> bool:
@@ -217,8 +273,28 @@ class MapStream(Stream):
 
     @property
     def length(self) -> int | None:
-        count = self.order.length
+        return self.whole_length if self.share.end is None else self.order.length
+
+    @property
+    def whole_length(self) -> int | None:
+        count = self.order.whole_length
         return None if count is None else self._limited(count)
+
+    def length_before(self, state: Mapping[str, Any], ranks: int) -> int | None:
+        total = self.order.total_before(state.get("order", {}), ranks)
+        return None if total is None else self._limited(Share(0, ranks, self.share.wraps).count(total))
+
+    def why_not_dealt_again(self, state: Mapping[str, Any], ranks: int) -> str | None:
+        return self.order.why_not_dealt_again(state.get("order", {}), ranks)
+
+    def dealt_again(self, state: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+        order = state.get("order", {})
+        dealt = self._dealt(state, ranks, self.order.total_before(order, ranks))
+        return {**dealt, "order": self.order.dealt_again(order, ranks)}
+
+    def deal(self, share: Share) -> None:
+        super().deal(share)
+        self.order.deal(share)
 
     @property
     def samples(self) -> int | None:
@@ -247,14 +323,15 @@ class MapStream(Stream):
         if self.order.length is None:
             return self._items_without_length(epoch, start_batch)
         batches = self.order.of_epoch(epoch, start_batch)
-        count = self._limited(len(batches))
+        count = self._limited(len(batches)) if self.share.end is None else len(batches)
         self._check_start(start_batch, count)
         return iter(batches[start_batch:count])
 
     def _items_without_length(self, epoch: int, start_batch: int) -> Iterator[Any]:
         number = start_batch
         pulled = self.order.pulled(epoch, start_batch)
-        while self.limit is None or isinstance(self.limit, float) or number < self.limit:
+        limit = self.limit if isinstance(self.limit, int) and self.share.end is None else None
+        while limit is None or number < limit:
             indices = next(pulled, END)
             if indices is END:
                 break
@@ -335,7 +412,8 @@ class MapStream(Stream):
             self.order.go_along_with(other.order)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "order": self.order.state_dict(self.batches_done)}
+        share = {"share": self.share.as_state()}
+        return {**super().state_dict(), **share, "order": self.order.state_dict(self.batches_done)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

@@ -43,7 +43,7 @@ def fingerprint(fit: Fit) -> dict[str, Any]:
         "world_size": fit.ranks.world_size,
         "precision": fit.precision.effective,
         "accumulate_grad_batches": dict(settings.accumulation),
-        "batches_per_epoch": source.length if source is not None else None,
+        "batches_per_epoch": source.whole_length if source is not None else None,
         "samples": _length(getattr(loader, "dataset", None)),
         "split": _split(getattr(loader, "dataset", None)),
         "batch_size": getattr(getattr(loader, "batch_sampler", None), "batch_size", None),
@@ -67,27 +67,37 @@ def check(fit: Fit, saved: Saved, override: Collection[str]) -> list[str]:
     tree = saved.tree
     now = fingerprint(fit)
     before = {"split": now["split"], **tree["run"]}  # an earlier version did not save it
-    changed = [field for field in TOLD if before.get(field) != now[field]]
-    problems = []
+    compared, problems, notes = now, [], []
+    if saved.ranks != fit.ranks.world_size:
+        compared = {**now, "world_size": saved.ranks, **_as_before(fit, saved)}
+        notes.append(_another_number_of_ranks(fit, saved, before, now))
+    changed = [field for field in TOLD if before.get(field) != compared[field]]
     if tree["progress"]["epoch_is_open"] and "data" not in override:
-        problems += [
-            f"{TOLD[field]}: saved {before.get(field)}, now {now[field]}, "
-            f"in the middle of epoch {tree['progress']['current_epoch']}. "
-            "Use the saved one until the epoch ends, or pass override=('data',) to begin this epoch again"
+        where = f"in the middle of epoch {tree['progress']['current_epoch']}"
+        instead = "Use the saved one until the epoch ends, or pass override=('data',) to begin this epoch again"
+        problems = [
+            f"{TOLD[field]}: saved {before.get(field)}, now {compared[field]}, {where}. {instead}"
             for field in changed
             if field in POSITION_DEPENDS_ON
         ]
+        why_not = _why_not_dealt_again(fit, saved)
+        if why_not is not None:
+            kind = f"{TOLD['world_size']}: saved {saved.ranks}, now {fit.ranks.world_size}"
+            problems.append(f"{kind}, {where}, and {why_not}. {instead}")
     if "optimizer" not in override:
         problems += _optimizer_problems(fit, saved)
         if "lr_schedulers" not in override:
             problems += _scheduler_problems(fit, tree["lr_schedulers"])
     if problems:
         raise CheckpointMismatchError("the checkpoint does not fit this run:", problems)
-    return [
+    told = [
         f"{TOLD[field]}: saved {before.get(field)}, now {now[field]}. "
         "The run goes on with the present one, and no longer as it would have."
         for field in changed
-    ] + [
+    ]
+    return [
+        *notes,
+        *told,
         *(_constants(before.get("optimizer_constants", []), now) if "optimizer" not in override else ()),
         *_hyper_parameters(tree["hyper_parameters"], stored(fit.module.hparams)),
     ]
@@ -103,6 +113,57 @@ def _constants(saved: Sequence[Mapping[str, float]], now: Mapping[str, Any]) -> 
         for name in new
         if name in old and old[name] != new[name]
     ]
+
+
+# -- another number of ranks -------------------------------------------------------------------------------------------
+def _position(saved: Saved) -> Mapping[str, Any]:
+    return saved.of_rank(0)["data"] or {}
+
+
+def _as_before(fit: Fit, saved: Saved) -> dict[str, Any]:
+    """What the present data would have been for as many ranks as saved."""
+    source = fit.data.train if fit.data is not None else None
+    return {"batches_per_epoch": source.length_before(_position(saved), saved.ranks) if source is not None else None}
+
+
+def _why_not_dealt_again(fit: Fit, saved: Saved) -> str | None:
+    if saved.ranks == fit.ranks.world_size or fit.data is None:
+        return None
+    return fit.data.train.why_not_dealt_again(_position(saved), saved.ranks)
+
+
+def _another_number_of_ranks(fit: Fit, saved: Saved, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What changes with it, and how to keep what a step sees; nothing is scaled for the user."""
+    epoch = saved.tree["progress"]["current_epoch"]
+    ranks, window = fit.ranks.world_size, fit.settings.window_of(epoch)
+    earlier = before["accumulate_grad_batches"]
+    window_before = earlier[max(first for first in earlier if first <= epoch)]
+    words = f"number of processes: saved {saved.ranks}, now {ranks}. "
+    if saved.tree["progress"]["epoch_is_open"]:
+        words += f"What is left of epoch {epoch} is dealt out anew, in the same order. "
+    if now["batches_per_epoch"] != before["batches_per_epoch"] and window == window_before:
+        words += (
+            f"An epoch has {now['batches_per_epoch']} batches on each, where it had {before['batches_per_epoch']}: "
+            "what goes by batches or steps (max_steps, schedules, warm-up) is another share of the data now. "
+        )
+    factor = ranks * window / (saved.ranks * window_before)
+    if factor == 1:
+        return words + "A step sees as many samples as before."
+    times = f"{factor:.3g}"
+    return words + (
+        f"A step sees {times} times as many samples, and nothing is scaled for you: {_keeping(factor, window, now)}"
+        f"recipes multiply the learning rate by {times}, of Adam and its kin by {factor**0.5:.3g}."
+    )
+
+
+def _keeping(factor: float, window: int, now: Mapping[str, Any]) -> str:
+    """The words for how a step sees as many samples as before."""
+    if window / factor == int(window / factor):
+        return f"accumulate_grad_batches={int(window / factor)} keeps what a step sees, else "
+    size = now["batch_size"]
+    if size and size / factor == int(size / factor):
+        return f"batch_size={int(size / factor)} from the next epoch on keeps what a step sees, else "
+    return ""
 
 
 def _hyper_parameters(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

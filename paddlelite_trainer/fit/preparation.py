@@ -22,12 +22,14 @@ from ..optimizers import normalise
 from ..progress import Progress
 from ..reporting.terminal import facts
 from ..run.resolve import copies_of, resolve
+from ..run.shared import refuse_unshared
 from . import state
 from .ending import end_open_epoch
 from .logs import open_logs
 from .loop import validate
 from .mark import Mark
 from .optimization import Optimization
+from .rank_state import restore_random_states
 from .saved import Saved, agreed_seed, open_saved
 from .saving import Saver, ranks_talk_after
 from .schedules import Schedules, follow_steps
@@ -110,7 +112,7 @@ def prepare(fit: Fit, request: Request) -> bool:
     # 11. Random numbers last, as hooks may have drawn some again.
     assert fit.saver is not None
     if saved is not None:
-        state.restore_random_states(fit, saved)
+        restore_random_states(fit, saved)
     elif goes_on and fit.settings.enable_checkpointing and fit.hooks.savers:
         # What was brought along can be gone on from by itself, as of now.
         fit.saver.take({"latest": []}, weights_only=False)
@@ -158,11 +160,14 @@ def _resolve(fit: Fit, request: Request) -> Resolution | None:
     remotes = copies_of(fit.subject.callbacks) if settings.enable_checkpointing else []
     if request.ckpt_path is None and not remotes:
         return None
-    return fit.ranks.on_rank_zero(
+    resolution = fit.ranks.on_rank_zero(
         lambda: resolve(
             request.ckpt_path, remotes, default_root_dir=settings.default_root_dir, run_name=settings.run_name
         )
     )
+    if resolution.entry is not None:
+        refuse_unshared(fit.ranks, resolution.entry.path, "goes on from")
+    return resolution
 
 
 def _refuse_the_end_of_another(

@@ -20,6 +20,20 @@ class Saved:
     checkpoint: SavedCheckpoint
     tree: dict[str, Any]
 
+    @property
+    def ranks(self) -> int:
+        """How many ranks it was saved by."""
+        return int(self.tree["run"]["world_size"])
+
+    def of_rank(self, rank: int) -> dict[str, Any]:
+        """What differs between ranks, as this one saved it."""
+        return dict(self.checkpoint.state(file_of_rank(rank)))
+
+
+def file_of_rank(rank: int) -> str:
+    """The file of a checkpoint that holds what is a rank's own."""
+    return f"rng-rank{rank:05d}.json"
+
 
 def open_saved(entry: Entry, opened: SavedCheckpoint | None = None) -> Saved:
     """Open and verify the checkpoint that a fit resumes from, unless it is `opened` already.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +16,12 @@ from ..errors import (
     ConfigurationError,
     did_you_mean,
 )
-from ..gradients import all_finite, put_gradient_back, saved_gradient
+from ..gradients import all_finite
 from ..hyperparameters import stored, stored_of
-from ..layers import in_eval_mode, put_into_modes, saved_statistics
+from ..layers import in_eval_mode, put_into_modes
 from ..machine import paddle_internals
-from ..machine.rng import derive_seed, random_states, set_random_states
 from ..optimizers import optimizer_state
 from ..progress import Progress
-from ..reporting.metrics import paddle_metrics_of, set_counts, stored_counts
 from ..run.weights import MODEL, TRAINER, load_weights_into, shown_to_hooks
 from .changes import check, fingerprint
 from .logs import class_of, saved_logs
@@ -36,7 +33,8 @@ from .optimizer_parts import (
     restore_optimizers,
     state_names,
 )
-from .saved import Saved, open_saved
+from .rank_state import rank_tree, restore_random_states
+from .saved import Saved, file_of_rank, open_saved
 
 if TYPE_CHECKING:
     from ..checkpoint import Entry
@@ -136,7 +134,7 @@ def _contents(
     else:
         files[OPTIMIZER] = optimizer_tensors
         states[TRAINER] = tree
-        states.update({_rank_file(rank): state for rank, state in enumerate(ranks)})
+        states.update({file_of_rank(rank): state for rank, state in enumerate(ranks)})
     assert candidate is not None
     return {
         "step": candidate.step,
@@ -162,48 +160,6 @@ def _refuse_replaced(own: Mapping[str, Any], tree: Mapping[str, Any], hook: Any)
 
 def _never() -> Entry:
     raise AssertionError("only rank 0 writes")
-
-
-def _rank_file(rank: int) -> str:
-    return f"rng-rank{rank:05d}.json"
-
-
-def rank_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
-    """What differs between ranks: random states, the epoch's sums, the loader's position, BatchNorm's statistics."""
-    assert fit.data is not None and fit.optimization is not None
-    buffers: dict[str, Any] = {}
-    if fit.ranks.world_size > 1:
-        buffers = {name: value.numpy() for name, value in saved_statistics(fit.module).items()}
-    # A validation may be given up within a window; and in manual optimization a user may accumulate over batches.
-    has_gradients = fit.progress.batches_in_window > 0 or not fit.optimization.is_automatic
-    if as_of is not None and not as_of.gradients_hold:
-        has_gradients = False
-    names = fit.optimization.parameter_names
-    return {
-        "random": random_states(),
-        "metrics": fit.book.train.state_dict(epoch_is_over=fit.data.train.is_last),
-        "paddle_metrics": _metric_counts(fit),
-        "data": as_of.source if as_of is not None else fit.data.train.state_dict(),
-        "gradients": {
-            names[parameter.name]: saved_gradient(parameter.grad)
-            for parameter in (fit.optimization.gradients() if has_gradients else ())
-        },
-        "buffers": buffers,
-        "plain_tensors": fit.plain_tensors.changed(),
-        "filled": fit.plain_tensors.filled(),
-    }
-
-
-def _metric_counts(fit: Fit) -> dict[str, Any]:
-    counts = {}
-    for place, metric in paddle_metrics_of(fit.module).items():
-        counts[place], left = stored_counts(metric)
-        for name in left:
-            fit.tell_once(
-                f"{name!r} of the metric {place} ({type(metric).__name__}) holds what a checkpoint cannot: a run "
-                "that is resumed within an epoch counts only the rest of it. Keep numbers, strings or arrays in it."
-            )
-    return counts
 
 
 def model_weights(module: Module) -> dict[str, Any]:
@@ -353,7 +309,6 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     fit.book.load_state_dict(tree)
     if "stop" not in override:
         fit.stopping.load_state_dict(tree)
-    notes += _restore_rank(fit, saved, override)
     if fit.progress.epoch_is_open:
         fit.book.publish_steps()
     if fit.schedules is not None:
@@ -363,39 +318,6 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     where = f"epoch {progress.current_epoch}, batch {progress.batches_in_epoch}, step {progress.global_step}"
     notes.append(f"Resumed from {saved.entry.path}: {where}.")
     return notes
-
-
-def _restore_rank(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
-    file = _rank_file(fit.ranks.rank)
-    if file not in saved.checkpoint.files:  # there are more processes than there were, which `changes` has told
-        return []
-    rank = saved.checkpoint.state(file)
-    for place, metric in paddle_metrics_of(fit.module).items():
-        if place in rank["paddle_metrics"]:
-            set_counts(metric, rank["paddle_metrics"][place])
-    fit.book.train.load_state_dict(rank["metrics"])
-    parameters = dict(fit.module.named_parameters())
-    for name, gradient in rank["gradients"].items():
-        put = partial(put_gradient_back, saved=gradient)
-        put(parameters[name]) if fit.engine is None else fit.engine.put_gradient_back(parameters[name], put)
-    if "data" not in override and fit.data is not None and rank["data"] is not None:
-        fit.data.train.load_state_dict(rank["data"])
-    fit.plain_tensors.put_back(rank.get("plain_tensors", {}))  # an earlier version has none
-    present = fit.module.state_dict()
-    for name, value in rank["buffers"].items():
-        present[name].set_value(value)
-    return fit.plain_tensors.lost(rank.get("filled", {}))
-
-
-def restore_random_states(fit: Fit, saved: Saved) -> None:
-    """This rank's generators; to be called when nothing will be drawn any more before the first batch."""
-    file = _rank_file(fit.ranks.rank)
-    if file not in saved.checkpoint.files:
-        return
-    states = saved.checkpoint.state(file)["random"]
-    set_random_states(states)
-    if states["paddle"]["cpu"] is None and fit.seed is not None:  # saved by a Paddle that cannot tell it
-        paddle.seed(derive_seed(fit.seed, "resumed at", fit.progress.total_batches))
 
 
 def roll_back(fit: Fit) -> Entry:

@@ -122,6 +122,7 @@ class TrainingData:
             self._reload()
         if self.val_every and epoch and epoch % self.val_every == 0:
             self._reload_validation()
+        self.train.begin_whole()
         self.train.tell_epoch(self._epoch_to_read)
 
     def go_on_in_epoch(self) -> None:

@@ -49,11 +49,16 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
         raise ConfigurationError(f"seed must be an int from 0 to {MAX_SEED}, got {seed!r}")
     seed = int(seed)
     os.environ[SEED_VARIABLE] = str(seed)
+    seed_generators(seed)
+    return seed
+
+
+def seed_generators(seed: int) -> None:
+    """Seed python, NumPy and Paddle on all devices of this process."""
     random.seed(seed)
     np.random.seed(seed)
     for generator in _paddle_generators().values():
         generator.manual_seed(seed)
-    return seed
 
 
 def draw_seed() -> int:

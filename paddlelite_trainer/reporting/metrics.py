@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import paddle
 
 from ..errors import ConfigurationError, ConfigurationTypeError
 from .paddle_metrics import PaddleMetricSeries, Result, results_by_name
+from .paddle_metrics import counts_added_up as counts_added_up
 from .paddle_metrics import counts_of as counts_of
 from .paddle_metrics import paddle_metrics_of as paddle_metrics_of
 from .paddle_metrics import set_counts as set_counts
@@ -303,6 +304,27 @@ class MetricCollector:
                 series.belongs_to(metric, saved["metric"] if metric is None else None)
             series.load_state_dict(saved)
             self._series[name] = series
+
+
+def dealt_again(states: Sequence[Mapping[str, Any]], rank: int) -> dict[str, Any]:
+    """What a rank's collector is to load where another number of ranks had saved theirs.
+
+    Rank 0 has the sums of all, and the others begin with none; but what was taken over all ranks already each has.
+    """
+    dealt: dict[str, Any] = {}
+    own = states[rank % len(states)]
+    for name in dict.fromkeys(name for state in states for name in state):
+        mine = [state[name] for state in states if name in state]
+        base = own.get(name, mine[0])
+        dealt[name] = base
+        if not base["over_all_ranks"]:
+            series = Series(name, tuple(base["options"]))
+            if rank == 0:
+                series.reduce_over(mine)
+            values = {key: series.state_dict()[key] for key in ("reduced", "weight", "values")}
+            counted = base["metric"] if rank < len(states) else None
+            dealt[name] = {**base, **values, "metric": counted}
+    return dealt
 
 
 def _number(name: str, value: Any) -> float:

@@ -220,16 +220,26 @@ def _adds_up(value: Any) -> bool:
     return isinstance(value, _PLAIN) and not isinstance(value, bool)
 
 
-def _over_all(metric: Any, everyones: Iterable[Mapping[str, Any]]) -> Any:
-    """What a metric of Paddle's own gives from the counts of all ranks, which add up; None for other classes."""
+def counts_added_up(metric: Any, everyones: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What a metric of Paddle's own has counted on all ranks together; None for other classes. It is reset."""
     if type(metric).__module__.partition(".")[0] != "paddle":
         return None
-    own = counts_of(metric)
     metric.reset()
-    for key, start in counts_of(metric).items():
+    totals = counts_of(metric)
+    for key, start in totals.items():
         if _adds_up(start):
             total = np.asarray(start) + sum(np.asarray(theirs[key]) - np.asarray(start) for theirs in everyones)
-            setattr(metric, key, total.tolist() if isinstance(start, list) else total)
+            totals[key] = total.tolist() if isinstance(start, list) else total
+    return totals
+
+
+def _over_all(metric: Any, everyones: Iterable[Mapping[str, Any]]) -> Any:
+    """What a metric of Paddle's own gives from the counts of all ranks, which add up; None for other classes."""
+    own = counts_of(metric)
+    totals = counts_added_up(metric, everyones)
+    if totals is None:
+        return None
+    vars(metric).update(totals)
     result = metric.accumulate()
     set_counts(metric, own)
     return result

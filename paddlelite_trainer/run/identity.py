@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from .directory import RunDirectory, absolute, holds_checkpoints
+from .shared import refuse_unshared
 from .whose import refuse_others
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Run:
             return self.directory.path
 
         self.path = self.ranks.on_rank_zero(open_on_disk)
+        refuse_unshared(self.ranks, self.path, "works in")
         self._reader = self.store if self.store is not None else CheckpointReader(self.path)
         if resolution is None or resolution.run_dir is None:
             _MAKERS[self.path] = weakref.ref(settings)

@@ -9,7 +9,8 @@ import pytest
 from paddle.io import BatchSampler, DataLoader, Dataset, RandomSampler, SequenceSampler
 
 from paddlelite_trainer.data.index_batches import Dealt, IndexBatches, drawn_at_once
-from paddlelite_trainer.data.order import Order, Share
+from paddlelite_trainer.data.order import Order
+from paddlelite_trainer.data.share import Share
 
 
 class Numbered(Dataset):  # type: ignore[misc]

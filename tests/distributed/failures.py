@@ -13,16 +13,15 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
+from forked import free_ports, start_rank
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint
@@ -30,10 +29,10 @@ from paddlelite_trainer.machine import meeting
 
 MUST_END_SECONDS = 30
 FAILS_AT = 4  # steps, of 9
-HERE = "tests/distributed/failures.py"
+MOMENT = "moment"
 
 
-def full_disk(*_: Any, **__: Any) -> None:
+def full_disk() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -65,9 +64,10 @@ class TakesTwo(Exception):
 
 
 class Plan:
-    """`case` is "rank WAY in PLACE"."""
+    """`case` is "rank WAY in PLACE"; the moment at which it happens is left in `root`."""
 
-    def __init__(self, case: str, rank: int) -> None:
+    def __init__(self, case: str, rank: int, root: Path) -> None:
+        self.root = root
         self.is_mine = case[:1] == str(rank)
         self.way, _, self.place = case[2:].partition(" in ")
         self.done = False
@@ -75,7 +75,12 @@ class Plan:
     def act(self, place: str, step: int) -> None:
         if self.is_mine and place == self.place and step >= FAILS_AT and not self.done:
             self.done = True
+            (self.root / MOMENT).write_text(str(time.time()))
             WAYS.get(self.way, bool)()
+
+    def full_disk(self, *_: Any, **__: Any) -> None:
+        (self.root / MOMENT).write_text(str(time.time()))
+        full_disk()
 
 
 class Numbers(paddle.io.Dataset):  # type: ignore[misc]
@@ -126,7 +131,7 @@ class Fails(Callback):
         if self.plan.way == "calls a barrier" and self.plan.is_mine and trainer.global_step == FAILS_AT:
             trainer.ranks.barrier()
         if self.plan.place == "a save" and self.plan.is_mine and trainer.global_step >= FAILS_AT:
-            trainer.checkpoints.save = full_disk
+            trainer.checkpoints.save = self.plan.full_disk
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: Any) -> None:
         if self.plan.place == "the hook of a save" and self.plan.is_mine and trainer.global_step >= FAILS_AT:
@@ -137,7 +142,7 @@ class Fails(Callback):
 
 
 def train(case: str, root: Path, rank: int) -> None:
-    plan = Plan(case, rank)
+    plan = Plan(case, rank, root)
     module = Net(plan)
     if plan.way == "hangs":
         meeting.TELL_SECONDS = 1.0
@@ -174,40 +179,6 @@ def train(case: str, root: Path, rank: int) -> None:
     (root / f"rank{rank}.json").write_text(json.dumps(end))
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def start(case: str, root: Path, rank: int, ports: list[int]) -> int:
-    """The pid of one rank."""
-    pid = os.fork()
-    if pid:
-        return pid
-    os.setsid()
-    log = os.open(root / f"log{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    endpoints = [f"127.0.0.1:{port}" for port in ports[:2]]
-    os.environ.update(
-        PADDLE_TRAINER_ID=str(rank),
-        PADDLE_TRAINERS_NUM="2",
-        PADDLE_TRAINER_ENDPOINTS=",".join(endpoints),
-        PADDLE_CURRENT_ENDPOINT=endpoints[rank],
-        PADDLE_MASTER=f"127.0.0.1:{ports[2]}",
-        PADDLE_LOCAL_RANK=str(rank),
-        PADDLE_LOCAL_SIZE="2",
-        PADDLE_DISTRI_BACKEND="gloo",
-    )
-    paddle.distributed.parallel._global_parallel_env = None  # it was read for this process's parent
-    sys.argv = [sys.argv[0], case]
-    warnings.simplefilter("ignore")
-    return 0
-
-
 def in_session(leader: int) -> list[int]:
     """Processes that a rank has left."""
     found = []
@@ -225,12 +196,13 @@ def in_session(leader: int) -> list[int]:
 def job(case: str, root: Path) -> dict[str, Any] | None:
     """Start two ranks and wait for both; None in a rank, which goes on to train."""
     root.mkdir(exist_ok=True)
-    for old in root.glob("rank*.json"):
+    for old in [*root.glob("rank*.json"), *root.glob(MOMENT)]:
         old.unlink()
     ports, pids = free_ports(3), []
     for rank in (0, 1):
-        pid = start(case, root, rank, ports)
+        pid = start_rank(root, rank, 2, ports)
         if pid == 0:
+            sys.argv = [sys.argv[0], case]
             train(case, root, rank)
             return None
         pids.append(pid)
@@ -244,6 +216,7 @@ def job(case: str, root: Path) -> dict[str, Any] | None:
                 if ended:
                     codes[rank] = os.waitstatus_to_exitcode(status)
         time.sleep(0.05)
+    ended_at = time.time()
     time.sleep(0.3)  # workers see that their parent is gone
     orphans = 0
     for rank, pid in enumerate(pids):
@@ -257,6 +230,7 @@ def job(case: str, root: Path) -> dict[str, Any] | None:
     return {
         "codes": [codes[rank] for rank in (0, 1)],
         "orphans": orphans,
+        "seconds": ended_at - float((root / MOMENT).read_text()) if (root / MOMENT).exists() else None,
         "logs": [(root / f"log{rank}").read_text(errors="replace") for rank in (0, 1)],
         "ends": [json.loads(path.read_text()) if path.exists() else None for path in ends],
         "log paths": [str(root / f"log{rank}") for rank in (0, 1)],
