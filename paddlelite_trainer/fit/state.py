@@ -33,7 +33,7 @@ from .optimizer_parts import (
     restore_optimizers,
     state_names,
 )
-from .rank_state import rank_tree, restore_random_states
+from .rank_state import rank_tree, restore_random_states, restore_rank
 from .saved import Saved, file_of_rank, open_saved
 
 if TYPE_CHECKING:
@@ -309,6 +309,7 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     fit.book.load_state_dict(tree)
     if "stop" not in override:
         fit.stopping.load_state_dict(tree)
+    notes += restore_rank(fit, saved, override)
     if fit.progress.epoch_is_open:
         fit.book.publish_steps()
     if fit.schedules is not None:
