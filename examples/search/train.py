@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from paddlelite_trainer import Callback, Module, Trainer, seed_everything
-from paddlelite_trainer.callbacks import ModelCheckpoint, PlotCurves
+from paddlelite_trainer import Module, Trainer, seed_everything
+from paddlelite_trainer.callbacks import ModelCheckpoint, OptunaPruning, PlotCurves
 
 # isort: split
 # After the package, which leaves out paddle's notice of ccache.
@@ -44,29 +44,6 @@ class Digits(Module):
         return paddle.optimizer.AdamW(self.hparams.learning_rate, parameters=self.parameters())
 
 
-class Pruning(Callback):
-    """Tells the trial each epoch's score, and ends the run where Optuna finds it not worth going on."""
-
-    def __init__(self, trial: optuna.Trial, monitor: str) -> None:
-        self.trial, self.monitor = trial, monitor
-        self.is_pruned = False
-
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        self.trial.report(trainer.callback_metrics[self.monitor], trainer.current_epoch)
-        if self.trial.should_prune():
-            self.is_pruned = True
-            trainer.stop(f"Optuna pruned trial {self.trial.number}")
-
-    def on_already_over(self, trainer: Trainer, module: Module) -> None:
-        self.is_pruned = "pruned" in (trainer.stop_reason or "")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"is_pruned": self.is_pruned}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.is_pruned = state_dict["is_pruned"]
-
-
 def loaders() -> tuple[DataLoader, DataLoader]:
     images, labels = load_digits(return_X_y=True)
     train_x, val_x, train_y, val_y = train_test_split(
@@ -88,23 +65,22 @@ def next_trial(study: optuna.Study) -> optuna.Trial:
     return optuna.Trial(study, left[0]._trial_id) if left else study.ask()
 
 
-def run(trial: optuna.Trial, root: Path, max_epochs: int) -> tuple[float, bool]:
-    """Train with what the trial draws; its best score, and whether it was pruned."""
+def run(trial: optuna.Trial, root: Path, max_epochs: int) -> float:
+    """Train with what the trial draws; its best score, or optuna.TrialPruned."""
     width = trial.suggest_categorical("width", [8, 32, 128])
     dropout = trial.suggest_float("dropout", 0.0, 0.6)
     learning_rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
     seed_everything(trial.number)
-    pruning = Pruning(trial, "val_acc")
     trainer = Trainer(
         max_epochs=max_epochs,
         default_root_dir=root,
         run_name=f"trial_{trial.number:03d}",
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[pruning, ModelCheckpoint(monitor="val_acc", mode="max"), PlotCurves()],
+        callbacks=[OptunaPruning(trial, "val_acc"), ModelCheckpoint(monitor="val_acc", mode="max"), PlotCurves()],
     )
     trainer.fit(Digits(width, dropout, learning_rate), *loaders(), ckpt_path="last")
-    return trainer.checkpoint_callback.best_model_score, pruning.is_pruned
+    return trainer.checkpoint_callback.best_model_score
 
 
 def main() -> None:
@@ -125,8 +101,10 @@ def main() -> None:
     )
     while sum(trial.state.is_finished() for trial in study.trials) < options.trials:
         trial = next_trial(study)
-        score, is_pruned = run(trial, options.root, options.max_epochs)
-        study.tell(trial, None if is_pruned else score, TrialState.PRUNED if is_pruned else TrialState.COMPLETE)
+        try:
+            study.tell(trial, run(trial, options.root, options.max_epochs))
+        except optuna.TrialPruned:
+            study.tell(trial, state=TrialState.PRUNED)
     for trial in study.trials:
         print(f"trial {trial.number:2d}  {trial.state.name.lower():8}  {trial.value or 0:.4f}  {trial.params}")
     print(f"result  pruned  {sum(trial.state == TrialState.PRUNED for trial in study.trials)}")
