@@ -1,4 +1,4 @@
-"""Writes the file tree in README.md from the files' own docstrings; run it when a file is added or says something new.
+"""Writes docs/files.md's tree from the files' own docstrings, and README.md's line of it; run it when a file is new.
 
 python tests/readme_tree.py
 """
@@ -10,8 +10,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-START, END = "<!-- tree: python tests/readme_tree.py -->\n```\n", "```\n<!-- end of tree -->\n"
+START, END = "<!-- tree: python tests/readme_tree.py -->\n", "<!-- end of tree -->\n"
 WIDTH = 38
 
 # What has no docstring of its own.
@@ -34,7 +33,7 @@ FOLDERS = {
 }
 OTHERS = {
     "tests/": "mirror the tree; test_architecture.py holds the walls",
-    "docs/": "architecture, design, reliability, Paddle's own behaviour, coming from Lightning",
+    "docs/": "the site's pages, in English and Chinese; mkdocs.yml lists them",
     ".ci/run": "what a change must pass; .ci/matrix runs the tests on every supported Paddle",
     "conftest.py": "lets a bare checkout import the package",
     "setup.py": "makes an editable install a path, which type checkers follow",
@@ -43,23 +42,28 @@ OTHERS = {
 }
 
 
-def expected() -> str:
-    """The tree as it should stand in the README."""
-    lines = []
+def expected() -> dict[Path, str]:
+    """What each document should say between the marks: the whole tree, and where it stands."""
+    lines, count = [], 0
     for folder, phrase in FOLDERS.items():
         files = sorted((ROOT / folder).glob("*.py"))
         if not files:
             continue
         depth = folder.count("/")
+        said = [(path.name, sentence) for path in files if (sentence := _says(path))]
         lines.append(_line(f"{'  ' * depth}{Path(folder).name}/", phrase))
-        lines += [_line(f"{'  ' * (depth + 1)}{path.name}", said) for path in files if (said := _says(path))]
+        lines += [_line(f"{'  ' * (depth + 1)}{name}", sentence) for name, sentence in said]
+        count += len(said)
     lines += [_line(name, phrase) for name, phrase in OTHERS.items() if (ROOT / name).exists()]
-    return "".join(lines)
+    return {
+        ROOT / "docs/files.md": f"```\n{''.join(lines)}```\n",
+        ROOT / "README.md": f"What each of the {count} files is, in a sentence: [docs/files.md](docs/files.md).\n",
+    }
 
 
-def written() -> str:
-    """The tree as it stands there."""
-    return README.read_text(encoding="utf-8").split(START)[1].split(END)[0]
+def written() -> dict[Path, str]:
+    """What stands there."""
+    return {path: path.read_text(encoding="utf-8").split(START)[1].split(END)[0] for path in expected()}
 
 
 def _line(name: str, phrase: str) -> str:
@@ -75,5 +79,6 @@ def _says(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    before, rest = README.read_text(encoding="utf-8").split(START)
-    README.write_text(before + START + expected() + END + rest.split(END)[1], encoding="utf-8")
+    for document, text in expected().items():
+        before, rest = document.read_text(encoding="utf-8").split(START)
+        document.write_text(before + START + text + END + rest.split(END)[1], encoding="utf-8")

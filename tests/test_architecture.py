@@ -277,7 +277,7 @@ def test_a_file_says_in_its_first_line_what_it_is(path: Path) -> None:
     assert docstring.splitlines()[0].endswith((".", "?")), docstring.splitlines()[0]
 
 
-def test_the_readme_s_file_tree_is_what_the_files_say() -> None:
+def test_the_tree_of_files_is_what_the_files_say() -> None:
     assert readme_tree.written() == readme_tree.expected(), "run: python tests/readme_tree.py"
 
 

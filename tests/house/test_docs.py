@@ -18,6 +18,7 @@ RUNNABLE = (
     "frozen-parts",
     "metrics",
     "own-loop",
+    "porting-from-a-loop",
     "several-runs",
     "what-survives",
 )
