@@ -34,3 +34,24 @@ def test_a_page_in_chinese_has_the_headings_and_the_code_of_the_english_one() ->
         for pattern in (r"^(#+) ", r"^```(?:python|text)\n.*?^```$"):
             found, wanted = (re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in (chinese, english))
             assert found == wanted, f"{page.name}: {pattern}"
+
+
+def test_a_table_in_chinese_has_the_rows_of_the_english_one_with_the_same_code_in_them() -> None:
+    for page in (DOCS / "zh").glob("*.md"):
+        chinese, english = (_code_of_rows(path) for path in (page, DOCS / page.name))
+        for found, wanted in zip(chinese, english, strict=False):
+            assert sorted(found) == sorted(wanted), f"{page.name}: {found}, in English {wanted}"
+        assert len(chinese) == len(english), page.name
+
+
+def _code_of_rows(page: Path) -> list[list[str]]:
+    """The `code` in each row of the page's tables."""
+    rows = re.findall(r"^\|.*", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.findall(r"`[^`]+`", row) for row in rows]
+
+
+def test_a_page_links_to_nothing_outside_the_site() -> None:
+    for page in DOCS.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            found = (page.parent / target).resolve()
+            assert "://" in target or found.is_relative_to(DOCS.resolve()), f"{page.name}: {target}; name it as `code`"
