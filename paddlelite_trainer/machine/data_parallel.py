@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from .engine import Engine, Step
 from .paddle_internals import average_in_backward, has_sparse_gradient
+from .paddle_sharding import show_gradient
 from .ranks import Ranks
 from .strategy import Strategy
 
@@ -46,6 +48,7 @@ class DataParallel(Engine):
         ranks.meet("the wrapping of the module")
         unused = strategy.finds_unused
         self.wrapped = paddle.DataParallel(_TrainingStep(module), find_unused_parameters=unused)
+        self._waits = False  # whether there are gradients that no backward has averaged
 
     def manual(self, backward: Callable[..., None]) -> Callable[..., None]:
         def over_ranks(loss: Any, retain_graph: bool = False) -> None:
@@ -63,7 +66,8 @@ class DataParallel(Engine):
         sparse = [name for name, layer in layers if has_sparse_gradient(layer)]
 
         def training_step(batch: Any, batch_idx: int) -> Any:
-            if ends_window():
+            self._waits = not ends_window()
+            if not self._waits:
                 return wrapped(step, batch, batch_idx)
             if sparse:
                 raise ConfigurationError(
@@ -75,3 +79,18 @@ class DataParallel(Engine):
                 return wrapped(step, batch, batch_idx)
 
         return training_step
+
+    def gather_gradients(self) -> None:
+        """Where a hook has ended an epoch within a window no backward has averaged: it is done here, one by one."""
+        if not self._waits:
+            return
+        self.ranks.begin_exchange()
+        learning = [parameter for parameter in self.module.parameters() if not parameter.stop_gradient]
+        with paddle.no_grad():
+            used = paddle.to_tensor(np.array([parameter.grad is not None for parameter in learning], "int32"))
+            paddle.distributed.all_reduce(used)
+            for parameter in (one for one, count in zip(learning, used.numpy()) if count):  # by a batch of any rank
+                if parameter.grad is None:
+                    show_gradient(parameter, paddle.zeros_like(parameter))
+                paddle.distributed.all_reduce(parameter.grad)
+                parameter.grad.scale_(1 / self.ranks.world_size)

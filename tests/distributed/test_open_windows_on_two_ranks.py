@@ -1,0 +1,62 @@
+"""An epoch that ends within an accumulation window steps on the mean over ranks, as at every other window's end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("open_windows.py")
+STEPS = {
+    "a hook ends it": 4,
+    "a hook ends it, clipped": 4,
+    "data without a length": 4,
+    "a limit": 4,
+    "used before the last of a window": 6,
+    "used before a hook ends it": 4,
+}
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180)]
+
+
+def run(out: Path, ranks: int) -> list[dict[str, Any]]:
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(out), str(8 // ranks)]
+    if ranks > 1:
+        command[3:3] = [
+            "-m",
+            "paddle.distributed.launch",
+            "--nproc_per_node",
+            str(ranks),
+            "--log_dir",
+            str(out / "log"),
+        ]
+    environment = {**os.environ, "GLOG_minloglevel": "2", "PYTHONPATH": str(SCRIPT.parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return [json.loads((out / f"rank{rank}-of-{ranks}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of one process with batches of 8, then of two ranks with the halves."""
+    out = tmp_path_factory.mktemp("open_windows")
+    return [*run(out, 1), *run(out, 2)]
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_two_ranks_learn_what_one_process_learns(found: list[dict[str, Any]], case: str) -> None:
+    alone, *both = (one[case] for one in found)
+    assert both[0] == both[1]
+    assert both[0]["steps"] == alone["steps"] == STEPS[case]
+    assert both[0]["values"] == pytest.approx(alone["values"], rel=1e-4, abs=1e-6)
+
+
+def test_what_one_rank_alone_has_used_moves_on_both(found: list[dict[str, Any]]) -> None:
+    _, *both = (one["used on one rank"] for one in found)
+    assert both[0] == both[1]
+    second = slice(4 * 4 + 4, 2 * (4 * 4 + 4))
+    assert both[0]["values"][second] != found[0]["used on one rank"]["values"][second]  # where nothing has used it
