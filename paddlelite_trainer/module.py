@@ -36,28 +36,28 @@ class RunOfModule(Protocol):
 class Module(Logs, paddle.nn.Layer):
     """A Paddle layer that knows how to train itself; Trainer calls its steps and hooks.
 
-    class Classifier(Module):
-        def __init__(self, hidden=64, lr=1e-3):
-            super().__init__()
-            self.save_hyperparameters()
-            layers = paddle.nn.Linear(64, hidden), paddle.nn.ReLU(), paddle.nn.Linear(hidden, 10)
-            self.net = paddle.nn.Sequential(*layers)
+        class Classifier(Module):
+            def __init__(self, hidden=64, lr=1e-3):
+                super().__init__()
+                self.save_hyperparameters()
+                layers = paddle.nn.Linear(64, hidden), paddle.nn.ReLU(), paddle.nn.Linear(hidden, 10)
+                self.net = paddle.nn.Sequential(*layers)
 
-        def forward(self, x):
-            return self.net(x)
+            def forward(self, x):
+                return self.net(x)
 
-        def training_step(self, batch, batch_idx):
-            x, y = batch
-            loss = paddle.nn.functional.cross_entropy(self(x), y)
-            self.log("train_loss", loss)
-            return loss
+            def training_step(self, batch, batch_idx):
+                x, y = batch
+                loss = paddle.nn.functional.cross_entropy(self(x), y)
+                self.log("train_loss", loss)
+                return loss
 
-        def validation_step(self, batch, batch_idx):
-            x, y = batch
-            self.log("val_acc", paddle.metric.accuracy(self(x), y.reshape([-1, 1])), prog_bar=True)
+            def validation_step(self, batch, batch_idx):
+                x, y = batch
+                self.log("val_acc", paddle.metric.accuracy(self(x), y.reshape([-1, 1])), prog_bar=True)
 
-        def configure_optimizers(self):
-            return paddle.optimizer.AdamW(self.hparams.lr, parameters=self.parameters())
+            def configure_optimizers(self):
+                return paddle.optimizer.AdamW(self.hparams.lr, parameters=self.parameters())
     """
 
     automatic_optimization: bool = True

@@ -21,11 +21,12 @@ DataModuleType = TypeVar("DataModuleType", bound="DataModule")
 class DataModule:
     """All data of a project in one place: download, split, loaders. Names, order and meaning are Lightning's.
 
-    >>> class Digits(DataModule):
-    ...     def setup(self, stage):
-    ...         self.train, self.val = split(load())
-    ...     def train_dataloader(self):
-    ...         return paddle.io.DataLoader(self.train, batch_size=64, shuffle=True)
+        class Digits(DataModule):
+            def setup(self, stage):
+                self.train, self.val = split(load())
+
+            def train_dataloader(self):
+                return paddle.io.DataLoader(self.train, batch_size=64, shuffle=True)
     """
 
     trainer: Any = None  # while a Trainer uses it; only the Trainer writes it
