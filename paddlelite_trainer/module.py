@@ -36,6 +36,8 @@ class RunOfModule(Protocol):
 class Module(Logs, paddle.nn.Layer):
     """A Paddle layer that knows how to train itself; Trainer calls its steps and hooks.
 
+    A whole one, of which `training_step` and `configure_optimizers` are what a fit needs:
+
         class Classifier(Module):
             def __init__(self, hidden=64, lr=1e-3):
                 super().__init__()

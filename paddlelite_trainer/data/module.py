@@ -21,6 +21,8 @@ DataModuleType = TypeVar("DataModuleType", bound="DataModule")
 class DataModule:
     """All data of a project in one place: download, split, loaders. Names, order and meaning are Lightning's.
 
+    The least that one writes:
+
         class Digits(DataModule):
             def setup(self, stage):
                 self.train, self.val = split(load())
