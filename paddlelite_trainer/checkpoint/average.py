@@ -12,6 +12,7 @@ from .filesystem import atomic_file
 from .format import lay_out
 from .reader import CheckpointReader
 from .saved import SavedCheckpoint, open_checkpoint
+from .tensors import from_bfloat16, to_bfloat16
 
 _BFLOAT16 = "bfloat16"
 
@@ -80,16 +81,6 @@ def _mean(checkpoints: list[SavedCheckpoint], file: str, name: str) -> np.ndarra
     total = np.zeros(newest.shape, np.float64)
     for checkpoint in checkpoints:
         value = checkpoint.tensors(file)[name]
-        total += _from_bfloat16(value) if is_bfloat16 else value
+        total += from_bfloat16(value) if is_bfloat16 else value
     mean = total / len(checkpoints)
-    return _to_bfloat16(mean) if is_bfloat16 else np.asarray(mean.astype(newest.dtype))
-
-
-def _from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def _to_bfloat16(values: np.ndarray) -> np.ndarray:
-    bits = np.atleast_1d(values).astype(np.float32).view(np.uint32)
-    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest, ties to even
-    return np.where(np.isnan(values), 0x7FC0, nearest.reshape(values.shape)).astype(np.uint16)
+    return to_bfloat16(mean) if is_bfloat16 else np.asarray(mean.astype(newest.dtype))

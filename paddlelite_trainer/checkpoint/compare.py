@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .saved import TENSORS, SavedCheckpoint
+from .tensors import from_bfloat16
 
 _CHUNK = 1 << 20
 
@@ -82,7 +83,7 @@ def _largest_difference(first: np.ndarray, second: np.ndarray, bfloat16: bool) -
 
 def _numbers(array: np.ndarray, bfloat16: bool) -> np.ndarray:
     if bfloat16:
-        array = (array.astype(np.uint32) << 16).view(np.float32)
+        array = from_bfloat16(array)
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 

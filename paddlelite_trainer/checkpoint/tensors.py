@@ -44,6 +44,18 @@ def why_not_stored(value: Any) -> str:
     return ""
 
 
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """The numbers, as float32, of bfloat16's bits, which NumPy holds as uint16."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """bfloat16's bits, as uint16, of what is nearest to the numbers; of two as near, the even one."""
+    bits = np.ascontiguousarray(values, np.float32).reshape(values.shape).view(np.uint32)
+    nearest_even = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), nearest_even)
+
+
 def shape_of(value: Any) -> tuple[int, ...]:
     return tuple(map(int, value.shape))
 

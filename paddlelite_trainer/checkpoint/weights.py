@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import CheckpointMismatchError, ConfigurationError, ConfigurationTypeError, did_you_mean
 from .foreign import ForeignCheckpoint, WeightSet, Which, read_weights
-from .tensors import dtype_name, shape_of
+from .tensors import dtype_name, from_bfloat16, shape_of, to_bfloat16
 
 Rename = Mapping[str, str] | Callable[[str], str | None]
 
@@ -250,22 +250,12 @@ def _convert(array: np.ndarray, saved: str, wanted: str) -> np.ndarray | None:
     if saved == wanted:
         return array
     if saved in _FLOATS and wanted in _FLOATS:
-        values = _widened(array) if saved == "bfloat16" else array
-        return _rounded_to_bfloat16(values) if wanted == "bfloat16" else values.astype(wanted)
+        values = from_bfloat16(array) if saved == "bfloat16" else array
+        return to_bfloat16(values) if wanted == "bfloat16" else values.astype(wanted)
     if wanted == "bfloat16" or saved == "bfloat16":
         return None
     converted = array.astype(wanted)
     return converted if np.array_equal(converted, array) else None
-
-
-def _widened(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def _rounded_to_bfloat16(values: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(values, np.float32).reshape(values.shape).view(np.uint32)
-    nearest_even = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), nearest_even)
 
 
 def _set(layer: Loadable, weights: dict[str, np.ndarray]) -> None:

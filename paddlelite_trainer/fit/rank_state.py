@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
+from ..checkpoint.tensors import from_bfloat16, to_bfloat16
 from ..gradients import put_gradient_back, saved_gradient
 from ..layers import saved_statistics
 from ..machine.rng import derive_seed, random_states, seed_generators, set_random_states
@@ -117,7 +118,7 @@ def _of_another_number(fit: Fit, saved: Saved) -> tuple[dict[str, Any], list[str
     everyones = [saved.of_rank(one) for one in range(saved.ranks)]
     own = dict(everyones[rank % saved.ranks])
     own["metrics"] = dealt_again([one["metrics"] for one in everyones], rank)
-    own["gradients"] = _means([one["gradients"] for one in everyones])
+    own["gradients"] = means_over_ranks([one["gradients"] for one in everyones])
     source, position = fit.data.train, everyones[0]["data"]
     if position is not None and progress.epoch_is_open and source.why_not_dealt_again(position, saved.ranks) is None:
         own["data"] = source.dealt_again({**position, "batches_done": progress.batches_in_epoch}, saved.ranks)
@@ -140,12 +141,17 @@ def _of_another_number(fit: Fit, saved: Saved) -> tuple[dict[str, Any], list[str
     ]
 
 
-def _means(everyones: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean over ranks of each gradient; of one process alone it may be sparse."""
+def means_over_ranks(everyones: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean over ranks of each gradient, of its own type; of one process alone it may be sparse."""
     if len(everyones) == 1:
         return dict(everyones[0])
     names = dict.fromkeys(name for one in everyones for name in one)
-    return {
-        name: sum(np.asarray(one[name]) for one in everyones if name in one) / np.float32(len(everyones))
-        for name in names
-    }
+    return {name: _mean([np.asarray(one[name]) for one in everyones if name in one], len(everyones)) for name in names}
+
+
+def _mean(gradients: Sequence[np.ndarray], count: int) -> np.ndarray:
+    dtype = gradients[0].dtype
+    if dtype == np.uint16:  # no gradient is of whole numbers: they are bfloat16's bits
+        return to_bfloat16(np.asarray(sum(map(from_bfloat16, gradients)) / np.float32(count)))
+    wide = np.promote_types(dtype, np.float32)
+    return np.asarray(sum(one.astype(wide) for one in gradients) / np.float32(count)).astype(dtype)

@@ -16,6 +16,7 @@ from paddlelite_trainer.callbacks import ModelCheckpoint
 from paddlelite_trainer.errors import CheckpointMismatchError
 from paddlelite_trainer.fit import preparation, rank_state
 from paddlelite_trainer.fit.saved import Saved
+from paddlelite_trainer.gradients import put_gradient_back, saved_gradient
 from paddlelite_trainer.machine.rng import derive_seed, seed_generators
 from paddlelite_trainer.reporting.metrics import MetricCollector, counts_added_up, counts_of, dealt_again
 
@@ -144,3 +145,20 @@ def test_counts_of_paddle_s_metrics_add_up_and_others_do_not() -> None:
         pass
 
     assert counts_added_up(Own(), counts) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounds_to"), [("float32", 1e-6), ("float64", 1e-6), ("float16", 2**-10), ("bfloat16", 2**-7)]
+)
+def test_waiting_gradients_become_their_mean_in_their_own_type(dtype: str, rounds_to: float) -> None:
+    """As in a run of manual optimization, which may be saved before its step."""
+    parameter = paddle.nn.Linear(1, 3).to(dtype=dtype).bias
+
+    def saved(values: list[float]) -> Any:
+        return saved_gradient(paddle.to_tensor(values).astype(dtype))
+
+    everyones = [{"bias": saved([1.0, 2.5, -3.0])}, {"bias": saved([3.0, 0.5, -5.0])}, {}]
+    mean = rank_state.means_over_ranks(everyones)["bias"]
+    put_gradient_back(parameter, mean)
+    assert parameter.grad.dtype == parameter.dtype
+    assert parameter.grad.astype("float32").numpy() == pytest.approx([4 / 3, 1.0, -8 / 3], rel=rounds_to)
