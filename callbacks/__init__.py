@@ -24,6 +24,7 @@ from .model_summary import ModelSummary
 from .non_finite_guard import NonFiniteGuard
 from .on_exception_checkpoint import OnExceptionCheckpoint
 from .optuna_pruning import OptunaPruning
+from .paddle_callback import PaddleCallback
 from .plot_curves import PlotCurves
 from .prediction_writer import BasePredictionWriter
 from .progress_bar import ProgressBar
@@ -51,6 +52,7 @@ __all__ = [
     "NonFiniteGuard",
     "OnExceptionCheckpoint",
     "OptunaPruning",
+    "PaddleCallback",
     "PlotCurves",
     "ProgressBar",
     "RemoteCopy",

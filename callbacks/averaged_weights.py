@@ -24,6 +24,10 @@ class AveragedWeights(Callback):
     complete set of weights: `Module.load_from_checkpoint("runs/version_0/best/ema.pdparams")`. Validation during fit,
     and validate, test and predict, run with the averages: those of `ckpt_path` if one is given, else those of the last
     fit. With `evaluate_with_average=False` they never do.
+
+    Args:
+        file: the checkpoint's file that holds the averages, such as `ema.pdparams`.
+        evaluate_with_average: whether evaluations run with the averages.
     """
 
     def __init__(self, file: str, *, evaluate_with_average: bool) -> None:

@@ -38,6 +38,11 @@ class EarlyStopping(Callback):
     not have stopped it: they win over the saved ones.
 
     Args:
+        monitor: the name of a logged metric.
+        min_delta: a change of at most so much is no improvement.
+        patience: evaluations without improvement after which the fit is stopped.
+        verbose: tell of each improvement.
+        mode: whether "min" or "max" is better.
         strict: raise where the metric was not logged; False warns once and never stops.
         check_finite: stop at NaN or infinity; where False, NaN counts as no improvement.
         stopping_threshold: stop as soon as the metric is better than this.
@@ -46,6 +51,7 @@ class EarlyStopping(Callback):
             there.
         restore_best_weights: put the weights with the best score into the module when the fit ends. They are read from
             a checkpoint, which this callback pins as `early-stopping-best`, so the best survives a crash.
+        log_rank_zero_only: accepted for Lightning's sake; rank 0 alone tells.
         start_from_epoch: completed epochs before the first evaluation.
 
     To read: `wait_count` (evaluations without improvement), `best_score`, `stopped_epoch` (index of the epoch whose

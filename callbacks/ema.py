@@ -23,6 +23,14 @@ class ExponentialMovingAverage(AveragedWeights):
     `update_every_n_steps=k`, a decay of `d ** k` forgets as fast as `d` at every step.
 
     Checkpoints hold the average in `<name>.pdparams`; what it covers and where it is used: see AveragedWeights.
+
+    Args:
+        decay: how much of the average stays at each move, from 0 to 1.
+        warmup: let the first moves forget faster.
+        start_step: the optimizer step at which the average begins.
+        update_every_n_steps: optimizer steps between two moves.
+        evaluate_with_average: whether evaluations run with the average.
+        name: of the checkpoint's file, `<name>.pdparams`.
     """
 
     @explains_unknown_arguments({})

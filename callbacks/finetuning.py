@@ -119,6 +119,15 @@ class BackboneFinetuning(BaseFinetuning):
     `configure_optimizers` leaves out join the first optimizer. With `train_bn`, BatchNorm layers of the backbone are
     never frozen; without it they keep their statistics, too, until the backbone is unfrozen. Its rate is logged as
     `lr-<backbone>` as each epoch starts.
+
+    Args:
+        unfreeze_backbone_at_epoch: the epoch, from 0, as which starts the backbone begins to learn.
+        lambda_func: what the ratio is multiplied by as an epoch starts; None: `ratio_growth`.
+        backbone_initial_ratio_lr: the backbone's first rate, as a share of the optimizer's.
+        ratio_growth: what the ratio is multiplied by at each epoch; None: 2, or what `lambda_func` says.
+        backbone: the attribute of the module that is the backbone.
+        should_align: the ratio grows up to 1; False: without end.
+        train_bn: whether BatchNorm layers of the backbone learn from the beginning.
     """
 
     @explains_unknown_arguments(

@@ -12,6 +12,9 @@ class GradientAccumulationScheduler(Callback):
     """Sets `accumulate_grad_batches` by epoch: {0: 8, 4: 2} accumulates 8 batches in epochs 0 to 3, then 2.
 
     `Trainer(accumulate_grad_batches={0: 8, 4: 2})` is the same without a callback.
+
+    Args:
+        scheduling: {epoch, from 0: batches that are accumulated from there on}.
     """
 
     @explains_unknown_arguments({})

@@ -19,6 +19,10 @@ class GradientNormWatch(Callback):
 
     Where the Trainer clips by norm, the norm that clipping computed anyway is used, so it costs nothing. With
     `per_layer` `grad_norm/<top-level layer>` is logged as well, by a pass of its own.
+
+    Args:
+        every_n_steps: optimizer steps between two values; None: the Trainer's `log_every_n_steps`.
+        per_layer: log the norm of each top-level layer too.
     """
 
     @explains_unknown_arguments({})
@@ -59,6 +63,12 @@ class LossSpikeWatch(Callback):
     deviation of at least 0.1 % of their mean. With several processes the mean of their losses is judged, by all alike.
     A spike, or a loss that is NaN or infinite, does not join the window. `loss_spikes` in the metrics counts over the
     run.
+
+    Args:
+        window: how many of the last losses are compared with.
+        threshold: deviations above the mean that are a spike.
+        check_every_n_batches: how often losses are read; None: the Trainer's `log_every_n_steps`.
+        action: "warn", or "stop" the fit.
     """
 
     @explains_unknown_arguments({})

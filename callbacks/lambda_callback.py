@@ -14,6 +14,9 @@ class LambdaCallback(Callback):
     """A callback of functions, each named by its hook and called with the hook's arguments.
 
     LambdaCallback(on_train_epoch_end=lambda trainer, module: print(trainer.callback_metrics))
+
+    Args:
+        hooks: {hook's name: function}, by name.
     """
 
     def __init__(self, **hooks: Callable[..., Any]) -> None:

@@ -53,6 +53,13 @@ class ModelCheckpoint(Callback):
     `{epoch}` is the number of completed epochs, as everywhere in a checkpoint.
 
     Args:
+        verbose: tell of each checkpoint kept.
+        save_last: whether `latest` is kept; "link" is the same as True.
+        mode: whether "min" or "max" of `monitor` is better.
+        auto_insert_metric_name: names of `filename` tell the metric's name too.
+        keep_last_n: how many of the newest are kept, whatever their score; None: no more than `latest`.
+        save_before_lr_drop: keep the state before each drop of the learning rate.
+        archive_every_n_epochs: keep a checkpoint every so many epochs for good; None: none.
         dirpath: checkpoints live in the run directory; a folder given here gets links to this callback's pins.
         filename: names for the checkpoints kept; `auto_insert_metric_name` writes `val_acc=0.912` instead of `0.912`.
         save_top_k: how many of the best are kept; 0 for none, -1 for every checkpoint. Without a monitor only -1, 0

@@ -18,6 +18,16 @@ class ModelExport(Callback):
     that the module has. With `rehearse` all is made and compared once after the first batch, and no file is left: what
     cannot be exported is an error then, and not after days. It changes no number of the run. A run that was over when
     it is started again is exported if the files are not there.
+
+    Args:
+        path: the file or the files' common name, as in `trainer.export`.
+        format: "inference", "onnx", "safetensors" or "pdparams".
+        checkpoint: whose weights: "best", "last", a tag or a path; None: those that the module has.
+        input_spec: what forward is called with; None: what a batch has shown.
+        weights: another file of the checkpoint, such as "ema", in the place of the model's.
+        tolerance: how far outputs may be from eager ones.
+        opset_version: ONNX's.
+        rehearse: try it after the first batch.
     """
 
     @explains_unknown_arguments({})

@@ -55,6 +55,9 @@ class ModelSummary(Callback):
     the run. With `shapes=False` there are none.
 
     Running statistics of normalisation layers are parameters in Paddle, not trained ones.
+
+    Args:
+        max_depth: how deep layers are listed; -1: all, 0: only the totals.
     """
 
     @explains_unknown_arguments({})

@@ -28,6 +28,10 @@ class NonFiniteGuard(Callback):
     float16, infinite gradients are the loss scaler's business, and only losses are looked at. In manual optimization
     gradients alone are. LBFGS can only be stopped: it steps by itself.
 
+    Args:
+        action: "stop", "skip" or "roll_back".
+        max_in_a_row: bad steps without a good one between them after which it is an error.
+
     Raises:
         NonFiniteError: as told above; CheckpointNotFoundError where there is no healthy checkpoint to roll back to.
     """

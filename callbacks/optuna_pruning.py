@@ -25,6 +25,10 @@ class OptunaPruning(Callback):
     the study counts the trial as pruned. A resumed run goes on with what was reported: to the same trial nothing is
     reported twice, and a new one (optuna's RetryFailedTrialCallback) is told the curve so far first; a run that was
     pruned is pruned again. One process only. Needs `pip install 'paddlelite_trainer[optuna]'`.
+
+    Args:
+        trial: what optuna gives the objective.
+        monitor: the name of a logged metric.
     """
 
     @explains_unknown_arguments({})

@@ -25,6 +25,7 @@ class PlotCurves(Callback):
     Needs matplotlib (`pip install 'paddlelite_trainer[plot]'`).
 
     Args:
+        filename: the picture in the run directory; its suffix says the format.
         every_n_epochs: also draw it while the run goes on.
     """
 

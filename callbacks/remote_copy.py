@@ -39,6 +39,7 @@ class RemoteCopy(Callback):
     promised.
 
     Args:
+        final_wait_seconds_after_signal: how long at most after SIGTERM or Ctrl-C.
         url: anything that fsspec opens; credentials come from where its library takes them, or from `storage_options`.
         what: "all" for every checkpoint, or names: "latest", "best" (of every ModelCheckpoint), patterns such as
             "epoch_*", and "tags" for all names that you gave (`trainer.save_checkpoint(tag)`,

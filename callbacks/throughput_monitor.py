@@ -20,6 +20,10 @@ class ThroughputMonitor(Callback):
     an accelerator nothing is synchronised: over many steps launching keeps pace with computing.
 
         Trainer(callbacks=[ThroughputMonitor()])
+
+    Args:
+        batch_size_fn: the number of samples of a batch; None: the first axis of its first tensor.
+        every_n_steps: optimizer steps between two values; None: the Trainer's `log_every_n_steps`.
     """
 
     @explains_unknown_arguments(

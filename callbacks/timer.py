@@ -20,6 +20,11 @@ class Timer(Callback):
 
     Time of earlier processes counts: it comes back on resume. `interval` says whether the end is looked for after each
     "step" or each "epoch".
+
+    Args:
+        duration: of training, after which the fit ends: "DD:HH:MM:SS", a timedelta, {"hours": 2}; None: never.
+        interval: whether the end is looked for after each "step" or each "epoch".
+        verbose: tell when the time is over.
     """
 
     @explains_unknown_arguments({})

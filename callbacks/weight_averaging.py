@@ -34,6 +34,7 @@ class StochasticWeightAveraging(AveragedWeights):
     `trainer.save_checkpoint("swa")` keeps the final average as a model.
 
     Args:
+        annealing_epochs: epochs within which the rate goes to `swa_lrs`.
         swa_lrs: the learning rate, or one for each optimizer.
         swa_epoch_start: an epoch's index, or the share of max_epochs after which averaging begins.
         annealing_strategy: "cos" or "linear".

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .callback import Callback
-from .defaults import default_callbacks, default_loggers, without_replaced
+from .defaults import adapted, default_callbacks, default_loggers, without_replaced
 from .errors import explains_unknown_arguments
 from .fit.evaluation import Evaluation
 from .fit.fit import Fit
@@ -144,11 +144,11 @@ class Configured(Readable):
             on_save_error: where a checkpoint cannot be written: "raise", or "warn" and train on.
             rank_timeout: how long ranks wait for one that does not come; None: for ever.
         """
-        super().__init__(locals(), _DEFAULTS)
+        super().__init__(locals() | {"callbacks": (given := adapted(callbacks))}, _DEFAULTS)
         self.ranks, self.strategy, self.device = self._start(accelerator, devices)
         self.precision = Precision(precision, device=self.device, **(precision_options or {}))
         self._loggers = default_loggers(logger, is_dry=bool(fast_dev_run), is_zero=self.ranks.is_zero)
-        self._take_callbacks(callbacks)
+        self._take_callbacks(given)
         self._running: list[Fit | Evaluation] = []
         self._evaluated: dict[str, float] = {}
         self._last = self._fit = self._new_fit()

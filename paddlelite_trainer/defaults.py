@@ -100,3 +100,29 @@ def _logger(one: Any) -> Logger:
             "at a service, `resumed` says whether it has been logged before; see paddlelite_trainer.Logger.open."
         ) from error
     return one
+
+
+def known_callbacks() -> dict[str, type[Callback]]:
+    """Ours by name, for who is given a name."""
+    from . import callbacks
+
+    named = {name: getattr(callbacks, name) for name in dir(callbacks)}
+    return {name: one for name, one in named.items() if isinstance(one, type) and issubclass(one, Callback)}
+
+
+def adapted(given: Any) -> Any:
+    """Callbacks as they were given, those of paddle.Model's among them in a PaddleCallback each.
+
+    Raises:
+        ConfigurationError: one of Paddle's own for which there is another here.
+    """
+    if isinstance(given, (list, tuple)):
+        return [adapted(one) for one in given]
+    if not any(f"{kind.__module__}.{kind.__name__}" == _OF_PADDLE for kind in type(given).__mro__):
+        return given
+    from .callbacks import PaddleCallback
+
+    return PaddleCallback(given)
+
+
+_OF_PADDLE = "paddle.hapi.callbacks.Callback"

@@ -18,6 +18,7 @@ from .layers import statistics_of
 from .logs import Logs
 from .machine.device import refuse_static_mode
 from .machine.stand_ins import StandIn
+from .of_network import MADE_BY, MadeOfNetwork, made_again
 
 if TYPE_CHECKING:
     from .reporting.log_target import LogTarget
@@ -33,7 +34,7 @@ class RunOfModule(Protocol):
     optimization: Any
 
 
-class Module(Logs, paddle.nn.Layer):
+class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
     """A Paddle layer that knows how to train itself; Trainer calls its steps and hooks.
 
     A whole one, of which `training_step` and `configure_optimizers` are what a fit needs:
@@ -272,7 +273,7 @@ class Module(Logs, paddle.nn.Layer):
             raise ConfigurationTypeError(f"load_from_checkpoint(strict=...) must be a bool or None, got {strict!r}")
         saved = state_at(checkpoint_path)
         kept, whole = (saved["hyper_parameters"], saved.get("hyper_parameters_name")) if saved else ({}, None)
-        module = constructed(cls, kept, whole, arguments)
+        module = made_again(cls, kept, arguments) if MADE_BY in kept else constructed(cls, kept, whole, arguments)
         module.configure_once()
         if saved is not None:
             module.on_load_checkpoint(saved)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from .errors import ConfigurationTypeError, did_you_mean
@@ -62,7 +63,7 @@ _LOADER = "paddle.io.DataLoader(dataset, {}=...)"
 _ARGUMENTS = {
     **dict.fromkeys(("epochs", "max_epochs", "num_epochs"), "Trainer(max_epochs=...)"),
     **dict.fromkeys(("num_iters", "max_steps"), "Trainer(max_steps=...)"),
-    **{name: _LOADER.format(name) for name in ("batch_size", "shuffle", "num_workers", "drop_last")},
+    **{name: _LOADER.format(name) for name in ("shuffle", "drop_last")},
     "callbacks": "Trainer(callbacks=...)",
     "verbose": "Trainer(enable_progress_bar=...)",
     "save_dir": "Trainer(default_root_dir=...)",
@@ -78,6 +79,8 @@ _ARGUMENTS = {
 
 def refuse_class(name: str, package: str) -> None:
     """Raise ImportError for a name of another framework's, with ours; `from package import name` shows nothing else."""
+    if not _explains:
+        return
     known = CLASSES if package == "paddlelite_trainer" else CALLBACKS
     if name in known:
         raise ImportError(f"{package} has no {name}: {known[name]}.")
@@ -111,3 +114,17 @@ def refuse_unknown(method: Callable[..., Any], unknown: Mapping[str, Any]) -> No
         hint = f" Here it is {meant}." if meant is not None else did_you_mean(name, known)
         owner = type(getattr(method, "__self__", None)).__name__
         raise ConfigurationTypeError(f"{owner}.{method.__name__} has no argument {name!r}.{hint}")
+
+
+_explains = True
+
+
+@contextmanager
+def attribute_errors_only() -> Iterator[None]:
+    """Within, a name of another framework's is missing as any other is, for programs that ask what there is."""
+    global _explains
+    before, _explains = _explains, False
+    try:
+        yield
+    finally:
+        _explains = before

@@ -290,6 +290,11 @@ def _check_time_between_validations(given: Mapping[str, Any]) -> None:
         )
 
 
+def has_rule(name: str) -> bool:
+    """Whether `check_setting` knows an argument."""
+    return name in _RULES
+
+
 def check_setting(name: str, value: Any, where: str) -> None:
     """Check one of Trainer's arguments, given at `where`; raises as `check_settings` does."""
     is_right, expectation = _RULES[name]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from .checkpoint.links import check_tag
 from .configured import Configured
 from .data.module import DataModule
+from .data.whole import loader_of
 from .errors import CheckpointError, ConfigurationError
 from .fit import state as fit_state
 from .fit.apart import (
@@ -42,6 +43,7 @@ from .names_elsewhere import refuse_unknown
 from .reporting.log_target import LogTarget
 from .reporting.metrics import MetricCollector
 from .reporting.summary import results_table
+from .run.begun import asked_to_resume
 from .run.weights import load_weights_at
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ class Trainer(Configured):
         *,
         override: Sequence[str] = (),
         init_from: str | Path | InitFrom | None = None,
+        batch_size: int | None = None,
+        num_workers: int = 0,
         **unknown: NoReturn,
     ) -> None:
         """Train until `max_epochs`, `max_steps`, `max_time` or a stop; resume where `ckpt_path` says.
@@ -80,6 +84,9 @@ class Trainer(Configured):
         settings decide although the checkpoint holds it: "learning_rate", "lr_schedulers", "optimizer", "callbacks",
         "data". `init_from` is a checkpoint, of any Paddle tool, whose weights a fresh run starts from, or an
         `InitFrom` that takes more of it; a run that resumes ignores it.
+
+        With `batch_size` the data are no loaders but a dataset, arrays as (X, Y) or a list of samples; training's are
+        shuffled, and `num_workers` processes read them.
 
             resolve ckpt_path; setup; configure_optimizers; restore everything
             on_fit_start; sanity validation, which leaves no trace; on_train_start
@@ -108,11 +115,15 @@ class Trainer(Configured):
         if isinstance(train_dataloaders, DataModule):
             train_dataloaders, datamodule = None, train_dataloaders
         refuse_both(datamodule, train_dataloaders, val_dataloaders)
+        sizes = batch_size, num_workers, datamodule
+        train_dataloaders = loader_of("fit", "train_dataloaders", train_dataloaders, *sizes, shuffle=True)
+        val_dataloaders = loader_of("fit", "val_dataloaders", val_dataloaders, *sizes)
         if self._running:
             raise ConfigurationError(
                 f"trainer.fit() was called while this Trainer's {self.state} runs. "
                 "Call it afterwards, or with a Trainer of its own."
             )
+        ckpt_path = asked_to_resume(self.default_root_dir, self.run_name) or ckpt_path
         asked = Request(
             train_dataloaders, val_dataloaders, ckpt_path, override, init_from, self.progress.total_batches > 0
         )
@@ -148,6 +159,9 @@ class Trainer(Configured):
         ckpt_path: str | Path | None = None,
         verbose: bool = True,
         datamodule: DataModule | None = None,
+        *,
+        batch_size: int | None = None,
+        num_workers: int = 0,
         **unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Metrics of `validation_step` over the data, one dict per loader.
@@ -155,6 +169,7 @@ class Trainer(Configured):
         With `ckpt_path` its weights are loaded, nothing else of it. Within a fit, in a hook or a step, it changes
         nothing of the fit.
         """
+        dataloaders = loader_of("validate", "dataloaders", dataloaders, batch_size, num_workers, datamodule)
         return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule, unknown)
 
     def test(
@@ -164,9 +179,13 @@ class Trainer(Configured):
         ckpt_path: str | Path | None = None,
         verbose: bool = True,
         datamodule: DataModule | None = None,
+        *,
+        batch_size: int | None = None,
+        num_workers: int = 0,
         **unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Metrics of `test_step` over the data, one dict per loader; otherwise as `validate`."""
+        dataloaders = loader_of("test", "dataloaders", dataloaders, batch_size, num_workers, datamodule)
         return self._evaluate("test", model, dataloaders, ckpt_path, verbose, datamodule, unknown)
 
     def predict(
@@ -176,9 +195,13 @@ class Trainer(Configured):
         datamodule: DataModule | None = None,
         return_predictions: bool = True,
         ckpt_path: str | Path | None = None,
+        *,
+        batch_size: int | None = None,
+        num_workers: int = 0,
         **unknown: NoReturn,
     ) -> list[Any]:
         """What `predict_step` returned for each batch, those of all ranks; with several loaders a list for each."""
+        dataloaders = loader_of("predict", "dataloaders", dataloaders, batch_size, num_workers, datamodule)
         outputs = self._evaluate(
             "predict", model, dataloaders, ckpt_path, False, datamodule, unknown, keep_outputs=return_predictions
         )

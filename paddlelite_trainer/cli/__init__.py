@@ -1,4 +1,4 @@
-"""The command `paddlelite`: looks at checkpoints, puts them in order, exports them, and reports on runs."""
+"""The command `paddlelite`: works on checkpoints, reports on runs, goes on with them, exports and trains."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from ..errors import (
     CheckpointError,
     CheckpointNotFoundError,
     ConfigurationError,
+    ConfigurationTypeError,
     RunLockedError,
 )
-from . import bringing, examining, exporting, looking, tidying
+from . import bringing, examining, exporting, looking, resuming, tidying, training
 from .output import FAILED, IN_USE, INTERRUPTED, NOT_FOUND, OK, PROBLEMS, USAGE
 from .report import report as show_report
 
@@ -58,8 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    trains = words[:1] and words[0] in training.COMMANDS
     try:
+        if trains:
+            return training.run(words[0], words[1:])
+        arguments = _parser().parse_args(words)
         with _warnings_in_one_line():
             code: int = arguments.run(arguments)
             sys.stdout.flush()
@@ -75,9 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, PROBLEMS)
     except RunLockedError as error:
         return _fail(error, IN_USE)
-    except ConfigurationError as error:
+    except (ConfigurationError, ConfigurationTypeError) as error:
         return _fail(error, USAGE)
     except (CheckpointError, OSError) as error:
+        if trains and not isinstance(error, CheckpointError):
+            raise  # of the user's own code, who needs the lines
         return _fail(error, FAILED)
 
 
@@ -105,8 +112,11 @@ def _warnings_in_one_line() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="paddlelite", description="Works on runs of paddlelite_trainer.")
     parser.add_argument("--version", action="version", version=f"paddlelite {__version__}")
-    parser.epilog = "See `paddlelite COMMAND --help` of ckpt, doctor, export and report."
+    parser.epilog = "See `paddlelite COMMAND --help`."
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, what in training.COMMANDS.items():
+        groups.add_parser(name, help=what, add_help=False)
+    _add_resume(groups)
     _add_export(groups)
     _add_doctor(groups)
     group = _subparser(groups, "ckpt", "list, check and handle checkpoints", epilog=f"{EXAMPLES}\n{EXIT_CODES}")
@@ -141,6 +151,16 @@ def _seconds(text: str) -> float:
     if not 0.2 <= seconds <= 86400:
         raise argparse.ArgumentTypeError(f"must be from 0.2 to 86400 seconds, got {text}")
     return seconds
+
+
+def _add_resume(groups: Any) -> None:
+    resume = _subparser(groups, "resume", "go on with a run, by what is written in its directory", resuming.resume)
+    resume.add_argument("directory", metavar="RUN", help="the run's directory")
+    resume.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        help="of a run of `paddlelite fit`: --KEY VALUE, such as --trainer.max_epochs 20",
+    )
 
 
 def _add_looking(commands: Any) -> None:

@@ -57,6 +57,11 @@ class WorkerPool:
         self.generation = 0
         self._timeout: float = loader.timeout
         self._current_generation = mmap.mmap(-1, 8)
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise DataError(
+                f"{name}: num_workers={loader.num_workers} needs processes that fork, which this system has not. Set "
+                "num_workers=0: the batches are the same, fetched by the training process itself."
+            )
         context = multiprocessing.get_context("fork")
         self.workers = [_Worker(number, self.depth, context) for number in range(self.num_workers)]
         self._shut_down = Finalize(self, _shut_down, (self.workers, self._current_generation), exitpriority=100)

@@ -45,7 +45,7 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], stra
     if count <= 1 or "PADDLE_TRAINER_ID" in os.environ:
         return
     refuse_missing_devices(accelerator, devices)
-    arguments = sys.orig_argv[1:]
+    arguments = _as_a_script()
     script = next((index for index, argument in enumerate(arguments) if argument.endswith(".py")), None)
     if in_notebook() or script is None or not _is_main(arguments[script]):
         raise ConfigurationError(
@@ -58,9 +58,17 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], stra
     launcher = ["-m", "paddle.distributed.launch", *chosen, "--log_dir", str(log_dir), "--log_level", "WARNING"]
     unheard = [os.environ.get("PYTHONWARNINGS", ""), "ignore:No ccache found"]  # of the launcher and each process
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, unheard))
+    os.environ["PADDLELITE_LAUNCHED"] = "1"
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *arguments[:script], *launcher, *arguments[script:]])
+
+
+def _as_a_script() -> list[str]:
+    """The arguments of this Python; those of the command `paddlelite` with the file that it is, as launchers take."""
+    if Path(sys.argv[0]).stem == "paddlelite" or sys.orig_argv[1:3] == ["-m", "paddlelite_trainer.cli"]:
+        return [str(Path(__file__).parents[1] / "cli" / "__main__.py"), *sys.argv[1:]]
+    return sys.orig_argv[1:]
 
 
 def _refuse_another_job(devices: object, count: int, num_nodes: int | None) -> None:
@@ -84,6 +92,8 @@ def _refuse_another_job(devices: object, count: int, num_nodes: int | None) -> N
 
 def _is_main(script: str) -> bool:
     """Whether it is this script that runs, and not a program that was given it: a test runner imports its argument."""
+    if script.endswith("cli/__main__.py") and Path(sys.argv[0]).stem == "paddlelite":
+        return True
     return Path(getattr(sys.modules["__main__"], "__file__", None) or "").name == Path(script).name
 
 

@@ -32,6 +32,9 @@ from ..errors import (
 )
 from .whose import RUN_FILE, beginning, read_json
 
+CONFIG_FILE = "config.yaml"
+"""The whole configuration of a run that `paddlelite fit` has begun."""
+CONFIG_HEAD = "# The configuration of this run, as `paddlelite fit` has it"
 OUTCOMES = ("finished", "stopped", "failed", "interrupted")
 
 _VERSION = re.compile(r"version_(\d+)")
@@ -88,6 +91,7 @@ class RunDirectory:
                 "started": _now(),
                 "ended": None,
                 "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+                "how_begun": how_begun(),
                 "created": self.owner.begun,
                 "sessions": int(before.get("sessions") or 0) + 1,
             }
@@ -302,6 +306,11 @@ class RunInfo:
     owner: Owner | None = None
     """None of a run that no version with ids has gone on with."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it ran on this machine, which knows whether its process lives."""
+        return self.host == socket.gethostname()
+
     def __str__(self) -> str:
         if self.status == "running":
             return f"running (process {self.pid} on {self.host} since {self.started})"
@@ -342,6 +351,23 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def how_begun() -> dict[str, Any]:
+    """For run.json: how this process was started, so that another can be started like it."""
+    return {
+        "command": [sys.executable, *_launcher(), *sys.orig_argv[1:]],
+        "directory": os.getcwd(),
+        "environment": {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
+    }
+
+
+def _launcher() -> list[str]:
+    """Paddle's launcher, where it was started by hand with this script; its processes know only their own command."""
+    processes = os.environ.get("PADDLE_TRAINERS_NUM", "1")
+    if processes == "1" or os.environ.get("PADDLELITE_LAUNCHED") == "1":
+        return []
+    return ["-m", "paddle.distributed.launch", "--nproc_per_node", processes]
 
 
 def _now() -> str:

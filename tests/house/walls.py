@@ -18,6 +18,7 @@ PACKAGE = "paddlelite_trainer"
 
 # Which part of the engine may import which: a part those of its own row and of the rows below it.
 LAYERS = (
+    {"configuration"},
     {"doctor"},
     {"tuner"},
     {"trainer"},
@@ -26,20 +27,21 @@ LAYERS = (
     {"fit"},
     {"export"},
     {"module", "defaults"},
-    {"run", "data", "callback", "logs", "settings", "optimizers", "layers", "gradients", "forward_inputs"},
+    {"of_network"},
+    {"run", "data", "callback", "logs", "settings", "optimizers", "layers", "gradients", "factories", "forward_inputs"},
     {"checkpoint", "reporting", "machine"},
     {"errors", "progress", "hyperparameters", "duration", "names_elsewhere"},
 )
 CLI_MAY_IMPORT = {"cli", "run", "checkpoint", "reporting", *LAYERS[-1]}
 # Commands that need Paddle import it when they run; test_cli.py holds that no other does.
-CLI_MAY_IMPORT_TOO = {("cli/exporting", "export"), ("cli/examining", "doctor")}
+CLI_MAY_IMPORT_TOO = {("cli/exporting", "export"), ("cli/examining", "doctor"), ("cli/training", "configuration")}
 # They exist for users' editors, so they count as arrows only outside `if TYPE_CHECKING`.
 TYPE_ARROWS = {("module", "trainer"), ("callback", "trainer"), ("callback", "module")}
 
 ROOMS_OF_PRIVATES = ("machine/paddle_internals", "machine/paddle_sharding")
 # Python's own, public in spite of their underscore: what a named tuple has, os._exit and sys._current_frames.
 OF_PYTHON = {"_fields", "_replace", "_asdict", "_exit", "_current_frames"}
-HANDED_THE_TRAINER = {"callback", "tuner", "fit/hooks", "doctor/workload"}
+HANDED_THE_TRAINER = {"callback", "tuner", "fit/hooks", "doctor/workload", "configuration/keeping"}
 WIDE_CLASSES = {"Module", "Callback", "DataModule", "Readable"}
 MOST_LINES_OF_A_FUNCTION = 60
 MOST_LINES_OF_THE_LOOP = 90
