@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 import pytest
 from models import as_if_started_again, make_batches, quiet_trainer, same_weights, weights_of
@@ -114,6 +116,25 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(capsys: pytest.C
     assert said.count("WARNING: compile: Untranslatable.forward runs as it is, not compiled.") == 1
     assert "test_compile_and_recompute.py:" in said and "rows = x.tolist()" in said
     assert same_weights(weights_of(plain), weights_of(other))
+
+
+class StochasticDepth(Net):
+    def forward(self, x: Any) -> Any:
+        x = x * float(np.random.uniform(0.9, 1.1))
+        if random.random() < 0.5:
+            x = self.blocks[0](x)
+        return self.head(x)
+
+
+def test_a_forward_that_draws_in_python_is_not_compiled(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain, _ = trained(StochasticDepth())
+    capsys.readouterr()
+    other, _ = trained(StochasticDepth(), compile=True)
+    assert same_weights(weights_of(plain), weights_of(other))
+    said = capsys.readouterr().out
+    assert said.count("StochasticDepth.forward runs as it is, not compiled. It draws from python's random or from") == 1
 
 
 def test_an_error_of_the_user_s_own_is_raised_as_it_is() -> None:
