@@ -101,11 +101,7 @@ def prepare(fit: Fit, request: Request) -> bool:
     goes_on = saved is not None or fit.progress.current_epoch > 0 or fit.progress.global_step > 0
     over = fit.stopping.already_over if goes_on else None
     if over is not None:
-        fit.print(over)
-        if fit.progress.epoch_is_open:  # what an epoch that is left early has at its end came after the last save
-            fit.target.collect(fit.book.train, on_step=True)
-            end_open_epoch(fit)
-        fit.hooks.call("on_already_over")
+        _tell_that_it_is_over(fit, over)
         return False
     # 10. The hooks that begin a fit, around the sanity check.
     _begin_training(fit, is_fresh=saved is None)
@@ -117,6 +113,16 @@ def prepare(fit: Fit, request: Request) -> bool:
         # What was brought along can be gone on from by itself, as of now.
         fit.saver.take({"latest": []}, weights_only=False)
     return True
+
+
+def _tell_that_it_is_over(fit: Fit, why: str) -> None:
+    """With what came after the last save, which opening the logs has cut off."""
+    fit.print(why)
+    if fit.progress.epoch_is_open:  # it was left early
+        fit.target.collect(fit.book.train, on_step=True)
+        end_open_epoch(fit)
+    fit.hooks.call("on_already_over")
+    fit.book.log_summary()
 
 
 def _hyper_parameters_to_log(fit: Fit) -> dict[str, Any]:

@@ -85,6 +85,14 @@ def test_one_id_before_anything_is_logged_and_the_same_in_every_process(tmp_path
     assert [call[1] for call in third.calls if call[0] == "log"] == [5, 6]
 
 
+def test_a_finished_run_that_is_started_again_tells_its_summary_again(tmp_path: Path) -> None:
+    first, again = Notes(), Notes()
+    fit(tmp_path, first)
+    fit(tmp_path, again)  # what came after the last save was cut off as its logs were opened
+    assert [call[0] for call in first.calls if call[0] != "log"] == ["open", "summary", "finalize"]
+    assert [call[0] for call in again.calls] == ["open", "summary", "finalize"]
+
+
 def test_another_run_has_another_id(tmp_path: Path) -> None:
     one, other = Notes(), Notes()
     fit(tmp_path, one, run_name="one")
