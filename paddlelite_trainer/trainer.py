@@ -34,6 +34,7 @@ from .fit.loading import Loading
 from .fit.loop import train
 from .fit.preparation import Request, prepare
 from .fit.subject import Subject, refuse_both, refuse_unfit_for
+from .importing import stop_if_imported
 from .machine.numerics import numeric_checks
 from .machine.outputs import Outputs
 from .machine.rng import isolated_random_states
@@ -111,6 +112,7 @@ class Trainer(Configured):
             SystemExit: with 75 after SIGTERM, when saved: run the same command again.
             KeyboardInterrupt: after Ctrl-C, when saved; in a notebook fit returns and `trainer.interrupted` is True.
         """
+        stop_if_imported()
         refuse_unknown(self.fit, unknown)
         if isinstance(train_dataloaders, DataModule):
             train_dataloaders, datamodule = None, train_dataloaders
@@ -360,6 +362,7 @@ class Trainer(Configured):
         unknown: Mapping[str, Any],
         keep_outputs: bool = False,
     ) -> list[Any]:
+        stop_if_imported()
         refuse_unknown(getattr(self, stage), unknown)
         if isinstance(dataloaders, DataModule):
             dataloaders, datamodule = None, dataloaders

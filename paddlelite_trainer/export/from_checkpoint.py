@@ -15,6 +15,7 @@ import paddle
 
 from ..checkpoint.saved import open_checkpoint
 from ..errors import ConfigurationError, did_you_mean
+from ..importing import importing, script_as_module
 from ..module import Module
 from ..run.weights import state_at
 from .exporting import Exported, Wanted, export_module
@@ -73,19 +74,17 @@ def _imported(where: str) -> Any:
     if not where.endswith(".py"):
         sys.path.insert(0, str(Path.cwd()))
         try:
-            return importlib.import_module(where)
-        except ModuleNotFoundError as error:
+            if importlib.util.find_spec(where) is None:
+                raise ModuleNotFoundError(f"No module named {where!r}")
+        except (ModuleNotFoundError, ValueError) as error:
             raise ConfigurationError(f"--module {where}: {error}") from error
+        with importing(where):
+            return importlib.import_module(where)
+        raise ConfigurationError(f"{where} trains while it is imported: put that below `if __name__ == '__main__':`")
     path = Path(where).expanduser().absolute()
     if not path.is_file():
         raise ConfigurationError(f"--module: there is no file {path}")
-    sys.path.insert(0, str(path.parent))  # what stands beside a script can be imported by it
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # where Paddle's translator looks a class's source up
-    spec.loader.exec_module(module)
-    return module
+    return script_as_module(path)
 
 
 def _spec(text: str) -> Any:

@@ -83,3 +83,51 @@ def test_what_is_wrong_is_one_line(
     found, _, err = call(capsys, trained, tmp_path / "m", *arguments)
     assert (found, said in err) == (code, True), err
     assert list(tmp_path.iterdir()) == []
+
+
+SCRIPT = """import paddle
+from paddlelite_trainer import Trainer
+from models import Classifier
+
+class Mine(Classifier):
+    pass
+
+{rest}
+"""
+
+
+def test_a_script_that_trains_without_a_guard_is_executed_up_to_there(
+    trained: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "train_unguarded.py"
+    trainer = f"Trainer(default_root_dir={str(trained.parent)!r}, run_name='run', max_epochs=9)"
+    fit = f"{trainer}.fit(Mine(), [], ckpt_path='last')"
+    script.write_text(SCRIPT.format(rest=f"try:\n    {fit}\nexcept Exception:\n    pass\nraise SystemExit(3)"))
+    before = (trained / "run.json").read_bytes(), (trained / "train.log").read_bytes()
+    code, _, err = call(capsys, trained, tmp_path / "m", "--module", f"{script}:Mine")
+    assert code == OK, err
+    assert ((trained / "run.json").read_bytes(), (trained / "train.log").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        (
+            "assert 1 == 2, 'no'",
+            "train_bad.py:8 cannot be imported: AssertionError: no. It is executed for its classes",
+        ),
+        (
+            "import argparse; argparse.ArgumentParser().parse_args(['--x'])",
+            "train_bad.py:8 cannot be imported: SystemExit",
+        ),
+        ("this is no python", "cannot be imported: SyntaxError"),
+    ],
+)
+def test_a_script_that_cannot_be_imported_is_one_line_that_names_the_place(
+    trained: Path, tmp_path: Path, capsys: Any, rest: str, said: str
+) -> None:
+    script = tmp_path / "train_bad.py"
+    script.write_text(SCRIPT.format(rest=rest))
+    code, _, err = call(capsys, trained, tmp_path / "m", "--module", f"{script}:Mine")
+    assert code == USAGE and said in err and len([line for line in err.splitlines() if "paddlelite: " in line]) == 1

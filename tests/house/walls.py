@@ -30,7 +30,7 @@ LAYERS = (
     {"of_network"},
     {"run", "data", "callback", "logs", "settings", "optimizers", "layers", "gradients", "factories", "forward_inputs"},
     {"checkpoint", "reporting", "machine"},
-    {"errors", "progress", "hyperparameters", "duration", "names_elsewhere"},
+    {"errors", "progress", "hyperparameters", "duration", "names_elsewhere", "importing"},
 )
 CLI_MAY_IMPORT = {"cli", "run", "checkpoint", "reporting", *LAYERS[-1]}
 # Commands that need Paddle import it when they run; test_cli.py holds that no other does.

@@ -1,0 +1,61 @@
+"""Importing: a user's script executed for its classes alone, up to the line where it would train."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
+
+from .errors import ConfigurationError
+
+_imports: ContextVar[bool] = ContextVar("_imports", default=False)
+
+
+class StopsHere(BaseException):
+    """The script has come to where it trains; what it has defined is there. No `except Exception` hears of it."""
+
+
+def stop_if_imported() -> None:
+    """End a script that is executed for its classes alone: to look at a run must not go on with it."""
+    if _imports.get():
+        raise StopsHere
+
+
+def script_as_module(path: Path) -> ModuleType:
+    """The script's names, as far as it comes before it would train.
+
+    Raises:
+        ConfigurationError: it raises something, or leaves, with the line.
+    """
+    sys.path.insert(0, str(path.parent))  # what stands beside a script can be imported by it
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where Paddle's translator looks a class's source up
+    with importing(str(path)):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def importing(what: str) -> Iterator[None]:
+    """Within, the first fit, validate, test or predict ends what is imported; another error names what and the line."""
+    token = _imports.set(True)
+    try:
+        yield
+    except StopsHere:
+        pass
+    except (Exception, SystemExit) as error:
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == what]
+        where = f"{what}:{lines[-1].lineno}" if lines else what
+        raise ConfigurationError(
+            f"{where} cannot be imported: {type(error).__name__}: {error}. It is executed for its classes; what else "
+            "it does belongs below `if __name__ == '__main__':`"
+        ) from error
+    finally:
+        _imports.reset(token)
