@@ -74,7 +74,11 @@ def _loggers(given: LoggersGiven) -> list[Logger]:
     if given is False:
         return []
     several = isinstance(given, Sequence) and not isinstance(given, str)
-    return [_logger(one) for one in (given if several else [given])]  # type: ignore[union-attr]
+    ones: list[Any] = list(given) if several else [given]  # type: ignore[arg-type]
+    for index, one in enumerate(ones):
+        if any(one is other or (isinstance(one, str) and one == other) for other in ones[:index]):
+            raise ConfigurationError(f"Trainer(logger=...) has {one!r} twice, which would tear its file: pass it once")
+    return [_logger(one) for one in ones]
 
 
 def _logger(one: Any) -> Logger:

@@ -204,6 +204,13 @@ def test_loggers_are_given_by_name(tmp_path: Path) -> None:
     assert isinstance(trainer.logger, CSVLogger)
 
 
+def test_a_logger_that_is_given_twice_is_an_error() -> None:
+    logger = CSVLogger()
+    for given in (["csv", "csv"], [logger, logger]):
+        with pytest.raises(ConfigurationError, match=r"twice, which would tear its file: pass it once"):
+            quiet_trainer(logger=given)
+
+
 def test_a_misspelt_name_has_a_suggestion() -> None:
     with pytest.raises(ConfigurationError, match=r"no logger has that name\. Did you mean 'tensorboard'"):
         quiet_trainer(logger="tensorbord")
