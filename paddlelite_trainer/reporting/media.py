@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import LogWriteError
+from ..errors import ConfigurationTypeError, LogWriteError
 from .media_forms import as_audio, as_figure, as_histogram, as_image, as_text, drawn
 
 if TYPE_CHECKING:
@@ -90,9 +90,13 @@ class Media:
         loggers = self._book.loggers_to_write()
         if not loggers:
             return
+        if not isinstance(name, str):
+            raise ConfigurationTypeError(f"log_{kind}({name!r}, ...): the name is a str, got {type(name).__name__}")
         self._of_step.add(name)
         self._names.add(name)
         content = _PREPARE[kind](name, value() if _is_function(value) else value, *options)
+        if content is None:
+            return
         self._book.before_log()
         picture = None
         for logger in loggers:

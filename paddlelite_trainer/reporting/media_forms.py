@@ -34,17 +34,22 @@ def as_image(name: str, value: Any, dataformats: str | None) -> Any:
 def as_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ConfigurationTypeError(f"log_text({name!r}, ...) takes a str, got {value!r} of {type(value).__name__}")
-    return value
+    return value.encode("utf-8", "backslashreplace").decode()  # half a pair of surrogates is in no file
 
 
 def as_histogram(name: str, value: Any) -> Any:
-    """Finite float64 numbers, [count]; others are left out."""
+    """Finite float64 numbers, [count], as large as float32 has them; others are left out. None where all are."""
     array = _array("log_histogram", name, value).astype(np.float64).ravel()
     finite = array[np.isfinite(array)]
     if not array.size:
         raise ConfigurationError(f"log_histogram({name!r}, ...) was given no number")
     if finite.size < array.size:
         _tell(f"log_histogram({name!r}): NaN and infinite values are left out")
+    if not finite.size:
+        return None
+    largest = float(np.finfo(np.float32).max)
+    if np.abs(finite).max() > largest:  # their squares and distances would be infinite
+        return _within(f"log_histogram({name!r})", finite, -largest, largest, "numbers are shown as large as float32's")
     return finite
 
 

@@ -248,3 +248,29 @@ def test_sound_of_all_kinds_becomes_samples_by_channels() -> None:
     assert as_audio("x", np.zeros([2, 500]), 8000)[0].shape == as_audio("x", np.zeros([500, 2]), 8000)[0].shape
     samples, rate = as_audio("x", np.array([32767, -32767], "int16"), 16000)
     assert (samples[:, 0].tolist(), samples.dtype, rate) == ([1.0, -1.0], np.float32, 16000)
+
+
+class Spoilt(Classifier):
+    """Logs what a model that has gone wrong leaves."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.log_histogram("nan", np.full(3, np.nan))
+        self.log_histogram("huge", np.array([1e308, -1e308, 1.0]))
+        self.log_text("half", "a\ud800")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("logger", ["tensorboard", "visualdl"])
+def test_what_a_model_has_spoilt_ends_no_training(logger: str, tmp_path: Path) -> None:
+    pytest.importorskip(logger.replace("tensorboard", "tensorboardX"))
+    assert fit(logger, Spoilt(), tmp_path).current_epoch == 2
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    class Numbered(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log_image(3, np.zeros([4, 4]))  # type: ignore[arg-type]
+
+    with pytest.raises(ConfigurationTypeError, match=r"log_image\(3, \.\.\.\): the name is a str, got int"):
+        fit("tensorboard", Numbered(), tmp_path)
