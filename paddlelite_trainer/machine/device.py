@@ -86,7 +86,7 @@ def resolve_device(
     """
     here = available_devices()
     kind = _accelerator_type(accelerator, here)
-    indices = _indices(devices)
+    indices = indices_of(devices)
     if kind == "cpu":
         return Device("cpu", 0, paddle.CPUPlace())
     if indices is None:
@@ -111,9 +111,16 @@ def refuse_missing_devices(accelerator: str, devices: int | str | Sequence[int])
     """Raise ConfigurationError where one of the devices that are asked for is not here, before processes are started
     for them."""
     here = available_devices()
-    kind, indices = _accelerator_type(accelerator, here), _indices(devices)
-    if kind != "cpu" and indices is not None:
+    kind, indices = _accelerator_type(accelerator, here), indices_of(devices)
+    if indices is None:
+        return
+    if kind != "cpu":
         _refuse_missing(devices, kind, indices, here)
+    elif len(indices) > (most := 16 * (os.cpu_count() or 4)):
+        raise ConfigurationError(
+            f"devices={devices!r} on the CPU starts {len(indices)} processes, each with a Paddle of its own, and this "
+            f"machine has {os.cpu_count()} cores: at most {most} are started"
+        )
 
 
 def _refuse_missing(devices: object, kind: str, indices: Sequence[int], here: dict[str, int]) -> None:
@@ -162,7 +169,7 @@ def _accelerator_type(accelerator: str, here: dict[str, int]) -> str:
     raise ConfigurationError(message)
 
 
-def _indices(devices: int | str | Sequence[int]) -> list[int] | None:
+def indices_of(devices: int | str | Sequence[int]) -> list[int] | None:
     """The indices asked for, or None for "auto"."""
     wanted: Any = devices
     if wanted == "auto":

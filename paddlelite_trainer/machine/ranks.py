@@ -16,7 +16,7 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from .aborting import call_on_abort
-from .device import accelerator_type, refuse_missing_devices
+from .device import accelerator_type, indices_of, refuse_missing_devices
 from .meeting import Meeting, meeting_of
 from .paddle_internals import log_errors_only, without_modified_flags
 from .signals import in_notebook
@@ -36,8 +36,8 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], stra
     Raises:
         ConfigurationError: what is asked for cannot be started, or is not what was started.
     """
-    names = [part for part in devices.split(",") if part] if isinstance(devices, str) and devices != "auto" else devices
-    count = names if isinstance(names, int) else 1 if names == "auto" else len(names)
+    names = indices_of(devices)
+    count = 1 if names is None else len(names)
     if strategy.stage:
         processes = max(count, int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
         refuse_what_paddle_cannot(strategy, accelerator_type(accelerator), processes)
@@ -53,7 +53,7 @@ def launch_if_several(accelerator: str, devices: int | str | Sequence[int], stra
             f"Use devices=1, or start it by hand: python -m paddle.distributed.launch --nproc_per_node {count} train.py"
         )
     chosen = ["--nproc_per_node", str(count)]
-    if accelerator != "cpu" and not isinstance(names, int):
+    if accelerator_type(accelerator) != "cpu" and names is not None and names != list(range(count)):
         chosen = ["--devices", ",".join(map(str, names))]
     launcher = ["-m", "paddle.distributed.launch", *chosen, "--log_dir", str(log_dir), "--log_level", "WARNING"]
     unheard = [os.environ.get("PYTHONWARNINGS", ""), "ignore:No ccache found"]  # of the launcher and each process

@@ -283,6 +283,8 @@ def _named_run(root: Path, run_name: str) -> Path:
     parts = Path(run_name).parts if run_name and "\0" not in run_name else ()
     if not parts or ".." in parts or Path(run_name).is_absolute():
         raise ConfigurationError(f"run_name must name a directory below {root}, got {run_name!r}")
+    if any(len(os.fsencode(part)) > 255 for part in parts):
+        raise ConfigurationError(f"run_name={run_name[:60]!r}... is longer than a directory's name can be (255 bytes)")
     return root / run_name
 
 

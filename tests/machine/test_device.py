@@ -8,7 +8,9 @@ import paddle
 import pytest
 
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.machine import ranks
 from paddlelite_trainer.machine.device import available_devices, resolve_device
+from paddlelite_trainer.machine.strategy import Strategy
 
 needs_cpu_only = pytest.mark.skipif(list(available_devices()) != ["cpu"], reason="an accelerator is here")
 
@@ -64,3 +66,39 @@ def test_the_same_device_twice_is_an_error() -> None:
 def test_an_accelerator_that_is_not_a_string_is_an_error() -> None:
     with pytest.raises(ConfigurationTypeError, match="must be a string"):
         resolve_device(None)  # type: ignore[arg-type]
+
+
+class _Started(Exception):
+    pass
+
+
+@needs_cpu_only
+@pytest.mark.parametrize(
+    ("devices", "starts"), [(2, 2), ("2", 2), ([0, 1], 2), ("0,1", 2), ([0, 3], 2), ((0, 1, 2), 3), (1, 0), ("auto", 0)]
+)
+def test_on_the_cpu_every_form_of_devices_starts_so_many_processes(
+    devices: Any, starts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    def execv(program: str, command: list[str]) -> None:
+        raise _Started(command)
+
+    monkeypatch.setattr(ranks.os, "execv", execv)
+    monkeypatch.setattr(ranks, "_is_main", lambda script: True)
+    monkeypatch.setattr(ranks.sys, "orig_argv", ["python", "train.py"])
+    monkeypatch.setenv("PYTHONWARNINGS", "")
+    if not starts:
+        ranks.launch_if_several("auto", devices, Strategy("auto"), tmp_path)
+        return
+    with pytest.raises(_Started) as started:
+        ranks.launch_if_several("auto", devices, Strategy("auto"), tmp_path)
+    command = started.value.args[0]
+    assert command[command.index("--nproc_per_node") + 1] == str(starts) and "--devices" not in command
+
+
+@pytest.mark.parametrize(("devices", "said"), [(2.5, "devices must be"), ({}, "devices must be"), (10**6, "at most")])
+def test_devices_that_cannot_be_started_are_an_error_before_anything_is(
+    devices: Any, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(ranks.os, "execv", lambda *_: pytest.fail("started"))
+    with pytest.raises(ConfigurationError, match=said):
+        ranks.launch_if_several("cpu", devices, Strategy("auto"), tmp_path)

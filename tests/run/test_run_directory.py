@@ -51,6 +51,11 @@ def test_a_run_name_that_leaves_the_root_is_refused(tmp_path, name):
         RunDirectory.create(tmp_path, run_name=name)
 
 
+def test_a_run_name_that_no_directory_can_have_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"is longer than a directory's name can be \(255 bytes\)"):
+        RunDirectory.create(tmp_path, run_name="模" * 100)
+
+
 def test_a_fresh_run_never_mixes_with_an_old_one_of_the_same_name(tmp_path):
     save(tmp_path / "x", 1)
     with pytest.raises(ConfigurationError, match=r"already holds a run with checkpoints.*ckpt_path='last'"):
