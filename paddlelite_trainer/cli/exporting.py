@@ -15,6 +15,8 @@ FORMATS = ("inference", "onnx", "safetensors", "pdparams")
 
 
 def export(arguments: argparse.Namespace) -> int:
+    if not arguments.output:
+        raise ConfigurationError("the output is empty; name the files without suffix, such as out/model")
     output = Path(arguments.output).expanduser()
     format = arguments.format or (output.suffix[1:] if output.suffix[1:] in FORMATS else "inference")
     checkpoint = _best_of(arguments.checkpoint)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ..errors import ConfigurationError, ConfigurationTypeError
+from ..errors import ConfigurationError, ConfigurationTypeError, ExportError
 from ..forward_inputs import Call, kept, named_tensors
 from ..machine.trees import leaves, mapped
 
@@ -101,6 +101,10 @@ def _of_batch(module: Any, batch: Any) -> Example:
     try:
         with paddle.no_grad():
             module.predict_step(batch, 0)
+    except Exception as error:
+        raise ExportError(
+            f"{type(module).__name__}.predict_step fails with the batch= given: {type(error).__name__}: {error}"
+        ) from error
     finally:
         end()
     if inputs.call is None:

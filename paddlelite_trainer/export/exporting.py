@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,10 @@ def export_module(
     Raises:
         ExportError: nothing was written, and what was there before is there.
     """
+    if not isinstance(path, (str, os.PathLike)) or not str(path) or "\0" in str(path):
+        raise ConfigurationError(
+            f"export(path=...) is the files' name without suffix, such as 'out/model', got {path!r}"
+        )
     path = _with_suffix(Path(path).expanduser().absolute(), wanted.format)
     refuse_place(path)
     with _weights_in_place(module, checkpoint, wanted.weights, averages) as weights:
@@ -249,7 +254,15 @@ _Trial = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
 def _trials(module: Any, example: Example) -> tuple[list[_Trial], str]:
     """Inputs and what forward makes of them, for the example and a batch of another size; and which sizes these are."""
-    trials = [_trial(module, example, example.tensors)]
+    try:
+        trials = [_trial(module, example, example.tensors)]
+    except ExportError:
+        raise
+    except Exception as error:
+        took = ", ".join(f"{name} {_shown(list(tensor.shape))}" for name, tensor in zip(example.names, example.tensors))
+        raise ExportError(
+            f"{type(module).__name__}.forward fails with {example.origin} ({took}): {type(error).__name__}: {error}"
+        ) from error
     other = example.of_another_size()
     if other is None:
         return trials, ""

@@ -84,9 +84,12 @@ def checkpoint_of(
         )
     settings, name = run.settings, run.name
     remotes = copies_of(callbacks) if settings.enable_checkpointing and not settings.fast_dev_run else []
-    resolution = run.ranks.on_rank_zero(  # each rank could find another, while a save is under way
-        lambda: look(ckpt_path, remotes, default_root_dir=settings.default_root_dir, run_name=name)
-    )
+    try:
+        resolution = run.ranks.on_rank_zero(  # each rank could find another, while a save is under way
+            lambda: look(ckpt_path, remotes, default_root_dir=settings.default_root_dir, run_name=name)
+        )
+    except (ConfigurationError, CheckpointNotFoundError) as error:
+        raise type(error)(str(error).replace("ckpt_path=", f"{argument}=")) from None
     if resolution.entry is None:
         said = resolution.message.removesuffix(": fresh run")
         raise CheckpointNotFoundError(f"{asked}: {said}")

@@ -354,8 +354,8 @@ def _best_of(reader: CheckpointReader) -> Entry:
         )
     if not ranked:
         raise ConfigurationError(
-            f"ckpt_path='best': nothing was monitored in {reader.run_dir}, so no checkpoint is the best. "
-            "Train with ModelCheckpoint(monitor=...), or pass ckpt_path='last'."
+            f"ckpt_path='best': nothing was monitored in {reader.run_dir} where a checkpoint was saved, so none is "
+            "the best. Train with ModelCheckpoint(monitor=...), or pass ckpt_path='last'."
         )
     return reader.first_of_pin(ranked[0])
 

@@ -332,3 +332,20 @@ def test_a_checkpoint_tells_the_input_and_a_resumed_run_keeps_it(tmp_path: Path)
     assert module.forward_inputs.described == told
     assert module.forward_inputs.call is not None and module.forward_inputs.call.batch_size == 3
     assert not re.search("forward", " ".join(vars(module)).replace("forward_inputs", "").replace("_forward", ""))
+
+
+def test_what_cannot_be_a_file_s_name_or_an_input_is_one_error(tmp_path: Path) -> None:
+    for path in ("", None, 3, "nul\0"):
+        with pytest.raises(ConfigurationError, match=r"export\(path=\.\.\.\) is the files' name without suffix"):
+            export(Classifier(), path, numbers(8, 4))  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=r"forward fails with .* \(x \[2, 5\]\): ValueError"):
+        export(Classifier(), tmp_path / "m", paddle.static.InputSpec([None, 5], "float32"))
+    with pytest.raises(ExportError, match=r"predict_step fails with the batch= given: IndexError"):
+        export(Classifier(), tmp_path / "m", batch=[])
+
+
+def test_a_best_that_is_not_there_is_told_by_the_name_of_the_argument(tmp_path: Path) -> None:
+    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=True, default_root_dir=tmp_path)
+    trainer.fit(Classifier(), make_batches(2))
+    with pytest.raises(ConfigurationError, match=r"^checkpoint='best'.*or pass checkpoint='last'"):
+        trainer.export(tmp_path / "m")
