@@ -64,7 +64,10 @@ def host_array(value: Any) -> np.ndarray:
     """The tensor's elements as a little-endian, C-contiguous array: a view of its own memory where that can be had."""
     array = value if isinstance(value, np.ndarray) else _view_of_host_memory(value)
     if array is None:
-        array = np.asarray(value.numpy())
+        # Of a tensor within larger memory, which sharded weights are, Tensor.numpy() copies all of that memory.
+        on_host = value.cpu()
+        array = _view_of_host_memory(on_host)
+        array = np.asarray(on_host.numpy()) if array is None else array
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(shape_of(value))
 
 

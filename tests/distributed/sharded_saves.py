@@ -1,0 +1,195 @@
+"""Jobs of two ranks on fake accelerators, whose optimizer is sharded: copied to a remote, killed in a save, weighed.
+
+python sharded_saves.py ROOT, in fake_gpu's environment; ROOT/found.json has what was found
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tracemalloc
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from forked import job
+
+from paddlelite_trainer import Callback, Module, Strategy, Trainer
+from paddlelite_trainer.callbacks import ModelCheckpoint, RemoteCopy
+from paddlelite_trainer.checkpoint import FileSystem, open_checkpoint
+
+STEPS, CUT = 7, 4
+SECONDS = 60
+WIDTH, DEPTH = 256, 24  # of the network that is weighed: a weight has 2**18 bytes
+
+
+class Numbers(paddle.io.Dataset):  # type: ignore[misc]
+    def __len__(self) -> int:
+        return 2 * 4 * 5
+
+    def __getitem__(self, index: int) -> Any:
+        return np.random.RandomState(index).randn(8).astype("float32")
+
+
+class Net(Module):
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        paddle.seed(11)
+        self.net = paddle.nn.Sequential(
+            paddle.nn.Linear(8, width),
+            paddle.nn.BatchNorm1D(width),
+            paddle.nn.Dropout(0.2),
+            *(paddle.nn.Linear(width, width) for _ in range(depth)),
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.net(batch).pow(2).mean()
+        self.log("loss", loss, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return paddle.optimizer.AdamW(0.01, parameters=self.parameters())
+
+
+class DiesInItsPart(Callback):
+    """The rank is killed when it has written half of a piece of its part of the checkpoint of step CUT."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step != CUT:
+            return
+        part = f"part{trainer.global_rank:05d}"
+        its_own: set[int] = set()
+        create, write = FileSystem.create, FileSystem.write
+
+        def noted(self: FileSystem, path: Path) -> int:
+            descriptor = create(self, path)
+            its_own.update({descriptor} if part in path.name else ())
+            return descriptor
+
+        def dies(self: FileSystem, descriptor: int, data: Any) -> None:
+            half = memoryview(data).cast("B")
+            write(self, descriptor, half[: len(half) // 2])
+            if descriptor in its_own:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(self, descriptor, half[len(half) // 2 :])
+
+        FileSystem.create = noted
+        FileSystem.write = dies
+
+
+class Weighs(Callback):
+    """The most bytes that were asked for at once, from a batch's end to the next: of the host's memory by Paddle and by
+    NumPy, and of the device's, beyond what was there."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            core, self.rank = paddle.base.core, trainer.global_rank
+            core.host_memory_stat_reset_peak_value("Allocated", 0)
+            core.device_memory_stat_reset_peak_value("Allocated", self.rank)
+            self.before = self.peaks()
+            tracemalloc.start()
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            host, device = (now - before for now, before in zip(self.peaks(), self.before))
+            self.host, self.device = host + tracemalloc.get_traced_memory()[1], device
+            tracemalloc.stop()
+
+    def peaks(self) -> tuple[int, int]:
+        core = paddle.base.core
+        return (
+            core.host_memory_stat_peak_value("Allocated", 0),
+            core.device_memory_stat_peak_value("Allocated", self.rank),
+        )
+
+
+def fit(
+    root: Path, max_steps: int, *more: Callback, width: int = 16, depth: int = 2, strategy: str = "sharding_stage2"
+) -> tuple[Trainer, Module]:
+    trainer = Trainer(
+        max_steps=max_steps,
+        strategy=Strategy(strategy, segment_size=1000),
+        default_root_dir=root,
+        callbacks=[*more, ModelCheckpoint(every_n_train_steps=1, save_top_k=-1, monitor="step")],
+        seed=5,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+    module = Net(width, depth)
+    trainer.fit(module, paddle.io.DataLoader(Numbers(), batch_size=4, shuffle=True), ckpt_path="last")
+    return trainer, module
+
+
+def tensors_of(trainer: Trainer, module: Module) -> tuple[list[Any], list[Any]]:
+    by_name = trainer.optimizers[0]._accumulators.values()
+    return list(module.state_dict().values()), [one for found in by_name for one in found.values()]
+
+
+def trains(out: Path, root: Path, max_steps: int, remote: Path | None, dying: int | None, rank: int) -> None:
+    more: list[Callback] = [RemoteCopy(f"file://{remote}")] if remote is not None else []
+    more += [DiesInItsPart()] if dying == rank else []
+    trainer, module = fit(root, max_steps, *more)
+    weights, moments = tensors_of(trainer, module)
+    digest = hashlib.sha256(b"".join(one.numpy().tobytes() for one in [*weights, *moments])).hexdigest()
+    (out / f"rank{rank}").write_text(json.dumps([digest, trainer.global_step, trainer.history]))
+
+
+def weighs(out: Path, root: Path, strategy: str, rank: int) -> None:
+    scale = Weighs()
+    trainer, module = fit(root, 3, scale, width=WIDTH, depth=DEPTH, strategy=strategy)
+    weights, moments = (sum(one.size * 4 for one in found) for found in tensors_of(trainer, module))
+    (out / f"rank{rank}").write_text(json.dumps([scale.host, scale.device, weights, moments]))
+
+
+def both(out: Path, work: Any) -> list[Any]:
+    out.mkdir(parents=True)
+    job(out, 2, partial(work, out), SECONDS)
+    return [json.loads((out / f"rank{rank}").read_text()) for rank in range(2)]
+
+
+def saved(root: Path) -> dict[str, str]:
+    """{checkpoint: its optimizer's digest, every file of it verified}."""
+    found = {}
+    for path in sorted((root / "version_0/checkpoints").iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            tensors = open_checkpoint(path).tensors("optimizer.pdopt")
+            found[path.name] = hashlib.sha256(b"".join(tensors[name].tobytes() for name in sorted(tensors))).hexdigest()
+    return found
+
+
+def main(root: Path) -> None:
+    def run(name: str, place: Path, max_steps: int, remote: Path | None = None, dying: int | None = None) -> list[Any]:
+        return both(root / "jobs" / name, lambda out, rank: trains(out, place, max_steps, remote, dying, rank))
+
+    found: dict[str, Any] = {"whole": run("whole", root / "whole", STEPS), "saved": saved(root / "whole")}
+    remote = root / "remote"
+    run("before the machine is lost", root / "lost", CUT, remote)
+    shutil.rmtree(root / "lost")
+    found["from the remote"] = run("on an empty machine", root / "empty", STEPS, remote)
+    found["saved from the remote"] = saved(root / "empty")
+    for rank in (0, 1):
+        place = root / f"killed {rank}"
+        try:
+            run(f"killed {rank}", place, STEPS, dying=rank)
+        except RuntimeError as error:
+            found[f"rank {rank} dies"] = str(error)
+        found[f"after the kill of rank {rank}"] = saved(place)
+        found[f"latest after the kill of rank {rank}"] = (place / "version_0/latest").resolve().name
+        found[f"again after rank {rank}"] = run(f"again {rank}", place, STEPS)
+        found[f"saved again after rank {rank}"] = saved(place)
+    for strategy in ("ddp", "sharding_stage2", "sharding_stage3"):
+        found[f"weight of {strategy}"] = both(
+            root / "jobs" / strategy,
+            lambda out, rank: weighs(out, root / strategy, strategy, rank),  # noqa: B023
+        )
+    (root / "found.json").write_text(json.dumps(found))
+
+
+main(Path(sys.argv[1]))

@@ -1,0 +1,58 @@
+"""Checkpoints in parts of two ranks: from a remote, with a rank killed in the midst of its part, and their memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fake_gpu
+import paddle
+import pytest
+
+from paddlelite_trainer.checkpoint.writer import PENDING_CHUNKS
+
+SCRIPT = Path(__file__).with_name("sharded_saves.py")
+KILLED_IN = "step-000000004"
+WEIGHT = 4 * 256 * 256  # bytes of the largest tensors of the network that is weighed
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.fake_gpu,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(paddle.__version__.startswith("2."), reason="Paddle 2.6 does not shard here"),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("sharded_saves")
+    done = fake_gpu.run("-W", "ignore", str(SCRIPT), str(root))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads((root / "found.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_a_run_goes_on_from_the_remote_alone_with_the_same_bits(found: dict[str, Any]) -> None:
+    assert found["from the remote"] == found["whole"]
+    assert {**found["saved"], **found["saved from the remote"]} == found["saved"]
+    assert [step for _, step, _ in found["from the remote"]] == [7, 7]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_in_its_part_leaves_the_checkpoint_before_and_the_run_goes_on(
+    found: dict[str, Any], rank: int
+) -> None:
+    assert f"{rank}: -9" in found[f"rank {rank} dies"].partition("\n")[0]
+    before = {name: digest for name, digest in found["saved"].items() if name < KILLED_IN}
+    assert found[f"after the kill of rank {rank}"] == before and len(before) == 3
+    assert found[f"latest after the kill of rank {rank}"] == max(before)
+    assert found[f"again after rank {rank}"] == found["whole"]
+    assert found[f"saved again after rank {rank}"] == found["saved"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "sharding_stage2", "sharding_stage3"])
+def test_a_save_asks_for_no_more_memory_than_for_the_pieces_that_wait_to_be_hashed(
+    found: dict[str, Any], strategy: str
+) -> None:
+    for host, device, weights, _ in found[f"weight of {strategy}"]:
+        assert host < 2 * (PENDING_CHUNKS + 1) * WEIGHT + 2**20  # of the weights' file and of the optimizer's
+        assert device < (weights if strategy == "sharding_stage3" else 2**20)  # which gathers them
