@@ -82,6 +82,7 @@ def random_states() -> dict[str, Any]:
         "python": {"version": version, "words": list(words), "gauss": gauss},
         "numpy": np.random.get_state(legacy=False),
         "paddle": saved,
+        "device": paddle.get_device(),
     }
 
 
@@ -91,7 +92,7 @@ def set_random_states(state: dict[str, Any]) -> None:
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
     _set_numpy_state(state["numpy"])
     generators = _paddle_generators()
-    for name, plain in state["paddle"].items():
+    for name, plain in _by_present_device(state).items():
         if plain is None or (name == "cpu" and not paddle_cpu_generator_can_be_saved()):
             continue
         if name in generators:
@@ -102,6 +103,18 @@ def set_random_states(state: dict[str, Any]) -> None:
                 "Random numbers drawn on the device (dropout) go on differently.",
                 stacklevel=2,
             )
+
+
+def _by_present_device(state: dict[str, Any]) -> dict[str, Any]:
+    """Paddle's states by device; what the process computed on is that of the device that it computes on now.
+
+    A rank has another number on its machine where as many ranks are spread over more machines or fewer.
+    """
+    before, now = state.get("device", ""), paddle.get_device()  # an earlier version did not say
+    saved = dict(state["paddle"])
+    if before != now and before in saved and before.partition(":")[0] == now.partition(":")[0]:
+        saved[now] = saved.pop(before)
+    return saved
 
 
 @lru_cache(maxsize=1)

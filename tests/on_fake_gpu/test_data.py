@@ -80,3 +80,20 @@ def test_every_devices_generator_is_saved_and_restored() -> None:
     assert rng.random_states()["paddle"]["fake_gpu:3"] != states["paddle"]["fake_gpu:3"]
     rng.set_random_states(states)
     assert rng.random_states()["paddle"]["fake_gpu:3"] == states["paddle"]["fake_gpu:3"]
+
+
+def test_a_rank_that_has_another_device_of_the_same_kind_goes_on_with_its_own_numbers() -> None:
+    try:
+        paddle.set_device("fake_gpu:3")
+        paddle.seed(1)
+        paddle.rand([3])
+        state = rng.random_states()
+        expected = paddle.rand([3]).numpy().tolist()
+        paddle.set_device("fake_gpu:0")
+        paddle.seed(2)
+        rng.set_random_states(state)
+        assert rng.random_states()["paddle"]["fake_gpu:0"] == state["paddle"]["fake_gpu:3"]
+        if not paddle.__version__.startswith("2."):  # there this device draws from the CPU's generator
+            assert paddle.rand([3]).numpy().tolist() == expected
+    finally:
+        paddle.set_device("cpu")
