@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+
+import paddle
+
+from ..errors import ConfigurationError, TrainingError
 
 if TYPE_CHECKING:
     from .ranks import Ranks
@@ -86,6 +90,27 @@ class WaitForRanks:
     def before_backward(self, loss: Any) -> None:
         if self.ends_window():
             self.ranks.begin_exchange()
+
+
+def refuse_skipping(outputs: Any, strategy: str) -> None:
+    """Raise TrainingError where a step has no loss: the other ranks would wait for this one's gradients."""
+    if outputs is None:
+        raise TrainingError(
+            f"training_step returned None, which skips a batch on one process alone: with strategy={strategy!r} each "
+            "step is one of all ranks. Return loss * 0 where there is nothing to learn."
+        )
+
+
+@contextmanager
+def refusing_what_paddle_cannot_shard(optimizer: Any, strategy: str) -> Iterator[None]:
+    """Within, an assertion of Paddle's sharding is a ConfigurationError."""
+    try:
+        yield
+    except AssertionError as error:
+        raise ConfigurationError(
+            f"strategy={strategy!r}: Paddle {paddle.__version__} cannot shard a {type(optimizer).__name__} here: "
+            f"{error}. Use strategy='ddp'"
+        ) from error
 
 
 def names_of(parameters: Iterable[Any], names: dict[str, str]) -> str:

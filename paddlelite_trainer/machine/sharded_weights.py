@@ -11,7 +11,7 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from . import paddle_sharding
-from .engine import Engine, Step, names_of
+from .engine import Engine, Step, names_of, refuse_skipping, refusing_what_paddle_cannot_shard
 from .ranks import Ranks
 from .strategy import Strategy
 
@@ -31,13 +31,8 @@ class ShardedWeights(Engine):
         self.module, self.names, self.ranks, self.strategy = module, dict(names), ranks, strategy
         ranks.meet("the sharding of the weights")
         paddle_sharding.send_weights(module)
-        try:
+        with refusing_what_paddle_cannot_shard(optimizer, strategy.name):
             self.cutting = paddle_sharding.CutWeights(module, optimizer, strategy.segment_size)
-        except AssertionError as error:
-            raise ConfigurationError(
-                f"strategy={strategy.name!r}: Paddle {paddle.__version__} cannot shard a {type(optimizer).__name__} "
-                f"here: {error}. Use strategy='ddp'"
-            ) from error
         self.shapes = {names[one.name]: tuple(one.shape) for one in self.cutting.cut if one.name in names}
         self.parameters = [one for one in self.cutting.parameters if one.trainable]
         self.is_over = False  # from then on the weights are whole
@@ -50,14 +45,11 @@ class ShardedWeights(Engine):
         paddle_sharding.on_gradient(parameter, lambda *_: used.add(name))
 
     def training_step(self, step: Step) -> Step:
+        strategy = self.strategy.name
+
         def training_step(batch: Any, batch_idx: int) -> Any:
             outputs = step(batch, batch_idx)
-            if outputs is None:  # the others would wait for this rank's gradients
-                raise TrainingError(
-                    "training_step returned None, which skips a batch on one process alone: with "
-                    f"strategy={self.strategy.name!r} each step is one of all ranks. Return loss * 0 where there is "
-                    "nothing to learn."
-                )
+            refuse_skipping(outputs, strategy)
             return outputs
 
         return training_step

@@ -10,7 +10,7 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from . import paddle_sharding
-from .engine import Engine, Step, names_of
+from .engine import Engine, Step, names_of, refuse_skipping, refusing_what_paddle_cannot_shard
 from .ranks import Ranks
 from .strategy import Strategy
 
@@ -39,13 +39,8 @@ class ShardedState(Engine):
         self.strategy, self.names, self.ranks, self.window = strategy, names, ranks, window
         ranks.meet("the sharding of the optimizer")
         paddle_sharding.send_weights(module)
-        try:
+        with refusing_what_paddle_cannot_shard(optimizer, strategy.name):
             self.sharded = paddle_sharding.shard_optimizer(module, optimizer, _LEVELS[strategy.stage])
-        except AssertionError as error:
-            raise ConfigurationError(
-                f"strategy={strategy.name!r}: Paddle {paddle.__version__} cannot shard a {type(optimizer).__name__} "
-                f"here: {error}. Use strategy='ddp'"
-            ) from error
         self.wrapped = self.sharded.wrapped
         self.parameters = paddle_sharding.parameters(self.sharded)
         self.learns = [parameter.trainable for parameter in self.parameters]
@@ -63,6 +58,8 @@ class ShardedState(Engine):
         return lambda *_: used.add(name)
 
     def training_step(self, step: Step) -> Step:
+        strategy = self.strategy.name
+
         def training_step(batch: Any, batch_idx: int) -> Any:
             begins, ends = self.window()
             if begins or not self._is_open:
@@ -70,12 +67,7 @@ class ShardedState(Engine):
             self._sends = ends and not self.finds_unused
             paddle_sharding.reduce_in_backward(self.wrapped, self._sends)
             outputs = step(batch, batch_idx)
-            if outputs is None:  # the others would wait for this rank's gradients
-                raise TrainingError(
-                    "training_step returned None, which skips a batch on one process alone: with "
-                    f"strategy={self.strategy.name!r} each step is one of all ranks. Return loss * 0 where there is "
-                    "nothing to learn."
-                )
+            refuse_skipping(outputs, strategy)
             return outputs
 
         return training_step
