@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any, Literal
 
@@ -32,19 +33,30 @@ class GradientNormWatch(Callback):
         self.every_n_steps = every_n_steps
         self.per_layer = per_layer
 
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        if trainer.strategy.stage == 3 and (self.per_layer or not _clipping_tells(trainer)):
+            raise ConfigurationError(
+                "GradientNormWatch cannot add up the slices of gradients that strategy='sharding_stage3' makes: leave "
+                "per_layer out and pass gradient_clip_val=..., whose norm is over all slices, or use 'sharding_stage2'"
+            )
+
     def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
         if not self._is_due(trainer):
             return
+        gradients: dict[str, list[Any]] = {}  # by the name that their norm is logged under
         parameters = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
         if self.per_layer:
-            by_layer: dict[str, list[Any]] = {}
             names = {parameter.name: name for name, parameter in module.named_parameters()}
             for parameter in parameters:
-                by_layer.setdefault(names[parameter.name].split(".")[0], []).append(parameter.grad)
-            for layer, gradients in by_layer.items():
-                module.log(f"grad_norm/{layer}", norm_of(gradients))
+                layer = names[parameter.name].split(".")[0]
+                gradients.setdefault(f"grad_norm/{layer}", []).append(parameter.grad)
         if parameters and not _clipping_tells(trainer):
-            module.log("grad_norm", norm_of([parameter.grad for parameter in parameters]))
+            gradients["grad_norm"] = [parameter.grad for parameter in parameters]
+        norms = {name: norm_of(some) for name, some in gradients.items()}
+        if trainer.strategy.stage and (self.per_layer or not _clipping_tells(trainer)):
+            norms = _over_ranks(trainer, norms)
+        for name, norm in norms.items():
+            module.log(name, norm)
 
     def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
         if self._is_due(trainer) and _clipping_tells(trainer) and trainer.gradient_norm is not None:
@@ -163,3 +175,12 @@ class LossSpikeWatch(Callback):
 
 def _clipping_tells(trainer: Trainer) -> bool:
     return trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "value"
+
+
+def _over_ranks(trainer: Trainer, norms: dict[str, Any]) -> dict[str, float]:
+    """Of the gradients of all ranks together, each of which is on one; a collective."""
+    squares: dict[str, float] = {}
+    for of_rank in trainer.ranks.gather_object({name: float(norm.item()) for name, norm in norms.items()}):
+        for name, norm in of_rank.items():
+            squares[name] = squares.get(name, 0.0) + norm**2
+    return {name: math.sqrt(square) for name, square in sorted(squares.items())}

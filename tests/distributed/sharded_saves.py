@@ -21,8 +21,9 @@ import paddle
 from forked import job
 
 from paddlelite_trainer import Callback, Module, Strategy, Trainer
-from paddlelite_trainer.callbacks import ModelCheckpoint, RemoteCopy
+from paddlelite_trainer.callbacks import GradientNormWatch, ModelCheckpoint, RemoteCopy
 from paddlelite_trainer.checkpoint import FileSystem, open_checkpoint
+from paddlelite_trainer.errors import ConfigurationError
 
 STEPS, CUT = 7, 4
 SECONDS = 60
@@ -148,6 +149,16 @@ def weighs(out: Path, root: Path, strategy: str, rank: int) -> None:
     (out / f"rank{rank}").write_text(json.dumps([scale.host, scale.device, weights, moments]))
 
 
+def watches(out: Path, root: Path, strategy: str, rank: int) -> None:
+    watch, told = GradientNormWatch(every_n_steps=1, per_layer=True), ""
+    try:
+        trainer, _ = fit(root, 3, watch, strategy=strategy)
+    except ConfigurationError as error:
+        told = str(error)
+    norms = {} if told else {name: value for name, value in trainer.callback_metrics.items() if "grad_norm" in name}
+    (out / f"rank{rank}").write_text(json.dumps([told, norms]))
+
+
 def both(out: Path, work: Any) -> list[Any]:
     out.mkdir(parents=True)
     job(out, 2, partial(work, out), SECONDS)
@@ -189,6 +200,8 @@ def main(root: Path) -> None:
             root / "jobs" / strategy,
             lambda out, rank: weighs(out, root / strategy, strategy, rank),  # noqa: B023
         )
+        place = root / f"norms of {strategy}"
+        found[place.name] = both(root / "jobs" / place.name, lambda out, rank: watches(out, place, strategy, rank))  # noqa: B023
     (root / "found.json").write_text(json.dumps(found))
 
 

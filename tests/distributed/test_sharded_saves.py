@@ -56,3 +56,13 @@ def test_a_save_asks_for_no_more_memory_than_for_the_pieces_that_wait_to_be_hash
     for host, device, weights, _ in found[f"weight of {strategy}"]:
         assert host < 2 * (PENDING_CHUNKS + 1) * WEIGHT + 2**20  # of the weights' file and of the optimizer's
         assert device < (weights if strategy == "sharding_stage3" else 2**20)  # which gathers them
+
+
+def test_the_watched_norm_is_that_of_all_ranks_gradients(found: dict[str, Any]) -> None:
+    (_, replicas), _ = found["norms of ddp"]
+    assert {"grad_norm", "grad_norm/net"} <= {*replicas}
+    for told, norms in found["norms of sharding_stage2"]:
+        assert told == ""
+        assert norms == pytest.approx(replicas, rel=1e-5)
+    for told, _ in found["norms of sharding_stage3"]:
+        assert told.startswith("GradientNormWatch cannot add up the slices")
