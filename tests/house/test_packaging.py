@@ -158,6 +158,79 @@ def test_mypy_sees_the_types_of_an_editable_install(environment: Path, tmp_path:
     ]
 
 
+TRAIN = """
+import paddle
+import paddlelite_trainer.callbacks, paddlelite_trainer.doctor, paddlelite_trainer.export
+from paddlelite_trainer import Module, Trainer
+
+class Line(Module):
+    def __init__(self):
+        super().__init__()
+        self.net = paddle.nn.Linear(1, 1)
+    def training_step(self, batch, batch_idx):
+        loss = (self.net(batch) - 2 * batch).square().mean()
+        self.log("train_loss", loss)
+        return loss
+    def configure_optimizers(self):
+        return paddle.optimizer.SGD(0.1, parameters=self.parameters())
+
+trainer = Trainer(max_epochs=2, default_root_dir="runs")
+trainer.fit(Line(), [paddle.ones([2, 1])] * 3, ckpt_path="last")
+print("file", paddlelite_trainer.callbacks.__file__)
+print("step", trainer.global_step)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin/ of a fresh virtual environment into which pip has installed the wheel; libraries are those from here."""
+    pytest.importorskip("pip", minversion="22.3", reason="needs pip >= 22.3, which installs into another environment")
+    root = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
+    (packages,) = root.glob("lib/python3*/site-packages")
+    libraries = [entry for entry in sys.path if entry.endswith("site-packages")]
+    (packages / "libraries.pth").write_text("\n".join(libraries) + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(root / "bin/python"), "--disable-pip-version-check", "install"]
+    how = ["-q", "--no-deps", "--no-index", "--ignore-installed", str(wheel)]
+    subprocess.run([*pip, *how], check=True, timeout=120)
+    return root / "bin"
+
+
+def test_an_installed_wheel_trains_and_its_command_line_reports(installed: Path, tmp_path: Path) -> None:
+    told = _run([str(installed / "python"), "-c", TRAIN], tmp_path)
+    assert re.search(rf"^file {re.escape(str(installed.parent))}/lib/.*callbacks/__init__.py$", told, re.MULTILINE)
+    assert "step 6\n" in told
+    command = str(installed / "paddlelite")
+    assert {"ckpt", "report", "doctor"} <= set(re.findall(r"\w+", _run([command, "--help"], tmp_path)))
+    assert re.search(r"^ +6 +2 .* latest", _run([command, "ckpt", "ls", "runs/version_0"], tmp_path), re.MULTILINE)
+    pytest.importorskip("plotly", reason="needs plotly, as the report extra installs")
+    pytest.importorskip("jinja2", reason="needs jinja2, as the report extra installs")
+    _run([command, "report", "runs/version_0", "-o", "report.html"], tmp_path)
+    assert "train_loss" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_mypy_finds_a_misspelt_argument_through_an_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="needs mypy, as the lint extra installs")
+    (tmp_path / "train.py").write_text(
+        "from paddlelite_trainer import Trainer\n"
+        "from paddlelite_trainer.callbacks import EarlyStopping\n"
+        "good = Trainer(max_epochs=1, callbacks=[EarlyStopping(monitor='val_acc', mode='max')])\n"
+        "misspelt = Trainer(max_epoch=1)\n"
+        "mistaken = Trainer(max_epochs='1')\n"
+        "EarlyStopping(monitor='val_acc', mode='maximum')\n"
+    )
+    # Libraries' own types are beside the point and take most of a minute.
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nfollow_imports = skip\n[mypy-paddlelite_trainer.*]\nfollow_imports = silent\n"
+    )
+    python = str(installed / "python")
+    command = [sys.executable, "-m", "mypy", "--python-executable", python, "--cache-dir", ".cache", "train.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    found = re.findall(r"^train.py:(\d+): error: .*\[([\w-]+)\]$", ran.stdout, re.MULTILINE)
+    assert found == [("4", "call-arg"), ("5", "arg-type"), ("6", "arg-type")], ran.stdout + ran.stderr
+    assert 'Unexpected keyword argument "max_epoch" for "Trainer"; did you mean "max_epochs"?' in ran.stdout
+
+
 def test_a_bare_checkout_finds_callbacks_through_its_conftest(checkout: Path, tmp_path: Path) -> None:
     told = _python(
         f"import sys; sys.path.insert(0, {str(checkout)!r})\n"
@@ -200,7 +273,8 @@ def test_importing_the_package_and_its_checkpoints_imports_no_paddle(tmp_path: P
 def test_the_version_is_written_once(wheel: Path) -> None:
     version = _python("import paddlelite_trainer as p; print(p.__version__)", cwd=ROOT).strip()
     assert wheel.name.startswith(f"paddlelite_trainer-{version}-")
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## (\d\S*?),", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert released[0] == version
 
 
 def _build(kind: str, source: Path) -> Path:
@@ -209,6 +283,14 @@ def _build(kind: str, source: Path) -> Path:
     output.mkdir()
     told = _python(f"from setuptools import build_meta; print(build_meta.build_{kind}({str(output)!r}))", cwd=source)
     return output / told.split()[-1]
+
+
+def _run(command: list[str], cwd: Path) -> str:
+    """What it prints, in an environment that no PYTHONPATH leads astray."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 def _python(code: str, *, cwd: Path, fails: bool = False, without_site: bool = False, **variables: str) -> str:
