@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,8 @@ class StandIn:
         self.own: Callable[..., Any] = layer.forward
         """What was called before, which may be another stand-in."""
         self._before = vars(layer).get("forward")
+        with contextlib.suppress(TypeError, ValueError):  # of what was compiled
+            self.__signature__ = inspect.signature(self.own)
 
     def take_place(self) -> None:
         vars(self.layer)["forward"] = self
