@@ -308,7 +308,8 @@ class Trainer(Configured):
         Args:
             path: the files' name without suffix, or with the format's own; directories above it are made.
             format: "inference" for `paddle.inference`, "onnx", or the weights alone: "safetensors", "pdparams".
-            checkpoint: whose weights: "best", "last", a tag, a path, or None for those that the module has.
+            checkpoint: whose weights: "best" (the newest where nothing is monitored), "last", a tag, a path, or None
+                for those that the module has.
             input_spec: an InputSpec or an example Tensor or array for each argument of forward, nested as they are; by
                 default the first call of forward in the run tells, with the batch's axis free.
             model: the module, by default the one that this trainer has.
@@ -334,6 +335,9 @@ class Trainer(Configured):
         entry = None
         if checkpoint is not None:
             run, callbacks = self._fit.run, self.callbacks
+            if checkpoint == "best" and has_fitted and not any(one.monitor for one in self.checkpoint_callbacks):
+                self.print("export: nothing is monitored, so the newest checkpoint is taken")
+                checkpoint = "last"
             entry = checkpoint_of("export", checkpoint, run, self.print, has_fitted, "checkpoint", callbacks)
         averages = averages_of(self.callbacks)
         keep = not (dry_run or self.fast_dev_run)

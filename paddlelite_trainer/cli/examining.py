@@ -34,9 +34,11 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def _tell(group: str) -> None:
-    """On a terminal, what is under way; minutes may pass."""
+    """What is under way; minutes may pass."""
     if sys.stderr.isatty():
         print(f"\r\033[Kexamining: {group} ...", end="\r", file=sys.stderr, flush=True)
+    else:
+        print(f"examining: {group}", file=sys.stderr, flush=True)
 
 
 def _print(examination: Any) -> None:

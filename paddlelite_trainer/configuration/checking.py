@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import sys
 import traceback
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError, TrainerError, did_you_mean
+from ..importing import module_named
 from ..settings import CALLED_HERE, NOT_HERE, check_setting, has_rule
 from .files import Keys, dotted
 from .kinds import Kind, kind_at, signature
@@ -207,7 +207,7 @@ def _by_name(name: str, kind: Kind, keys: Keys, place: Place) -> type:
 
 def _module(name: str, keys: Keys, place: Place) -> Any:
     try:
-        return importlib.import_module(name)
+        return module_named(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise ConfigurationError(f"{place(keys)}: importing {name} failed: {error}{_line(error)}") from error

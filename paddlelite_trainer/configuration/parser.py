@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 import warnings
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigurationError
+from ..importing import module_named
 from ..names_elsewhere import attribute_errors_only
 from .checking import SCHEDULE, checked, references
 from .files import read
@@ -219,4 +219,4 @@ def _made(kind: Callable[..., Any], **arguments: Any) -> Any:
 def class_of(node: Namespace) -> Any:
     """The class that a parsed node names."""
     module, _, name = node.class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return getattr(module_named(module), name)

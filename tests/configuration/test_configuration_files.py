@@ -89,6 +89,14 @@ def test_the_page_s_commands_do_what_it_says(call, project):
     assert printed["trainer"]["max_epochs"] == 3 and printed["trainer"]["rank_timeout"] == "00:00:30:00"
 
 
+def test_a_script_that_trains_when_it_is_imported_is_taken_for_its_classes_alone(call, project):
+    trains = "Trainer(max_epochs=1, default_root_dir='other').fit(Classifier(), datamodule=None)"
+    (project / "digits.py").write_text(f"{PYTHON}\nfrom paddlelite_trainer import Trainer\n{trains}\n")
+    code, out, err = call("fit", "--config", "run.yaml")
+    assert code == 0, err
+    assert "Finished 3/3 epochs" in out and not (project / "other").exists()
+
+
 def test_what_is_printed_is_a_configuration_of_the_same_run(call, project):
     call("fit", "--config", "run.yaml", *QUIET)
     _, printed, _ = call("fit", "--config", "run.yaml", *QUIET, "--print_config")

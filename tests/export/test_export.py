@@ -345,7 +345,15 @@ def test_what_cannot_be_a_file_s_name_or_an_input_is_one_error(tmp_path: Path) -
 
 
 def test_a_best_that_is_not_there_is_told_by_the_name_of_the_argument(tmp_path: Path) -> None:
-    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=True, default_root_dir=tmp_path)
-    trainer.fit(Classifier(), make_batches(2))
+    settings = {"enable_checkpointing": True, "default_root_dir": tmp_path, "check_val_every_n_epoch": 2}
+    trainer = quiet_trainer(max_epochs=1, callbacks=[ModelCheckpoint(monitor="val_loss")], **settings)
+    trainer.fit(Classifier(), make_batches(2), make_batches(1))  # it ends before the first validation
     with pytest.raises(ConfigurationError, match=r"^checkpoint='best'.*or pass checkpoint='last'"):
         trainer.export(tmp_path / "m")
+
+
+def test_where_nothing_is_monitored_the_newest_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=True, default_root_dir=tmp_path)
+    trainer.fit(Classifier(), make_batches(2))
+    trainer.export(tmp_path / "m.pdparams", "pdparams")
+    assert "nothing is monitored, so the newest checkpoint is taken" in capsys.readouterr().out

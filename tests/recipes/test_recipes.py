@@ -33,9 +33,18 @@ RECIPES = [
 FOLDERS = sorted(path.parent.name for path in EXAMPLES.glob("*/train.py"))
 
 
-@pytest.mark.recipes
+# The quickest stand for the others in every run of the tests.
+QUICK = ("time_series",)
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.folder)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(recipe, id=recipe.folder, marks=() if recipe.folder in QUICK else pytest.mark.recipes)
+        for recipe in RECIPES
+    ],
+)
 def test_a_recipe_reaches_its_quality_and_the_same_bits_when_it_is_killed(recipe: Recipe, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     said = run(recipe, whole)
