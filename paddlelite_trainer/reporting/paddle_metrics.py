@@ -138,7 +138,7 @@ def paddle_metrics_of(module: paddle.nn.Layer) -> dict[str, paddle.metric.Metric
             inside: Iterable[tuple[Any, Any]] = ()
             if isinstance(value, (list, tuple)):
                 inside = enumerate(value)
-            elif isinstance(value, dict) and not attribute.startswith("_"):
+            elif isinstance(value, dict):
                 inside = value.items()
             for key, item in [(None, value), *inside]:
                 if isinstance(item, paddle.metric.Metric):
