@@ -33,6 +33,9 @@ def script_as_module(path: Path) -> ModuleType:
     Raises:
         ConfigurationError: it raises something, or leaves, with the line.
     """
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known  # another copy of its classes would not be theirs
     sys.path.insert(0, str(path.parent))  # what stands beside a script can be imported by it
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None

@@ -335,7 +335,8 @@ class Trainer(Configured):
         entry = None
         if checkpoint is not None:
             run, callbacks = self._fit.run, self.callbacks
-            if checkpoint == "best" and has_fitted and not any(one.monitor for one in self.checkpoint_callbacks):
+            monitors = any(one.monitor for one in self.checkpoint_callbacks)
+            if checkpoint == "best" and has_fitted and run.holds_checkpoints and not monitors:
                 self.print("export: nothing is monitored, so the newest checkpoint is taken")
                 checkpoint = "last"
             entry = checkpoint_of("export", checkpoint, run, self.print, has_fitted, "checkpoint", callbacks)

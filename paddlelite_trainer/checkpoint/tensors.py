@@ -65,7 +65,7 @@ def host_array(value: Any) -> np.ndarray:
     array = value if isinstance(value, np.ndarray) else _view_of_host_memory(value)
     if array is None:
         # Of a tensor within larger memory, which sharded weights are, Tensor.numpy() copies all of that memory.
-        on_host = value.cpu()
+        on_host = value.cpu() if hasattr(value, "cpu") else value
         array = _view_of_host_memory(on_host)
         array = np.asarray(on_host.numpy()) if array is None else array
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(shape_of(value))

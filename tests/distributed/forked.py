@@ -47,7 +47,7 @@ def start_rank(root: Path, rank: int, ranks: int, ports: list[int]) -> int:
         PADDLE_LOCAL_SIZE=str(ranks),
         PADDLE_DISTRI_BACKEND="gloo",
     )
-    if "CUSTOM_DEVICE_ROOT" in os.environ:  # where there are fake accelerators, each has its own
+    if paddle.device.get_all_custom_device_type():  # where there are fake accelerators, each has its own
         os.environ.update(PADDLE_DISTRI_BACKEND="xccl", PADDLE_XCCL_BACKEND="fake_gpu", FAKE_GPU_CCL_TIMEOUT="60")
         os.environ.update(FLAGS_selected_fake_gpus=str(rank))
     paddle.distributed.parallel._global_parallel_env = None  # it was read for this process's parent

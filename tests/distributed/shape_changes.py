@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where runs and logs are kept")
     parser.add_argument("--strategies", action="store_true", help="between strategies, on fake accelerators")
     given = parser.parse_args()
-    if given.strategies and "CUSTOM_DEVICE_ROOT" not in os.environ:
+    if given.strategies and "FAKE_GPU_COUNT" not in os.environ:
         sys.path.append(str(Path(__file__).parents[1]))
         import fake_gpu  # which knows pytest
 
