@@ -19,6 +19,7 @@ RUNNABLE = (
     "metrics",
     "own-loop",
     "porting-from-a-loop",
+    "porting-from-keras",
     "several-runs",
     "what-survives",
 )
