@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import zlib  # noqa: F401  before paddle: 2.6 brings its own, with which .gz and .png files then crash the process
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -139,7 +139,8 @@ def test_a_spec_or_a_batch_tells_the_input_where_no_run_has(tmp_path: Path, untr
 
 
 def test_onnx_computes_the_same_or_says_which_package_is_wanted(tmp_path: Path) -> None:
-    pytest.importorskip("paddle2onnx")
+    if importlib.util.find_spec("paddle2onnx") is None:  # not imported: 2.x refuses Paddle 2.6 then
+        pytest.skip("paddle2onnx is not installed")
     onnxruntime = pytest.importorskip("onnxruntime")
     module = networks.TwoInputs()
     call = CALLS["TwoInputs"]()
