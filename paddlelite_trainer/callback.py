@@ -220,7 +220,10 @@ class Callback(Logs):
     def on_fit_end(self, trainer: Trainer, module: Module) -> None: ...
 
     def on_already_over(self, trainer: Trainer, module: Module) -> None:
-        """Called instead of everything else when a finished or stopped run is started again; its state is restored."""
+        """Called instead of everything else when a finished or stopped run is started again; its state is restored.
+
+        Callbacks that have an `on_fit_end` come after those that have none, as they do when a fit ends.
+        """
 
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         """Called with the trainer's part of a checkpoint before it is written; add to it under a key of your own."""

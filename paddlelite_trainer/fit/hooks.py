@@ -37,8 +37,7 @@ class Hooks:
                     if name == "on_train_epoch_end" and callback.comes_last_at_epoch_end:
                         self.last_at_epoch_end.append(call)
                     else:
-                        is_late = name == "on_train_epoch_start" and callback.comes_last_at_epoch_start
-                        (late if is_late else calls).append(call)
+                        (late if _comes_late(callback, name) else calls).append(call)
             own = overridden(module, name, Module) if module is not None else None
             if own is not None:
                 refuse_wrong_signature(module, name, own, Module)
@@ -91,3 +90,10 @@ class Hooks:
         for name, calls in self.calls.items():
             self.calls[name] = [timed(name, call) for call in calls]
         self.last_at_epoch_end = [timed("on_train_epoch_end", call) for call in self.last_at_epoch_end]
+
+
+def _comes_late(callback: Callback, name: str) -> bool:
+    """Whether this hook of the callback comes after all others' and the module's."""
+    if name == "on_already_over":  # what a fit's end does is done again after what training's end does
+        return overridden(callback, "on_fit_end", Callback) is not None
+    return name == "on_train_epoch_start" and callback.comes_last_at_epoch_start

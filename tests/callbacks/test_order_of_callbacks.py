@@ -9,9 +9,11 @@ from typing import Any
 import paddle
 import pytest
 from scripted import Scripted, batches
+from small_runs import batches as small_batches
+from small_runs import net
 
 from paddlelite_trainer import Callback, Trainer
-from paddlelite_trainer.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from paddlelite_trainer.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, StochasticWeightAveraging
 from paddlelite_trainer.checkpoint import CheckpointReader
 
 SCORES = [3.0, 2.0, 2.5, 2.6, 9.0, 9.0]
@@ -151,3 +153,22 @@ def test_a_callback_of_one_s_own_may_come_last_too(tmp_path: Path) -> None:
     reads = Reads()
     fit(tmp_path, "the module", reads)
     assert reads.seen == SCORES
+
+
+def test_a_finished_run_started_again_leaves_the_weights_that_its_end_left(tmp_path: Path) -> None:
+    def weights() -> dict[str, Any]:
+        best = EarlyStopping(monitor="val_loss", patience=5, restore_best_weights=True)
+        trainer = Trainer(
+            max_epochs=3,
+            default_root_dir=tmp_path,
+            run_name="run",
+            callbacks=[best, StochasticWeightAveraging(0.5, swa_epoch_start=1)],
+            enable_progress_bar=False,
+            logger=False,
+        )
+        module = net()
+        trainer.fit(module, small_batches(), small_batches(2, seed=1), ckpt_path="last")
+        return {name: value.numpy().tobytes() for name, value in module.state_dict().items()}
+
+    first = weights()  # the averages as training ended, the best in their place as the fit did
+    assert weights() == first
