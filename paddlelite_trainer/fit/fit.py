@@ -208,6 +208,7 @@ class Fit:
         """A schedule is about to lower the rate in one jump."""
         assert self.saver is not None
         if not self.hooks.rates_are_set_by_a_callback:
+            self.book.log_steps()  # this step's row: a run that goes on from there does not log it again
             self.saver.save_before_drop(as_of_mark=is_after_hooks)
 
     def may_remember(self) -> bool:

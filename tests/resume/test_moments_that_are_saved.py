@@ -9,7 +9,7 @@ import paddle
 import pytest
 from models import Classifier, as_if_started_again, make_batches, quiet_trainer, same_weights, weights_of
 
-from paddlelite_trainer import Callback, Trainer
+from paddlelite_trainer import Callback, CSVLogger, Trainer
 from paddlelite_trainer.callbacks import ModelCheckpoint, ProgressBar
 from paddlelite_trainer.checkpoint import open_checkpoint
 from paddlelite_trainer.errors import ConfigurationError
@@ -154,3 +154,35 @@ def test_a_save_point_hook_that_cannot_be_called_is_refused_before_training(tmp_
     with pytest.raises(ConfigurationError, match=r"Wrong.on_save_point\(trainer.*\) .*cannot be called"):
         trainer_in(tmp_path, Wrong(), ProgressBar()).fit(module, make_batches(3))
     assert same_weights(before, weights_of(module))
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+class Dropping(Classifier):
+    def configure_optimizers(self) -> Any:
+        schedule = paddle.optimizer.lr.PiecewiseDecay([2], [0.1, 0.001])
+        optimizer = paddle.optimizer.SGD(schedule, parameters=self.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class DiesAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            raise KeyError("planned")
+
+
+def test_a_run_that_goes_on_from_before_a_drop_has_that_step_s_row(tmp_path: Path) -> None:
+    def fit(root: Path, *callbacks: Callback) -> None:
+        drops = ModelCheckpoint(save_before_lr_drop=True, every_n_epochs=9)
+        settings = {"logger": CSVLogger(), "log_every_n_steps": 1, "max_epochs": 1}
+        trainer = trainer_in(root, drops, *callbacks, **settings)
+        trainer.fit(Dropping(), make_batches(6), ckpt_path="last")
+
+    fit(tmp_path / "whole")
+    with pytest.raises(KeyError, match="planned"):
+        fit(tmp_path / "cut", DiesAt(4))
+    fit(tmp_path / "cut")
+    rows = [(tmp_path / root / "run/metrics.csv").read_text() for root in ("whole", "cut")]
+    assert rows[0] == rows[1] and len(rows[0].splitlines()) >= 7
