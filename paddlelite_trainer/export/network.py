@@ -12,6 +12,7 @@ import paddle
 from ..data.batch import move_to_device
 from ..errors import ExportError
 from ..layers import undisturbed as undisturbed
+from ..machine.paddle_internals import forget_traces
 from ..machine.trees import leaves
 from .example import Example
 from .refusal import why_not_traced
@@ -74,9 +75,11 @@ def save_program(module: paddle.nn.Layer, example: Example, prefix: Path) -> Pat
         paddle.static.InputSpec(list(shape), tensor.dtype, name)  # which it writes into
         for shape, tensor, name in zip(example.shapes, example.tensors, example.names)
     ]
+    forget_traces()  # of translations that failed elsewhere
     try:
         paddle.jit.save(network, str(prefix), input_spec=[specs])
     except Exception as error:
+        forget_traces()
         raise ExportError(f"{type(module).__name__} cannot be exported. {why_not_traced(error)}") from error
     for suffix in (".json", ".pdmodel"):  # of Paddle 3 and of Paddle 2
         if Path(f"{prefix}{suffix}").is_file():

@@ -9,6 +9,7 @@ import paddle
 
 from ..errors import ConfigurationError
 from ..export.refusal import why_not_traced
+from ..machine.paddle_internals import forget_traces
 from ..machine.rng import isolated_random_states, python_and_numpy
 from ..machine.stand_ins import StandIn, lifted
 from ..machine.trees import leaves
@@ -47,6 +48,7 @@ class Compiled(StandIn):
                 return self.translated(*args, **kwargs)
         except Exception as error:
             why_not = why_not_traced(error)
+            forget_traces()
         self.translated = None
         outputs = self.own(*args, **kwargs)  # what is the user's own error is raised here, as without compile
         self.tell(f"WARNING: compile: {self.name} runs as it is, not compiled. {why_not}")
@@ -92,6 +94,7 @@ def compile_forwards(
         )
     else:
         layers = {f"{name}.forward": module}
+    forget_traces()  # of translations that failed elsewhere
     put_back = lifted(module, all_of_them=False)
     for path, layer in layers.items():
         Compiled(layer, path, options, tell).take_place()

@@ -22,6 +22,7 @@ import paddle
 from paddle import _C_ops
 from paddle.base.framework import _current_expected_place, _set_expected_place
 from paddle.io.dataloader import worker as _dataloader_worker
+from paddle.jit.dy2static import program_translator as _program_translator
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler
 
@@ -224,6 +225,33 @@ def average_in_backward(wrapped: Any, loss: Any) -> None:
 def job_store() -> Any:
     """Keys with bytes that all processes of the job share, once init_parallel_env has run; `get` waits for a key."""
     return paddle.base.core.create_or_get_global_tcp_store()
+
+
+# -- translating to programs (jit/dy2static/program_translator.py, parameter_recorder.py) ------------------------------
+
+
+def forget_traces() -> None:
+    """Drop what Paddle noted of programs under translation, unless one is under way.
+
+    The notes go by the program's id and are taken away only where the translation ended well: a later program that
+    gets the id of one that failed would get that one's parameters too.
+    """
+    if not paddle.in_dynamic_mode():
+        return
+    for notes in notes_of_traces():
+        notes.clear()
+
+
+def notes_of_traces() -> list[dict[Any, Any]]:
+    """What Paddle keeps of programs under translation: {the program's id: its parameters, or in-place results}."""
+    translator = _program_translator.ProgramTranslator.get_instance()
+    keepers = [translator._params_recorder, translator._inplace_map]
+    with contextlib.suppress(ImportError):  # 2.6 has no programs of a second kind
+        from paddle.jit.dy2static import parameter_recorder
+
+        keepers += [parameter_recorder._global_parameter_recorder, parameter_recorder._global_inplace_map]
+    names = ("params_dict", "tensor2value")
+    return [getattr(keeper, name) for keeper in keepers for name in names if hasattr(keeper, name)]
 
 
 # -- DataLoader (io/) --------------------------------------------------------------------------------------------------

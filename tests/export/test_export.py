@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -184,6 +185,24 @@ def test_what_cannot_be_traced_is_told_with_its_line(tmp_path: Path, untried: No
     assert f"networks.py:{line}, in scaled:\n    rows = x.tolist()\n" in str(told.value)
     assert "tolist" in str(told.value).splitlines()[-1]
     assert names_in(tmp_path) == ["m.json"] and (tmp_path / "m.json").read_text() == "before"
+
+
+def test_what_failed_before_gives_nothing_to_a_later_export(
+    tmp_path: Path, untried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("program_translator", "parameter_recorder"):  # as if programs had got one another's ids
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(f"paddle.jit.dy2static.{name}")
+            monkeypatch.setattr(module, "_program_hash", lambda program: 1)
+    with pytest.raises(Exception, match="tolist"):  # a user's own
+        paddle.jit.save(networks.Untraceable(), str(tmp_path / "own"), [paddle.static.InputSpec([8, 4], "float32")])
+    export(Classifier(), tmp_path / "first", numbers(8, 4))
+    with pytest.raises(ExportError, match="tolist"):
+        export(networks.Untraceable(), tmp_path / "second", numbers(8, 4))
+    paddle.jit.save(Classifier(), str(tmp_path / "third"), [paddle.static.InputSpec([8, 4], "float32")])
+    assert names_in(tmp_path) == sorted(
+        f"{name}{kind}" for name in ("first", "third") for kind in (PROGRAM, ".pdiparams")
+    )
 
 
 def test_a_program_that_computes_something_else_is_an_error(tmp_path: Path) -> None:

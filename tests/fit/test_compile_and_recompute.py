@@ -15,6 +15,7 @@ from models import as_if_started_again, make_batches, quiet_trainer, same_weight
 
 from paddlelite_trainer import Module
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
+from paddlelite_trainer.machine import paddle_internals
 
 nn, F = paddle.nn, paddle.nn.functional
 PADDLE_3 = not paddle.__version__.startswith("2.")
@@ -116,6 +117,18 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(capsys: pytest.C
     assert said.count("WARNING: compile: Untranslatable.forward runs as it is, not compiled.") == 1
     assert "test_compile_and_recompute.py:" in said and "rows = x.tolist()" in said
     assert same_weights(weights_of(plain), weights_of(other))
+
+
+class UntranslatableAtItsEnd(Net):
+    def forward(self, x: Any) -> Any:
+        outputs = Net.forward(self, x)
+        return outputs * len(outputs.tolist()) / len(outputs)
+
+
+def test_a_translation_that_failed_leaves_nothing_for_the_next_one(capsys: pytest.CaptureFixture[str]) -> None:
+    trained(UntranslatableAtItsEnd(), compile=True)
+    assert "UntranslatableAtItsEnd.forward runs as it is" in capsys.readouterr().out
+    assert not any(paddle_internals.notes_of_traces())
 
 
 class StochasticDepth(Net):
