@@ -14,7 +14,7 @@ from ..checkpoint.remote import Remote, fetch_checkpoint
 from ..checkpoint.safetensors_format import write_safetensors
 from ..checkpoint.saved import open_checkpoint
 from ..errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
-from ..reporting.terminal import size
+from ..reporting.terminal import from_here, size
 from .output import done
 
 FILES = {"model": "model.pdparams", "ema": "ema.pdparams", "optimizer": "optimizer.pdopt"}
@@ -53,7 +53,7 @@ def write(arguments: argparse.Namespace, checkpoint: str, output: Path, what: st
             why += f": about {size(needed)} are needed; {size(free)} were free when it failed"
         raise CheckpointError(f"{output} cannot be written: {why}") from error
     nbytes = output.stat().st_size
-    words = f"{file} of {saved.entry.path} written to {output}, {size(nbytes)}"
+    words = f"{file} of {from_here(saved.entry.path)} written to {output}, {size(nbytes)}"
     return done(arguments, words, checkpoint=saved.entry.path, output=output, bytes=nbytes)
 
 
@@ -78,5 +78,5 @@ def fetch(arguments: argparse.Namespace) -> int:
     remote = Remote(arguments.url)
     checkpoint = remote.find(arguments.name)
     entry = fetch_checkpoint(remote, checkpoint, Path(arguments.dest).expanduser().absolute())
-    words = f"{checkpoint.name} of {remote.url} is now {entry.path}, {size(entry.nbytes)}, every byte checked"
+    words = f"{checkpoint.name} of {remote.url} is now {from_here(entry.path)}, {size(entry.nbytes)}, every byte checked"
     return done(arguments, words, url=remote.url, checkpoint=checkpoint.name, path=entry.path, bytes=entry.nbytes)

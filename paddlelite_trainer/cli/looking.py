@@ -16,7 +16,7 @@ from ..checkpoint.reader import QUARANTINE, SUPERSEDED
 from ..checkpoint.remote import Remote, RemoteCheckpoint
 from ..checkpoint.saved import open_checkpoint, read_manifest
 from ..errors import CheckpointCorruptError, CheckpointNotFoundError
-from ..reporting.terminal import Cell, age, count, say, seconds_since, size, table
+from ..reporting.terminal import Cell, age, count, from_here, say, seconds_since, size, table
 from ..run.directory import read_run
 from .output import (
     OK,
@@ -44,7 +44,7 @@ def ls(arguments: argparse.Namespace) -> int:
         if index:
             say("")
         info = read_run(run.path) if run.is_run else None
-        say(f"{run.path}" + (f"  {info}" if info else ""), style="bold")
+        say(from_here(run.path) + (f"  {info}" if info else ""), style="bold")
         mine = [row for row in rows if row.run == run.path]
         if mine:
             table(
@@ -106,7 +106,7 @@ def verify(arguments: argparse.Namespace) -> int:
     else:
         for row in rows:
             word = "ok" if row.state == "sound" else row.state
-            say(f"{word:10} {row.path}", style="red" if row.problems else None)
+            say(f"{word:10} {from_here(row.path)}", style="red" if row.problems else None)
             for problem in row.problems:
                 say(f"           {problem}")
         unreadable = states.count("unreadable")
@@ -152,7 +152,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def _facts(path: Path, entry: Entry, manifest: dict[str, Any], state: State) -> list[list[Cell]]:
     facts: dict[str, Any] = {
-        "checkpoint": str(path),
+        "checkpoint": from_here(path),
         "step": entry.step,
         "epoch": entry.epoch,
         "metrics": metrics_of(entry.metrics) or "none",
@@ -197,7 +197,7 @@ def diff(arguments: argparse.Namespace) -> int:
             }
         )
         return PROBLEMS if differences else OK
-    say(f"A  {first.entry.path}\nB  {second.entry.path}")
+    say(f"A  {from_here(first.entry.path)}\nB  {from_here(second.entry.path)}")
     limit = len(differences) if arguments.all else 8
     for where in dict.fromkeys(one.where for one in differences):
         here = [one for one in differences if one.where == where]

@@ -17,7 +17,7 @@ from ..checkpoint.reader import QUARANTINE, CheckpointReader
 from ..checkpoint.saved import resolve_checkpoint
 from ..checkpoint.store import CheckpointStore
 from ..errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, ConfigurationError
-from ..reporting.terminal import count, say, size
+from ..reporting.terminal import count, from_here, say, size
 from ..run.directory import locked
 from .output import FAILED, OK, PROBLEMS, done, print_json
 
@@ -37,7 +37,7 @@ def tag(arguments: argparse.Namespace) -> int:
             store.untag(name)
             deleted = _gone(before, store)
         return done(
-            arguments, f"{name} is no longer a name in {run}{_told(deleted)}", run=run, removed=name, deleted=deleted
+            arguments, f"{name} is no longer a name in {from_here(run)}{_told(deleted)}", run=run, removed=name, deleted=deleted
         )
     path = checkpoint_at(arguments.checkpoint)
     run = run_of(path)
@@ -56,7 +56,7 @@ def tag(arguments: argparse.Namespace) -> int:
         store.tag(path.name, name)
         deleted = _gone(before, store)
     link = run / name if _leads_to(run / name, path) else None
-    words = f"{path.name} is kept as {name}" + (f": {link}" if link else ", and no link leads to it")
+    words = f"{path.name} is kept as {name}" + (f": {from_here(link)}" if link else ", and no link leads to it")
     return done(arguments, words + _told(deleted), run=run, checkpoint=path.name, tag=name, link=link, deleted=deleted)
 
 
@@ -100,7 +100,7 @@ def prune(arguments: argparse.Namespace) -> int:
                     store.empty_quarantine()
     freed = sum(deleted.values())
     verb = "would delete" if arguments.dry_run else "deleted"
-    lines = [f"{verb} {path}  {size(nbytes)}" for path, nbytes in deleted.items()]
+    lines = [f"{verb} {from_here(path)}  {size(nbytes)}" for path, nbytes in deleted.items()]
     lines.append(
         f"{count(len(deleted), 'checkpoint')}, {size(freed)}"
         if deleted
@@ -141,7 +141,7 @@ def repair(arguments: argparse.Namespace) -> int:
 
 
 def _tell_repaired(run: Path, changed: list[str], damaged: list[str], moved: list[str], unreadable: list[str]) -> None:
-    say(f"{run}: {'put in order: ' + ', '.join(changed) if changed else 'in order'}")
+    say(f"{from_here(run)}: {'put in order: ' + ', '.join(changed) if changed else 'in order'}")
     if moved:
         say(f"  damaged, moved to {CHECKPOINTS}/{QUARANTINE}: {', '.join(moved)}", style="red")
     elif damaged:

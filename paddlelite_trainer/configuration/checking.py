@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, TrainerError, did_you_mean
 from ..importing import module_named
+from ..reporting.terminal import from_here
 from ..settings import CALLED_HERE, NOT_HERE, check_setting, has_rule
 from .files import Keys, dotted
 from .kinds import Kind, kind_at, signature
@@ -230,7 +231,8 @@ def _line(error: BaseException) -> str:
 
 
 def _where(module: str) -> str:
-    return getattr(sys.modules[module], "__file__", None) or module
+    file = getattr(sys.modules[module], "__file__", None)
+    return from_here(file) if file else module
 
 
 def _is_of(value: Any, kind: Kind) -> bool:

@@ -16,7 +16,7 @@ from ..checkpoint.safetensors_format import read_safetensors, write_safetensors
 from ..checkpoint.saved import open_checkpoint
 from ..checkpoint.tensors import dtype_name, host_array
 from ..errors import CheckpointNotFoundError, ConfigurationError, ExportError, did_you_mean
-from ..reporting.terminal import size
+from ..reporting.terminal import from_here, size
 from ..run.weights import MODEL, load_weights_at
 from .example import Example, example_of
 from .files import beside, put_in_place, refuse_place
@@ -74,7 +74,8 @@ class Exported:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"Exported {', '.join(f'{path} ({size(nbytes)})' for path, nbytes in self.files.items())}"]
+        files = [f"{from_here(path)} ({size(nbytes)})" for path, nbytes in self.files.items()]
+        lines = [f"Exported {', '.join(files)}"]
         lines.append(f"  weights: {self.weights}")
         for word, told in (("input", self.inputs), ("output", self.outputs)):
             lines += [f"  {word} {name}: {what}" for name, what in told.items()]
@@ -131,7 +132,7 @@ def _weights_in_place(module: Any, checkpoint: Path | None, chosen: str | None, 
     before = {name: value.clone() for name, value in module.state_dict().items()}
     try:
         load_weights_at(module, checkpoint / file if file != MODEL else checkpoint, strict=module.strict_loading)
-        yield f"{file} of {checkpoint}"
+        yield f"{file} of {from_here(checkpoint)}"
     finally:
         for name, value in module.state_dict().items():
             value.set_value(before[name])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import paddle
 
+from ..reporting.terminal import from_here
+
 _FRAME = re.compile(r'^ *File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)', re.MULTILINE)
 _HERE = re.compile(r"^(?P<code>[^\n]+)\n[ \t]*~+ <--- HERE", re.MULTILINE)
 _NOT_THE_USER_S = (str(Path(paddle.__file__).parent), str(Path(__file__).parents[1]))
@@ -24,7 +26,8 @@ def why_not_traced(error: Exception) -> str:
     if "requires" in text and "arguments, but not found" in text:
         return f"Paddle takes the first argument of forward for the object only where it is called self. {text}"
     place = _place_in(text) or _place_in_traceback(error)
-    return f"{place}{_reason(text)} ({type(error).__name__})"
+    reason, kind = _reason(text), type(error).__name__
+    return f"{place}{reason}" if kind in reason else f"{place}{reason} ({kind})"
 
 
 def _place_in(text: str) -> str:
@@ -56,7 +59,7 @@ def _place_in_traceback(error: Exception) -> str:
 
 
 def _told(file: str, line: int, function: str, code: str) -> str:
-    return f"{file}:{line}, in {function}:\n    {code}\n"
+    return f"{from_here(file)}:{line}, in {function}:\n    {code}\n"
 
 
 def _reason(text: str) -> str:
@@ -64,4 +67,5 @@ def _reason(text: str) -> str:
     paragraphs = [re.sub(r"\s+", " ", part).strip() for part in re.split(r"\n\s*\n", text)]
     said = [part for part in paragraphs if part and "File " not in part and "<--- HERE" not in part]
     reason = said[-1] if said else re.sub(r"\s+", " ", text).strip()
+    reason = reason.partition(" Suggestions: ")[0]  # on static graphs, which the user has not asked for
     return reason if len(reason) <= 400 else reason[:397] + "..."

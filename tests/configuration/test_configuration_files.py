@@ -89,6 +89,16 @@ def test_the_page_s_commands_do_what_it_says(call, project):
     assert printed["trainer"]["max_epochs"] == 3 and printed["trainer"]["rank_timeout"] == "00:00:30:00"
 
 
+def test_what_is_wrong_is_told_as_the_page_shows(call, project):
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", PAGE, re.M | re.S)
+    told = []
+    for right, wrong in (("max_epochs: 3", "max_epoch: 3"), ("digits.Classifier", "digits.Clasifier")):
+        (project / "wrong.yaml").write_text(YAML.replace(right, wrong))
+        told.append(call("fit", "--config", "wrong.yaml")[2])
+    told.append(call("fit", "--config", "run.yaml", "--module.hidden", "wide")[2])
+    assert "".join(told).replace("wrong.yaml", "run.yaml") == shown
+
+
 def test_a_script_that_trains_when_it_is_imported_is_taken_for_its_classes_alone(call, project):
     trains = "Trainer(max_epochs=1, default_root_dir='other').fit(Classifier(), datamodule=None)"
     (project / "digits.py").write_text(f"{PYTHON}\nfrom paddlelite_trainer import Trainer\n{trains}\n")
@@ -211,19 +221,14 @@ def test_a_killed_run_goes_on_by_its_directory_alone(project):
     killed = started(fit, project, DIES_AT="18")
     assert killed.returncode == -9, killed.stderr
     (project / "run.yaml").unlink()  # the run has its own
-    resumed = subprocess.run(
-        [*COMMAND, "resume", str(project / "runs/version_0")],
-        cwd="/",
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    resumed, longer = [[*COMMAND, *shlex.split(line.replace("runs", f"{project}/runs"))[1:]] for line in RESUMES]
+    resumed = started(resumed, "/")
     assert resumed.returncode == 0, resumed.stderr
     assert "with the configuration that it keeps" in resumed.stdout and "killed" in resumed.stdout
     assert "step 15" in resumed.stdout
     whole, again = weights_of(project / "whole/version_0"), weights_of(project / "runs/version_0")
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
+    assert "Finished 5/5 epochs" in started(longer, "/").stdout
 
 
 SCRIPT = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...checkpoint.filesystem import atomic_file
 from ...errors import ConfigurationError
-from ...reporting.terminal import count, say, size
+from ...reporting.terminal import count, from_here, say, size
 from ..output import OK
 from .everything import Collection
 from .page import MARK, page_of
@@ -42,7 +42,7 @@ def report(arguments: argparse.Namespace) -> int:
     for run in data["runs"]:
         for problem in run["problems"]:
             say(f"{run['path']}: {problem}", style="yellow")
-    say(f"{output.absolute()}  {count(len(data['runs']), 'run')}, {size(len(page))}")
+    say(f"{from_here(output)}  {count(len(data['runs']), 'run')}, {size(len(page))}")
     return OK
 
 
