@@ -1,8 +1,5 @@
 """PaddleCallback: callbacks of paddle.Model's in a fit here."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
@@ -11,8 +8,6 @@ from models import quiet_trainer
 from paddlelite_trainer import Module, Trainer
 from paddlelite_trainer.callbacks import PaddleCallback
 from paddlelite_trainer.errors import ConfigurationError
-
-PAGE = Path(__file__).parents[2] / "docs/migrating-from-paddle-model.md"
 
 
 def network():
@@ -140,9 +135,3 @@ def test_its_model_saves_as_paddle_model_does_and_names_what_it_has_not(tmp_path
     quiet_trainer(max_epochs=1, callbacks=Saves()).fit(made, data(), batch_size=8)
     saved = paddle.load(str(tmp_path / "final.pdparams"))
     assert np.array_equal(saved["weight"].numpy(), made.net.weight.numpy()) and (tmp_path / "final.pdopt").exists()
-
-
-def test_both_programs_of_the_page_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for program in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S):
-        exec(compile(program, str(PAGE), "exec"), {})

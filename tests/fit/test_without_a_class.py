@@ -1,8 +1,5 @@
 """Module.of: a network without a class of the user's; and data that are no loaders, with a batch size."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
@@ -10,8 +7,6 @@ from models import quiet_trainer
 
 from paddlelite_trainer import Module
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
-
-PAGE = (Path(__file__).parents[2] / "docs/without-a-class.md").read_text(encoding="utf-8")
 
 
 def network():
@@ -26,15 +21,6 @@ def data(rows=32):
 
 def weights(net):
     return [parameter.numpy() for parameter in net.parameters()]
-
-
-def test_the_page_s_program_runs_and_learns(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    program = re.search(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)[1]
-    names = {}
-    exec(compile(program, "page", "exec"), names)
-    assert names["trainer"].validate(names["module"], (names["x"], names["y"]), batch_size=64)[0]["val_acc"] > 0.9
-    assert len(names["predictions"]) == 2 and names["predictions"][0].shape == [64, 2]
 
 
 def test_it_trains_as_a_loop_by_hand():

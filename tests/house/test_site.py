@@ -31,8 +31,11 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 def test_a_page_in_chinese_has_the_headings_and_the_code_of_the_english_one() -> None:
     for page in (DOCS / "zh").glob("*.md"):
         chinese, english = (path.read_text(encoding="utf-8") for path in (page, DOCS / page.name))
-        for pattern in (r"^(#+) ", r"^```(?:python|text)\n.*?^```$"):
-            found, wanted = (re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in (chinese, english))
+        for pattern in (r"^(#+) ", r"^```\w*\n.*?^```$"):
+            found, wanted = (
+                [re.sub(r" +# .*", "", one) if one.startswith("```sh") else one for one in ones]
+                for ones in (re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in (chinese, english))
+            )
             assert found == wanted, f"{page.name}: {pattern}"
 
 
