@@ -78,5 +78,6 @@ def fetch(arguments: argparse.Namespace) -> int:
     remote = Remote(arguments.url)
     checkpoint = remote.find(arguments.name)
     entry = fetch_checkpoint(remote, checkpoint, Path(arguments.dest).expanduser().absolute())
-    words = f"{checkpoint.name} of {remote.url} is now {from_here(entry.path)}, {size(entry.nbytes)}, every byte checked"
+    words = f"{checkpoint.name} of {remote.url} is now {from_here(entry.path)}, {size(entry.nbytes)}"
+    words += ", every byte checked"
     return done(arguments, words, url=remote.url, checkpoint=checkpoint.name, path=entry.path, bytes=entry.nbytes)

@@ -36,9 +36,8 @@ def tag(arguments: argparse.Namespace) -> int:
             before = store.entries()
             store.untag(name)
             deleted = _gone(before, store)
-        return done(
-            arguments, f"{name} is no longer a name in {from_here(run)}{_told(deleted)}", run=run, removed=name, deleted=deleted
-        )
+        words = f"{name} is no longer a name in {from_here(run)}{_told(deleted)}"
+        return done(arguments, words, run=run, removed=name, deleted=deleted)
     path = checkpoint_at(arguments.checkpoint)
     run = run_of(path)
     state, problems = state_of(path)
