@@ -128,7 +128,8 @@ class UntranslatableAtItsEnd(Net):
 def test_a_translation_that_failed_leaves_nothing_for_the_next_one(capsys: pytest.CaptureFixture[str]) -> None:
     trained(UntranslatableAtItsEnd(), compile=True)
     assert "UntranslatableAtItsEnd.forward runs as it is" in capsys.readouterr().out
-    assert not any(paddle_internals.notes_of_traces())
+    left = sum(map(len, paddle_internals.notes_of_traces()))  # to print them could crash: their program is gone
+    assert left == 0
 
 
 class StochasticDepth(Net):
