@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import CheckpointError, ExportError, explains_unknown_arguments
+from paddlelite_trainer.export.files import format_of
 
 
 class ModelExport(Callback):
@@ -21,7 +22,7 @@ class ModelExport(Callback):
 
     Args:
         path: the file or the files' common name, as in `trainer.export`.
-        format: "inference", "onnx", "safetensors" or "pdparams".
+        format: "inference", "onnx", "safetensors" or "pdparams"; None: the path's suffix tells, else "inference".
         checkpoint: whose weights: "best", "last", a tag or a path; None: those that the module has.
         input_spec: what forward is called with; None: what a batch has shown.
         weights: another file of the checkpoint, such as "ema", in the place of the model's.
@@ -34,7 +35,7 @@ class ModelExport(Callback):
     def __init__(
         self,
         path: str | Path,
-        format: Literal["inference", "onnx", "safetensors", "pdparams"] = "inference",
+        format: Literal["inference", "onnx", "safetensors", "pdparams"] | None = None,
         checkpoint: str | None = "best",
         input_spec: Any = None,
         *,
@@ -43,7 +44,8 @@ class ModelExport(Callback):
         opset_version: int = 13,
         rehearse: bool = True,
     ) -> None:
-        self.path, self.format, self.checkpoint, self.input_spec = path, format, checkpoint, input_spec
+        self.path, self.checkpoint, self.input_spec = path, checkpoint, input_spec
+        self.format = format or format_of(path)
         self.weights, self.tolerance, self.opset_version, self.rehearse = weights, tolerance, opset_version, rehearse
         self.exported: Any = None
         """What `trainer.export` has returned."""

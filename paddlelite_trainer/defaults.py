@@ -8,7 +8,7 @@ from typing import Any
 
 from .callback import HOOKS, Callback, refuse_misspelt_hooks
 from .errors import ConfigurationError, ConfigurationTypeError, did_you_mean
-from .reporting.loggers import BY_NAME, CSVLogger, Logger, TensorBoardLogger
+from .reporting.loggers import BY_NAME, CSVLogger, FileLogger, Logger, TensorBoardLogger
 from .reporting.loggers.dry import DryLogger
 
 LoggersGiven = Logger | str | Sequence[Logger | str] | bool | None
@@ -78,7 +78,19 @@ def _loggers(given: LoggersGiven) -> list[Logger]:
     for index, one in enumerate(ones):
         if any(one is other or (isinstance(one, str) and one == other) for other in ones[:index]):
             raise ConfigurationError(f"Trainer(logger=...) has {one!r} twice, which would tear its file: pass it once")
-    return [_logger(one) for one in ones]
+    made = [_logger(one) for one in ones]
+    _refuse_two_in_one_file(made)
+    return made
+
+
+def _refuse_two_in_one_file(loggers: list[Logger]) -> None:
+    places = [(type(one), one.directory) for one in loggers if isinstance(one, FileLogger)]
+    for kind, directory in places:
+        if places.count((kind, directory)) > 1:
+            raise ConfigurationError(
+                f"Trainer(logger=...) has two {kind.__name__} in one directory, which would tear its file: give one of "
+                f"them a directory of its own, {kind.__name__}(directory='second')"
+            )
 
 
 def _logger(one: Any) -> Logger:

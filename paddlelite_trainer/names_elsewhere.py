@@ -109,6 +109,8 @@ def refuse_unknown(method: Callable[..., Any], unknown: Mapping[str, Any]) -> No
     for name in unknown:
         known = [other for other in inspect.signature(method).parameters if other != "unknown"]
         meant = _ARGUMENTS.get(name)
+        if name == "ckpt_path" and "checkpoint" in known:
+            meant = "checkpoint"
         if meant is not None and meant.endswith("_dataloaders") and "dataloaders" in known:
             meant = "dataloaders"
         hint = f" Here it is {meant}." if meant is not None else did_you_mean(name, known)

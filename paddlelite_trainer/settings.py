@@ -84,8 +84,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "look_ahead": (lambda v: isinstance(v, bool), "True or False"),
     "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
     "compile": (
-        lambda v: isinstance(v, bool) or (isinstance(v, Mapping) and set(v) <= {"layers", "full_graph", "backend"}),
-        "True, False, or a dict with any of 'layers', 'full_graph', 'backend'",
+        lambda v: (
+            isinstance(v, bool)
+            or (
+                isinstance(v, Mapping)
+                and set(v) <= {"layers", "full_graph", "backend"}
+                and v.get("backend") in (None, "CINN")
+                and v.get("full_graph", True) in (True, False)
+            )
+        ),
+        "True, False, or a dict with any of 'layers', 'full_graph' (True or False), 'backend' (None or 'CINN')",
     ),
     "recompute": (
         lambda v: (

@@ -289,7 +289,7 @@ class Trainer(Configured):
     def export(
         self,
         path: str | Path,
-        format: Literal["inference", "onnx", "safetensors", "pdparams"] = "inference",
+        format: Literal["inference", "onnx", "safetensors", "pdparams"] | None = None,
         checkpoint: str | Path | None = "best",
         input_spec: Any = None,
         *,
@@ -299,15 +299,17 @@ class Trainer(Configured):
         tolerance: float = 1e-4,
         opset_version: int = 13,
         dry_run: bool = False,
+        **unknown: NoReturn,
     ) -> Exported:
         """Write `forward` as files for other programs, tried in another process and compared with the module.
 
             trainer.export("out/model")  # out/model.json and out/model.pdiparams; with Paddle 2 .pdmodel
-            trainer.export("out/model.onnx", "onnx", checkpoint="last")
+            trainer.export("out/model.onnx", checkpoint="last")
 
         Args:
             path: the files' name without suffix, or with the format's own; directories above it are made.
-            format: "inference" for `paddle.inference`, "onnx", or the weights alone: "safetensors", "pdparams".
+            format: "inference" for `paddle.inference`, "onnx", or the weights alone: "safetensors", "pdparams". By
+                default that of the path's suffix, and "inference" where it has none.
             checkpoint: whose weights: "best" (the newest where nothing is monitored), "last", a tag, a path, or None
                 for those that the module has.
             input_spec: an InputSpec or an example Tensor or array for each argument of forward, nested as they are; by
@@ -328,8 +330,10 @@ class Trainer(Configured):
             CheckpointError: there is no such checkpoint.
         """
         from .export.exporting import Wanted, averages_of, export_module
+        from .export.files import format_of
 
-        wanted = Wanted(format, input_spec, batch, weights, tolerance, opset_version)
+        refuse_unknown(self.export, unknown)
+        wanted = Wanted(format or format_of(path), input_spec, batch, weights, tolerance, opset_version)
         module = module_of("export", model, self.model)
         has_fitted = self._fit.subject is not None
         entry = None

@@ -16,7 +16,7 @@ from models import Classifier, make_batches, quiet_trainer
 from paddlelite_trainer import Callback, CSVLogger, Logger, TensorBoardLogger
 from paddlelite_trainer.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar
 from paddlelite_trainer.defaults import default_callbacks, default_loggers
-from paddlelite_trainer.errors import ConfigurationTypeError
+from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -167,3 +167,10 @@ def test_an_evaluation_of_another_module_in_a_hook_leaves_the_list_as_it_is() ->
         trainer.fit(Classifier(), make_batches(2))
     assert trainer.callbacks == before
     assert mine.epochs == 2
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+def test_two_loggers_in_one_file_are_refused(kind: type[Any]) -> None:
+    with pytest.raises(ConfigurationError, match=rf"two {kind.__name__} in one directory.*directory='second'"):
+        default_loggers([kind(), kind()])
+    assert len(default_loggers([kind(), kind("second")])) == 2

@@ -19,6 +19,7 @@ from ..errors import (
     ConfigurationTypeError,
     RunLockedError,
 )
+from ..export.files import FORMATS
 from . import bringing, examining, exporting, looking, resuming, tidying, training
 from .output import FAILED, IN_USE, INTERRUPTED, NOT_FOUND, OK, PROBLEMS, USAGE
 from .report import report as show_report
@@ -140,9 +141,9 @@ def _add_report(groups: Any) -> None:
     report.add_argument("-o", "--output", default="report.html", help="the file to write (default: report.html)")
     report.add_argument("--force", action="store_true", help="replace the output also where it is no report")
     report.add_argument("--watch", action="store_true", help="serve it on 127.0.0.1 and show what is new, until Ctrl-C")
-    report.add_argument("--port", type=int, default=8765, help="with --watch: where (default: 8765; 0: any free one)")
+    report.add_argument("--port", type=int, help="with --watch: where (default: 8765; 0: any free one)")
     report.add_argument(
-        "--every", type=_seconds, default=5.0, metavar="SECONDS", help="with --watch: how often to look (default: 5)"
+        "--every", type=_seconds, metavar="SECONDS", help="with --watch: how often to look (default: 5)"
     )
 
 
@@ -260,7 +261,7 @@ def _add_export(groups: Any) -> None:
     )
     export.add_argument("checkpoint", help="a checkpoint; a run means its best one, or where it has none its newest")
     export.add_argument("output", help="the file's name without suffix, or with the format's")
-    export.add_argument("--format", choices=exporting.FORMATS, help="by default as the suffix says, else inference")
+    export.add_argument("--format", choices=FORMATS, help="by default as the suffix says, else inference")
     export.add_argument("--module", metavar="FILE.py:CLASS", help="the module's class, or package.module:CLASS")
     export.add_argument(
         "--input",

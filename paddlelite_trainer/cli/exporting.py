@@ -8,17 +8,16 @@ from pathlib import Path
 from ..checkpoint.links import CHECKPOINTS
 from ..checkpoint.lookup import checkpoint_at
 from ..errors import CheckpointError, ConfigurationError, ExportError
+from ..export.files import format_of
 from . import bringing
 from .output import done
-
-FORMATS = ("inference", "onnx", "safetensors", "pdparams")
 
 
 def export(arguments: argparse.Namespace) -> int:
     if not arguments.output:
         raise ConfigurationError("the output is empty; name the files without suffix, such as out/model")
     output = Path(arguments.output).expanduser()
-    format = arguments.format or (output.suffix[1:] if output.suffix[1:] in FORMATS else "inference")
+    format = arguments.format or format_of(output)
     checkpoint = _best_of(arguments.checkpoint)
     if format in ("safetensors", "pdparams"):
         if output.suffix != f".{format}":

@@ -71,7 +71,7 @@ def _command(run: Path, begun: Beginning, overrides: list[str]) -> tuple[list[st
         raise ConfigurationError(f"{run} was begun in a notebook: run its cell again, with ckpt_path={str(run)!r}")
     if any(word == "-c" or word == "-" for word in begun.command[1:3]) and begun.command[1:2] == ["-"]:
         raise ConfigurationError(f"{run} was begun by a program from standard input, which is not kept")
-    what = "by the command that began it"
+    what = "by the command that it was last started by"
     if not holds_checkpoints(run):
         what += "; it holds no checkpoint yet, so the command begins anew"
     return list(begun.command), what

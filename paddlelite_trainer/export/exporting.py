@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import paddle
@@ -19,13 +19,10 @@ from ..errors import CheckpointNotFoundError, ConfigurationError, ExportError, d
 from ..reporting.terminal import from_here, size
 from ..run.weights import MODEL, load_weights_at
 from .example import Example, example_of
-from .files import beside, put_in_place, refuse_place
+from .files import FORMATS, Format, beside, put_in_place, refuse_place
 from .network import eager_outputs, save_program, undisturbed
 from .trial import Program, computed, difference, refuse_missing_packages
 
-Format = Literal["inference", "onnx", "safetensors", "pdparams"]
-FORMATS = ("inference", "onnx", "safetensors", "pdparams")
-_SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors", "pdparams": ".pdparams"}
 _PROGRAM_FILES = (".json", ".pdmodel", ".pdiparams", ".pdiparams.info")
 
 
@@ -111,7 +108,7 @@ def _with_suffix(path: Path, format: str) -> Path:
     """The path as its format has it: a prefix for an inference program, else a file with the format's suffix."""
     if format == "inference":
         return path.with_suffix("") if path.suffix in (".json", ".pdmodel", ".pdiparams") else path
-    suffix = _SUFFIXES[format]
+    suffix = f".{format}"
     return path if path.suffix == suffix else path.with_name(path.name + suffix)
 
 

@@ -8,8 +8,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from ..errors import ExportError
+
+Format = Literal["inference", "onnx", "safetensors", "pdparams"]
+FORMATS: tuple[Format, ...] = ("inference", "onnx", "safetensors", "pdparams")
+
+
+def format_of(path: Any) -> Format:
+    """The format that a path's suffix asks for; "inference" where it asks for none."""
+    suffix = os.path.splitext(str(path))[1]
+    return next((format for format in FORMATS if suffix == f".{format}"), "inference")
 
 
 def refuse_place(path: Path) -> None:

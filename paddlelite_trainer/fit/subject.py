@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from ..machine.ranks import Ranks
     from .hooks import Hooks
     from .loading import Loading
+
+
+_NAMED_BY_USERS = (paddle.nn.Sequential, paddle.nn.LayerList, paddle.nn.LayerDict, paddle.nn.ParameterList)
+"""Layers whose parts nobody reaches as attributes."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ def the_module(stage: str, model: Any) -> Module:
 
 def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:
     """Raise ConfigurationError for a module or datamodule that this stage cannot use."""
-    the_module(stage, model)
+    _refuse_uninitialized(the_module(stage, model))
+    _tell_of_layers_out_of_reach(model)
     refuse_static_mode(f"trainer.{stage}")
     _refuse_assigned_hparams(model)
     refuse_what_is_never_called(model, Module)
@@ -112,6 +118,26 @@ def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:
         )
     _refuse_assigned_hparams(datamodule)
     refuse_misspelt_hooks(datamodule, DataModule, DATA_HOOKS)
+
+
+def _refuse_uninitialized(module: Module) -> None:
+    if "hparams" not in vars(module):
+        name = type(module).__name__
+        raise ConfigurationError(f"{name}.__init__ does not call super().__init__(): write that as its first line")
+
+
+def _tell_of_layers_out_of_reach(module: Module) -> None:
+    """Warn of an attribute that Paddle has registered and that a method of the same name hides."""
+    for path, layer in module.named_sublayers(include_self=True):
+        base = Module if layer is module else paddle.nn.Layer
+        for name in (*layer._sub_layers, *layer._parameters):
+            if callable(getattr(base, name, None)) and not isinstance(layer, _NAMED_BY_USERS):
+                owner = f"{type(layer).__name__}{f' ({path})' if path else ''}"
+                warnings.warn(
+                    f"{owner} has a layer or parameter {name!r}, which `self.{name}` does not reach: every "
+                    f"{base.__name__} has a method of that name. Give it another name.",
+                    stacklevel=2,
+                )
 
 
 def _refuse_assigned_hparams(owner: Module | DataModule) -> None:

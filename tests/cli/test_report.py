@@ -375,3 +375,8 @@ def test_a_missing_library_is_one_line(
     assert main(["report", str(tmp_path)]) == 2
     expected = "paddlelite: paddlelite report needs jinja2 and plotly: pip install 'paddlelite_trainer[report]'\n"
     assert capsys.readouterr().err == expected
+
+
+def test_where_to_serve_is_for_a_report_that_is_served(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--port", "0"]) == 2
+    assert "--port is for a report that is served: add --watch" in capsys.readouterr().err

@@ -252,7 +252,7 @@ def test_a_run_of_a_script_goes_on_by_the_command_that_began_it(project):
     assert started([sys.executable, "train.py", "runs"], project, DIES_AT="18").returncode == -9
     resumed = started([*COMMAND, "resume", str(project / "runs/version_0")], "/")
     assert resumed.returncode == 0, resumed.stderr
-    assert "by the command that began it" in resumed.stdout and "train.py runs" in resumed.stdout
+    assert "by the command that it was last started by" in resumed.stdout and "train.py runs" in resumed.stdout
     assert [path.name for path in (project / "runs").iterdir()] == ["version_0"]
     whole, again = weights_of(project / "whole/version_0"), weights_of(project / "runs/version_0")
     assert all(np.array_equal(whole[name], again[name]) for name in whole)

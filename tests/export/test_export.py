@@ -18,7 +18,7 @@ from models import Classifier, make_batches, quiet_trainer, same_weights, weight
 
 from paddlelite_trainer.callbacks import ExponentialMovingAverage, ModelCheckpoint, ModelExport
 from paddlelite_trainer.checkpoint.safetensors_format import read_safetensors
-from paddlelite_trainer.errors import CheckpointError, ConfigurationError, ExportError
+from paddlelite_trainer.errors import CheckpointError, ConfigurationError, ConfigurationTypeError, ExportError
 from paddlelite_trainer.export import exporting, trial
 from paddlelite_trainer.machine.rng import random_states
 
@@ -352,6 +352,18 @@ def test_a_checkpoint_tells_the_input_and_a_resumed_run_keeps_it(tmp_path: Path)
     assert module.forward_inputs.described == told
     assert module.forward_inputs.call is not None and module.forward_inputs.call.batch_size == 3
     assert not re.search("forward", " ".join(vars(module)).replace("forward_inputs", "").replace("_forward", ""))
+
+
+def test_the_suffix_tells_the_format_where_none_is_given(tmp_path: Path) -> None:
+    assert export(Classifier(), tmp_path / "m.safetensors", numbers(8, 4)).format == "safetensors"
+    assert (
+        ModelExport(tmp_path / "m.pdparams").format == "pdparams"
+        and ModelExport(tmp_path / "m.v2").format == "inference"
+    )
+    with pytest.raises(
+        ConfigurationTypeError, match=r"Trainer.export has no argument 'ckpt_path'. Here it is checkpoint."
+    ):
+        quiet_trainer().export(tmp_path / "m", ckpt_path="best")
 
 
 def test_what_cannot_be_a_file_s_name_or_an_input_is_one_error(tmp_path: Path) -> None:

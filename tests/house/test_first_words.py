@@ -231,3 +231,33 @@ def test_a_device_s_name_for_accelerator(accelerator: str, words: str) -> None:
 def test_a_callback_of_paddle_model(name: str, words: str) -> None:
     with pytest.raises(ConfigurationError, match=f"is not used here: {words}"):
         quiet_trainer(callbacks=[getattr(paddle.callbacks, name)()])
+
+
+# -- a class written in a hurry ----------------------------------------------------------------------------------------
+def test_a_module_without_super_init() -> None:
+    class Hurried(Classifier):
+        def __init__(self) -> None:
+            self.hidden = 3
+
+    with pytest.raises(ConfigurationError, match=r"Hurried.__init__ does not call super\(\).__init__\(\)"):
+        quiet_trainer().fit(Hurried(), make_batches(2))
+
+
+def test_a_layer_whose_name_a_method_hides() -> None:
+    class Hidden(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log = paddle.nn.Linear(4, 4)  # type: ignore[assignment]
+            self.blocks = paddle.nn.Sequential(("train", paddle.nn.Linear(4, 4)))
+
+    with pytest.warns(
+        UserWarning, match="Hidden has a layer or parameter 'log', which `self.log` does not reach"
+    ) as told:
+        quiet_trainer().validate(Hidden(), make_batches(2))
+    assert not any("train" in str(one.message) for one in told)
+
+
+@pytest.mark.parametrize("value", [{"backend": "nope"}, {"full_graph": "yes"}, {"layer": ["net"]}])
+def test_what_compile_does_not_know(value: Any) -> None:
+    with pytest.raises(ConfigurationTypeError, match=r"'full_graph' \(True or False\), 'backend' \(None or 'CINN'\)"):
+        quiet_trainer(compile=value)

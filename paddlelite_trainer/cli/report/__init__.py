@@ -24,11 +24,15 @@ def report(arguments: argparse.Namespace) -> int:
         ConfigurationError: a library is missing, or the output is a file that no report stands in.
     """
     _need_libraries()
+    served = {"port": arguments.port, "every": arguments.every}
+    served = {name: value for name, value in served.items() if value is not None}
+    if served and not arguments.watch:
+        raise ConfigurationError(f"--{next(iter(served))} is for a report that is served: add --watch, or leave it out")
     collection = Collection(arguments.run_path or ["runs"])
     if arguments.watch:
         from .watch import serve
 
-        return serve(collection, port=arguments.port, seconds=arguments.every)
+        return serve(collection, **served)
     output = Path(arguments.output).expanduser()
     _refuse_to_replace(output, arguments.force)
     data = collection.read()

@@ -44,13 +44,13 @@ class News:
             self._next = time.monotonic() + self.seconds / 2
 
 
-def serve(collection: Collection, *, port: int, seconds: float) -> int:
+def serve(collection: Collection, *, port: int = 8765, every: float = 5.0) -> int:
     """Serve until Ctrl-C.
 
     Raises:
         ConfigurationError: the port is taken, or no port.
     """
-    server = server_for(collection, port=port, seconds=seconds)
+    server = server_for(collection, port=port, seconds=every)
     found = len(collection.read()["runs"])
     say(f"http://{LOOPBACK}:{server.server_address[1]}/  {count(found, 'run')}; Ctrl-C ends it")
     try:

@@ -1,6 +1,6 @@
 """Loggers: where metrics go, in files and at services that a resumed run goes on with as if nothing had happened."""
 
-from .base import Logger
+from .base import FileLogger, Logger
 from .csv import CSVLogger
 from .mlflow import MLFlowLogger
 from .service import ServiceLogger
@@ -22,6 +22,7 @@ BY_NAME: dict[str, type[Logger]] = {
 __all__ = [
     "BY_NAME",
     "CSVLogger",
+    "FileLogger",
     "Logger",
     "MLFlowLogger",
     "ServiceLogger",

@@ -150,7 +150,7 @@ class FileLogger(Logger):
         }
     )
     def __init__(self, directory: str = "") -> None:
-        self._directory = _inside_run(type(self).__name__, directory)
+        self.directory = _inside_run(type(self).__name__, directory)
         self._forget()
 
     def _forget(self) -> None:
@@ -170,7 +170,7 @@ class FileLogger(Logger):
     @property
     def folder(self) -> Path:
         """The directory of this logger's files."""
-        return self.run_dir / self._directory
+        return self.run_dir / self.directory
 
     @property
     def log_dir(self) -> str | None:
