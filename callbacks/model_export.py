@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.errors import CheckpointError, ExportError, explains_unknown_arguments
-from paddlelite_trainer.export.files import format_of
 
 
 class ModelExport(Callback):
@@ -44,8 +43,7 @@ class ModelExport(Callback):
         opset_version: int = 13,
         rehearse: bool = True,
     ) -> None:
-        self.path, self.checkpoint, self.input_spec = path, checkpoint, input_spec
-        self.format = format or format_of(path)
+        self.path, self.format, self.checkpoint, self.input_spec = path, format, checkpoint, input_spec
         self.weights, self.tolerance, self.opset_version, self.rehearse = weights, tolerance, opset_version, rehearse
         self.exported: Any = None
         """What `trainer.export` has returned."""
@@ -53,7 +51,11 @@ class ModelExport(Callback):
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage == "fit":
-            self.exported, self._is_rehearsed = None, not self.rehearse or self.format in ("safetensors", "pdparams")
+            self.exported, self._is_rehearsed = None, not self.rehearse or self._is_of_weights
+
+    @property
+    def _is_of_weights(self) -> bool:
+        return (self.format or Path(self.path).suffix[1:]) in ("safetensors", "pdparams")
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not self._is_rehearsed:
