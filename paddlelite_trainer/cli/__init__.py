@@ -19,7 +19,6 @@ from ..errors import (
     ConfigurationTypeError,
     RunLockedError,
 )
-from ..export.files import FORMATS
 from . import bringing, examining, exporting, looking, resuming, tidying, training
 from .output import FAILED, IN_USE, INTERRUPTED, NOT_FOUND, OK, PROBLEMS, USAGE
 from .report import report as show_report
@@ -261,7 +260,7 @@ def _add_export(groups: Any) -> None:
     )
     export.add_argument("checkpoint", help="a checkpoint; a run means its best one, or where it has none its newest")
     export.add_argument("output", help="the file's name without suffix, or with the format's")
-    export.add_argument("--format", choices=FORMATS, help="by default as the suffix says, else inference")
+    export.add_argument("--format", choices=exporting.FORMATS, help="by default as the suffix says, else inference")
     export.add_argument("--module", metavar="FILE.py:CLASS", help="the module's class, or package.module:CLASS")
     export.add_argument(
         "--input",

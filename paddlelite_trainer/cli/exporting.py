@@ -8,6 +8,7 @@ from pathlib import Path
 from ..checkpoint.links import CHECKPOINTS
 from ..checkpoint.lookup import checkpoint_at
 from ..errors import CheckpointError, ConfigurationError, ExportError
+from ..export.files import FORMATS as FORMATS
 from ..export.files import format_of
 from . import bringing
 from .output import done

@@ -130,7 +130,8 @@ def _tell_of_layers_out_of_reach(module: Module) -> None:
     """Warn of an attribute that Paddle has registered and that a method of the same name hides."""
     for path, layer in module.named_sublayers(include_self=True):
         base = Module if layer is module else paddle.nn.Layer
-        for name in (*layer._sub_layers, *layer._parameters):
+        parts = [*layer.named_children(), *layer.named_parameters(include_sublayers=False)]
+        for name, _ in parts:
             if callable(getattr(base, name, None)) and not isinstance(layer, _NAMED_BY_USERS):
                 owner = f"{type(layer).__name__}{f' ({path})' if path else ''}"
                 warnings.warn(
