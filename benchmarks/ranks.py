@@ -111,7 +111,7 @@ def main() -> None:
     contenders = {
         "by hand": by_hand,
         "ddp": fitted("ddp"),
-        "ddp, find_unused_parameters=False": fitted("ddp, find_unused_parameters=False", find_unused_parameters=False),
+        "ddp, find_unused_parameters=True": fitted("ddp, find_unused_parameters=True", find_unused_parameters=True),
     }
     if FAKE in os.environ and paddle.__version__.startswith("3"):
         contenders["sharding_stage2"] = fitted("sharding_stage2", strategy="sharding_stage2")

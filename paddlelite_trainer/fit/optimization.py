@@ -83,7 +83,7 @@ class Optimization:
     def use_engine(self, engine: Engine) -> None:
         """Let the ranks' gradients be shared by it."""
         self.engine, self.stepping = engine, [engine.stepping(optimizer) for optimizer in self.optimizers]
-        self.backward = self.backward if self.is_automatic else engine.manual(self.backward)
+        self.backward = (engine.automatic if self.is_automatic else engine.manual)(self.backward)
 
     # -- the end of a batch --------------------------------------------------------------------------------------------
     def open_window(self) -> None:

@@ -301,11 +301,12 @@ def _engine(fit: Fit) -> Engine:
     """What moves gradients between the ranks, as the strategy asks."""
     strategy, optimization = fit.settings.strategy, fit.optimization
     assert optimization is not None
+    names = optimization.parameter_names
     if strategy.stage == 0:
         from ..machine.data_parallel import DataParallel
 
-        is_manual = not fit.module.automatic_optimization
-        return DataParallel(fit.module, strategy, fit.ranks, None if is_manual else partial(_ends_window, fit))
+        ends_window = partial(_ends_window, fit) if fit.module.automatic_optimization else None
+        return DataParallel(fit.module, strategy, fit.ranks, names, ends_window)
     if not fit.module.automatic_optimization:
         raise ConfigurationError(
             f"strategy={strategy.name!r} cannot be with manual optimization: Paddle shards one optimizer, whose steps "
@@ -316,7 +317,6 @@ def _engine(fit: Fit) -> Engine:
     if fit.precision.scaler is not None:
         fit.precision.scaler.judge_over_ranks()
 
-    names = optimization.parameter_names
     if strategy.stage == 3:
         from ..machine.sharded_weights import ShardedWeights
 

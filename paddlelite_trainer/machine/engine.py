@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .ranks import Ranks
 
 Step = Callable[[Any, int], Any]
+Backward = Callable[..., None]
+"""backward(loss, retain_graph=False)"""
 
 
 class Engine:
@@ -31,7 +33,11 @@ class Engine:
         """What is asked to unscale, step and clear in this optimizer's place."""
         return optimizer
 
-    def manual(self, backward: Callable[..., None]) -> Callable[..., None]:
+    def automatic(self, backward: Backward) -> Backward:
+        """The trainer's backward of a batch."""
+        return backward
+
+    def manual(self, backward: Backward) -> Backward:
         """A backward of the user's own in manual optimization, whose gradients the ranks share."""
         return backward
 

@@ -7,8 +7,10 @@ import json
 import os
 import secrets
 import socket
+from pathlib import Path
 
 from ..errors import ConfigurationError, RankFailedError
+from .board import Board, made, opened
 from .failure import Peer
 from .paddle_internals import job_store
 
@@ -16,6 +18,7 @@ CONNECT_SECONDS = 60.0
 _OFFER = "paddlelite_trainer/links"
 _LONGEST_WAIT = 10**6  # seconds; a socket takes no infinity
 _KINDS = ("meeting", "news")
+_YES, _NO = b"1", b"0"
 # A machine that vanishes says nothing: its silence is noticed by the kernel, which asks after 10 s, every 5 s, 4 times.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 
@@ -23,7 +26,8 @@ _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 class Links:
     """`meeting` and `news`: {rank: socket}; rank 0 has one to every other rank, the others have one to rank 0.
 
-    Every rank makes them; one may be later by `timeout_seconds`. `peers` are all processes, by rank.
+    Every rank makes them; one may be later by `timeout_seconds`. `peers` are all processes, by rank; `board` is the
+    memory that they share, None where they are on several machines.
     """
 
     def __init__(self, me: Peer, world_size: int, timeout_seconds: float) -> None:
@@ -36,7 +40,8 @@ class Links:
                 job_store().set(_OFFER, json.dumps([host, port, token]).encode())
                 others = self._accept(server, token, world_size, timeout_seconds)
             self.peers = [me, *(others[rank] for rank in sorted(others))]
-            line = json.dumps([peer.as_dict() for peer in self.peers]).encode() + b"\n"
+            path = made(world_size) if len({peer.host for peer in self.peers}) == 1 else None
+            line = json.dumps([str(path or ""), *(peer.as_dict() for peer in self.peers)]).encode() + b"\n"
             for link in self.news.values():
                 link.sendall(line)
         else:
@@ -46,9 +51,26 @@ class Links:
                 link.sendall(json.dumps([token, kind, me.as_dict()]).encode() + b"\n")
                 self._keep(0, kind, link)
             self.news[0].settimeout(min(timeout_seconds, _LONGEST_WAIT))
-            self.peers = [Peer(**one) for one in json.loads(_line(self.news[0]) or b"[]")]
+            told, *peers = json.loads(_line(self.news[0]) or b"[null]")
+            self.peers, path = [Peer(**one) for one in peers], Path(told) if told else None
             if not self.peers:
                 raise RankFailedError("rank 0 ended before all ranks had come together; its own log says why")
+        self.board = self._agreed(opened(path, me.rank, world_size))
+        if path is not None and me.rank == 0:
+            path.unlink(missing_ok=True)  # it lives as long as a process has it
+
+    def _agreed(self, board: Board | None) -> Board | None:
+        """The board where every rank has it."""
+        try:
+            if 0 in self.meeting:
+                self.meeting[0].sendall(_YES if board is not None else _NO)
+                return board if self.meeting[0].recv(1) == _YES else None
+            everyone = [link.recv(1) == _YES for link in self.meeting.values()] + [board is not None]
+            for link in self.meeting.values():
+                link.sendall(_YES if all(everyone) else _NO)
+        except OSError:
+            return None  # one has just ended, which the first meeting tells
+        return board if all(everyone) else None
 
     def forget(self) -> None:
         """In a forked child: they are the parent's, whose end would not be seen while a child holds them open."""

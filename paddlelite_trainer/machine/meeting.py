@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import RankFailedError
+from .board import ARRIVED
 from .failure import Failure, Peer, failure_of, place_of, shown, stack_of_main_thread, this_process
 from .links import Links
 
@@ -24,15 +25,17 @@ TELL_SECONDS = 60.0  # how often it says for whom it waits
 GRACE_SECONDS = 5.0  # for a rank to end by itself once another has failed
 LONG_GRACE_SECONDS = 15.0  # the same for one whose own error is on its way through hooks and teardown
 _LABEL = 64
+_LONGEST_NAP = 0.01  # seconds between two looks at the board; a tenth of what was waited, where that is less
 
 
 class Meeting:
     """One for each process of a job, open until it ends.
 
-    `meet` is a collective. News go beside it, at any time, over rank 0: "note", an exception has left a fit and may be
-    caught; "clear", it was; "fail", the process ends for it; "bye", it ends in peace; "where" and "here", where its
-    main thread is. A connection that ends without a "bye" is a process that died. Only the thread that listens and
-    this process's own calls write what is known, under the condition `_changed`.
+    `meet` is a collective, and `arrive` where there is a board. News go beside it, at any time, over rank 0: "note", an
+    exception has left a fit and may be caught; "clear", it was; "fail", the process ends for it; "bye", it ends in
+    peace; "where" and "here", where its main thread is and at which meeting. A connection that ends without a "bye" is
+    a process that died. Only the thread that listens and this process's own calls write what is known, under the
+    condition `_changed`.
     """
 
     def __init__(self, rank: int, world_size: int, timeout_seconds: float) -> None:
@@ -47,8 +50,11 @@ class Meeting:
         self._left: set[int] = set()
         self._gone: set[int] = set()
         self._places: dict[int, dict[str, Any]] = {}
-        self._is_over = self._is_judging = self._is_meeting = False
-        self._step = 0
+        self._is_over = self._is_judging = False
+        self._meets_at, self._meetings = "", 0
+        """Where this rank waits for others, and how many meetings it has come to."""
+        self.board = self._links.board
+        self._step = self._arrivals = 0
         self._waits_since, self._patience = math.inf, timeout_seconds
         self._blamed: tuple[BaseException | None, int] = (None, 0)
         self._hook = sys.excepthook
@@ -70,11 +76,9 @@ class Meeting:
             RankFailedError: one has failed, has left, is elsewhere, or has not come within the time; it says which.
         """
         self.rest()
-        self._patience = timeout_seconds
-        if self.rank in self._notes:
-            self._forget(self.rank)
-            self._tell({"kind": "clear", "rank": self.rank})
-        self._is_meeting, began = True, time.monotonic()
+        self._come_with_no_error(timeout_seconds)
+        self._meetings += 1
+        self._meets_at, began = what, time.monotonic()
         try:
             label = what.encode()[:_LABEL].ljust(_LABEL)
             if self.rank:
@@ -86,17 +90,70 @@ class Meeting:
                     self._send(rank, label)
                 self._refuse_another_place({0: label, **heard})
         finally:
-            self._is_meeting = False
+            self._meets_at = ""
+
+    def _come_with_no_error(self, timeout_seconds: float) -> None:
+        self._patience = timeout_seconds
+        if self.rank in self._notes:
+            self._forget(self.rank)
+            self._tell({"kind": "clear", "rank": self.rank})
+
+    def arrive(self, what: str, timeout_seconds: float) -> None:
+        """`meet` on the board, which all ranks have: no message where the others have come already."""
+        assert self.board is not None
+        self._come_with_no_error(timeout_seconds)
+        self._arrivals += 1
+        self.board.post(ARRIVED, self._arrivals)
+        self.await_all(ARRIVED, self._arrivals, what)
+
+    def begin_arrivals(self) -> None:
+        """Count them from nought again; between two meetings."""
+        self._arrivals = 0
+        if self.board is not None:
+            self.board.begin()
+
+    def await_all(self, counter: int, count: int, what: str) -> None:
+        """Return when every rank has come so far on the board.
+
+        Raises:
+            RankFailedError: as `meet`.
+        """
+        board = self.board
+        assert board is not None
+        late = board.late(counter, count)
+        if not late:
+            return
+        began = time.monotonic()
+        looked, told = LOOK_SECONDS, TELL_SECONDS
+        self._meets_at = what
+        try:
+            while late:
+                waited = time.monotonic() - began
+                if waited >= looked:
+                    looked = waited + LOOK_SECONDS
+                    self._refuse_to_wait(late[0], what, waited)
+                    self._refuse_another_meeting(late[0], what)
+                if waited >= told:
+                    told += TELL_SECONDS
+                    self._tell_of_waiting(late[0], what, waited)
+                time.sleep(min(waited / 10, _LONGEST_NAP))
+                late = board.late(counter, count)
+        finally:
+            self._meets_at = ""
+
+    def _refuse_another_meeting(self, rank: int, what: str) -> None:
+        """One that waits at a meeting to which this rank has not come will not come here."""
+        found = self.where(rank)
+        if found.get("meets") and found.get("meetings", 0) > self._meetings:
+            words = _of_another_place({self.rank: what, rank: found["meets"]})
+            self.end_with(Failure(self.rank, self.peers[self.rank].host, self.peers[self.rank].log, words))
+            raise RankFailedError(words)
 
     def _refuse_another_place(self, labels: dict[int, bytes]) -> None:
         for rank, label in labels.items():
             if label != labels[0]:
                 here, there = (one.decode(errors="replace").strip() for one in (labels[0], label))
-                words = (
-                    f"the ranks are not in the same place: rank 0 is at {here}, rank {rank} at {there}. Every rank "
-                    "must make the same calls: look for one within `if trainer.is_global_zero`, and for an exception "
-                    "that one rank has caught"
-                )
+                words = _of_another_place({0: here, rank: there})
                 if self.rank == 0:  # and those that are in the right place are told
                     self.end_with(Failure(0, self.peers[0].host, self.peers[0].log, words))
                 raise RankFailedError(words)
@@ -277,7 +334,7 @@ class Meeting:
             if rank == self.rank:
                 stack = stack_of_main_thread()
                 here: dict[str, Any] = {"place": place_of(stack), "stack": shown(stack)}
-                here |= {"step": self._step, "meets": self._is_meeting}
+                here |= {"step": self._step, "meets": self._meets_at, "meetings": self._meetings}
                 self._tell({"kind": "here", "rank": rank, **here})
             return
         with self._changed:
@@ -375,6 +432,14 @@ class Meeting:
         if os.getpid() == self._pid:
             self._is_over = True
             self._tell({"kind": "bye", "rank": self.rank})
+
+
+def _of_another_place(places: dict[int, str]) -> str:
+    (one, here), (other, there) = sorted(places.items())
+    return (
+        f"the ranks are not in the same place: rank {one} is at {here}, rank {other} at {there}. Every rank must make "
+        "the same calls: look for one within `if trainer.is_global_zero`, and for an exception that one rank has caught"
+    )
 
 
 def _is_of_a_collective(error: BaseException) -> bool:

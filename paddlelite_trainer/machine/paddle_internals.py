@@ -13,10 +13,11 @@ import io
 import os
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import paddle
 from paddle import _C_ops
@@ -217,9 +218,79 @@ def has_sparse_gradient(layer: Any) -> bool:
 # -- several processes (distributed/parallel.py, C++) ------------------------------------------------------------------
 
 
+class DataParallel(paddle.DataParallel):  # type: ignore[misc]
+    """paddle.DataParallel whose reducers live as long as the parameters, whose backward calls them through a pointer.
+
+    To let one go while a parameter lives ends the process in the next backward. One that is whole is used again by the
+    next wrapper that wants its like, so that many fits of one module do not gather many.
+    """
+
+    _spare: ClassVar[dict[Any, list[Any]]] = {}
+
+    def init_reducer(self) -> None:
+        self._in_use: dict[Any, Any] = {}
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Go by the parameters that learn now; `use_reducer` comes before the next backward."""
+        self._learning = [parameter for parameter in self._layers.parameters() if parameter.trainable]
+        self._key = self.group.id, tuple(map(id, self._learning))
+
+    def use_reducer(self, *, searches: bool) -> None:
+        """Let the next backward go by all parameters, or search for those that it leaves out.
+
+        It must follow: a new reducer is told that there are gradients for all, since of the parameters that are not in
+        the first graph that it sees one that does not search thinks for ever that they will have none.
+        """
+        key = (searches, self._key)
+        if key not in self._in_use:
+            spare = self._spare.get(key)
+            self._in_use[key] = spare.pop() if spare else self._new_reducer(key)
+        self._reducer = self._in_use[key]
+
+    def _new_reducer(self, key: Any) -> Any:
+        self.find_unused_parameters = key[0]
+        with _all_learn(self._learning):  # though some may be held back in this step
+            super().init_reducer()
+            if not key[0]:
+                self._reducer.prepare_for_backward([(parameter * 0).sum() for parameter in self._learning])
+        for parameter in self._learning:
+            weakref.finalize(parameter, self._forget, key, self._reducer).atexit = False
+        return self._reducer
+
+    @classmethod
+    def _forget(cls, key: Any, reducer: Any) -> None:
+        """A parameter is gone, and its id may come again."""
+        cls._spare.pop(key, None)
+
+    def give_back(self) -> None:
+        """Every backward that was begun has ended: another wrapper may use the reducers."""
+        for key, reducer in self._in_use.items():
+            self._spare.setdefault(key, []).append(reducer)
+        self._in_use.clear()
+
+
 def average_in_backward(wrapped: Any, loss: Any) -> None:
     """Let the next backward, of this loss, average gradients, as paddle.DataParallel's forward does for its outputs."""
     wrapped._reducer.prepare_for_backward([loss])
+
+
+def have_gradients_of_zero(parameters: Sequence[Any]) -> None:
+    """A backward that gives each of these zeros, frozen ones too; reducers take part in it as in any."""
+    with _all_learn(parameters):
+        paddle.autograd.backward([(parameter * 0).sum() for parameter in parameters])
+
+
+@contextlib.contextmanager
+def _all_learn(parameters: Sequence[Any]) -> Iterator[None]:
+    held_back = [parameter for parameter in parameters if parameter.stop_gradient]
+    for parameter in held_back:
+        parameter.stop_gradient = False
+    try:
+        yield
+    finally:
+        for parameter in held_back:
+            parameter.stop_gradient = True
 
 
 def job_store() -> Any:

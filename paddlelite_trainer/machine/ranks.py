@@ -16,6 +16,7 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from .aborting import call_on_abort
+from .board import Board
 from .device import accelerator_type, indices_of, refuse_missing_devices
 from .meeting import Meeting, meeting_of
 from .paddle_internals import log_errors_only, without_modified_flags
@@ -141,9 +142,9 @@ def rank_zero_info(*values: object) -> None:
 class Ranks:
     """The processes of this job; with one process every method returns at once.
 
-    Every method but the properties, `note` and `rest` is a collective: all ranks must call it, in the same order.
-    Before each they meet, since gloo gives up after 30 s without a word from a rank: a rank may come up to
-    `timeout_seconds` later than another, and where it does not come, or fails on the way, a RankFailedError says so.
+    Every method but the properties, `note`, `rest` and `await_on_board` is a collective: all ranks must call it, in
+    the same order. Before each they meet, since gloo gives up after 30 s without a word from a rank: a rank may come up
+    to `timeout_seconds` later than another, and where it does not come, or fails on the way, a RankFailedError says so.
     """
 
     def __init__(self, timeout_seconds: float = 1800.0) -> None:
@@ -176,13 +177,35 @@ class Ranks:
     def begin_exchange(self) -> None:
         """Before a backward that averages gradients: on gloo, which waits 30 s alone and aborts, the ranks meet.
 
-        An accelerator's own collectives wait for longer, and a meeting would hold up what is queued on it: only a watch
-        begins, which `rest` and the next exchange or meeting end.
+        On one machine that costs no message where the others have come already. An accelerator's own collectives wait
+        for longer, and a meeting would hold up what is queued on it: only a watch begins, which `rest` and the next
+        exchange or meeting end.
         """
-        if self._uses_gloo:
-            self.meet("the backward of a step")
-        elif self._meeting is not None:
+        if self._meeting is None:
+            return
+        if not self._uses_gloo:
             self._meeting.begin_exchange()
+        elif self._meeting.board is None:
+            self.meet("the backward of a step")
+        else:
+            self._meeting.arrive("the backward of a step", self.timeout_seconds)
+
+    @property
+    def board(self) -> Board | None:
+        """What all ranks see at once, where they are on one machine."""
+        return None if self._meeting is None else self._meeting.board
+
+    def begin_exchanges(self, what: str) -> None:
+        """A fit begins: counters on the board are at nought on every rank; a collective."""
+        self.meet(what)
+        if self._meeting is not None:
+            self._meeting.begin_arrivals()
+        self.meet(what)
+
+    def await_on_board(self, counter: int, count: int, what: str) -> None:
+        """Wait until all ranks have come so far on the board; the calling ranks alone, no collective."""
+        assert self._meeting is not None
+        self._meeting.await_all(counter, count, what)
 
     def rest(self) -> None:
         """No exchange of gradients is under way here; no collective."""

@@ -79,6 +79,13 @@ def test_a_batch_within_a_window_costs_no_collective(ranks: list[dict[str, Any]]
     assert all(calls > 0 and sent >= 4 * ranks[0]["parameters"] for calls, sent in of_batches[1::2])
 
 
+def test_data_parallel_training_costs_the_one_collective_that_it_costs_by_hand(ranks: list[dict[str, Any]]) -> None:
+    of_batches = ranks[0]["plain, ddp"]["whole"]["of_batches"]
+    assert of_batches[1:] == [[1, 4 * ranks[0]["parameters"]]] * (len(of_batches) - 1)  # after the first, ranks agree
+    of_batches = ranks[0]["unused, ddp"]["whole"]["of_batches"]  # which Paddle searches for
+    assert all(calls == 2 for calls, _ in of_batches)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES[1:3])
 def test_each_rank_keeps_its_share_of_the_optimizer(ranks: list[dict[str, Any]], strategy: str) -> None:
     all_of_it = ranks[0]["plain, ddp"]["whole"]["moments"]

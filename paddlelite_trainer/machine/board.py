@@ -1,0 +1,82 @@
+"""Board: memory that the ranks of one machine share, on which each writes how far it is, and the others read it."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+ARRIVED, CHECKED, SETTLED, RECORDED = range(4)
+"""What is counted: backwards come to, backwards looked at, backwards settled, the last one that has flags."""
+FLAGS = 2**16
+"""How many flags a rank has."""
+_COUNTERS = 8
+_ROW = 8 * _COUNTERS + FLAGS
+
+
+class Board:
+    """A row for each rank, which it alone writes: counters that only grow, and flags.
+
+    To read one costs a tenth of a microsecond and no word to another process.
+    """
+
+    def __init__(self, path: Path, rank: int, world_size: int) -> None:
+        self.rank, self.others = rank, [one for one in range(world_size) if one != rank]
+        with path.open("r+b") as file:
+            self._memory = memoryview(mmap.mmap(file.fileno(), world_size * _ROW))
+        self._counters = self._memory.cast("Q")
+
+    def post(self, what: int, count: int) -> None:
+        self._counters[self.rank * (_ROW // 8) + what] = count
+
+    def of(self, what: int, rank: int) -> int:
+        return self._counters[rank * (_ROW // 8) + what]
+
+    def late(self, what: int, count: int) -> list[int]:
+        """The other ranks that have not come so far."""
+        counters, width = self._counters, _ROW // 8
+        return [rank for rank in self.others if counters[rank * width + what] < count]
+
+    def begin(self) -> None:
+        """Count from nought again; no other rank may look meanwhile."""
+        for what in range(_COUNTERS):
+            self.post(what, 0)
+
+    def write_flags(self, flags: bytes) -> None:
+        start = self.rank * _ROW + 8 * _COUNTERS
+        self._memory[start : start + len(flags)] = flags
+
+    def flags_of(self, rank: int, count: int) -> bytes:
+        start = rank * _ROW + 8 * _COUNTERS
+        return bytes(self._memory[start : start + count])
+
+
+def made(world_size: int) -> Path | None:
+    """The file of a new board, which only this user may open; None where there is no room."""
+    memory = Path("/dev/shm")  # elsewhere a file, which the system keeps in memory too
+    path = None
+    try:
+        place = memory if memory.is_dir() else Path(tempfile.gettempdir())
+        path = place / f"paddlelite-{secrets.token_hex(16)}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, bytes(world_size * _ROW))  # written, as a hole would be a SIGBUS where memory is short
+        finally:
+            os.close(descriptor)
+    except OSError:
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        return None
+    return path
+
+
+def opened(path: Path | None, rank: int, world_size: int) -> Board | None:
+    """The board, or None where this process cannot see it: on another machine, or in another container."""
+    try:
+        return None if path is None else Board(path, rank, world_size)
+    except (OSError, ValueError):
+        return None

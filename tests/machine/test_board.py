@@ -1,0 +1,37 @@
+"""What ranks of one machine see of each other without a message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddlelite_trainer.machine.board import ARRIVED, FLAGS, RECORDED, SETTLED, made, opened
+
+
+def test_each_rank_reads_what_the_others_have_posted() -> None:
+    path = made(3)
+    assert path is not None
+    try:
+        first, second, third = (opened(path, rank, 3) for rank in range(3))
+        assert path.stat().st_mode & 0o077 == 0  # of this user alone
+    finally:
+        path.unlink()
+    assert first is not None and second is not None and third is not None
+    first.post(ARRIVED, 1)
+    second.post(ARRIVED, 2)
+    assert first.late(ARRIVED, 1) == [2]
+    assert third.late(ARRIVED, 1) == [] and third.late(ARRIVED, 2) == [0]
+    flags = bytes(index % 2 for index in range(FLAGS))
+    second.write_flags(flags)
+    second.post(RECORDED, 7)
+    assert first.flags_of(1, FLAGS) == flags and third.of(RECORDED, 1) == 7
+    assert first.flags_of(0, FLAGS) == third.flags_of(2, FLAGS) == bytes(FLAGS)
+    assert third.of(SETTLED, 1) == 0
+    second.begin()
+    assert first.late(ARRIVED, 1) == [1, 2] and first.of(RECORDED, 1) == 0
+
+
+def test_a_process_that_cannot_see_it_has_none(tmp_path: Path) -> None:
+    assert opened(None, 0, 2) is None
+    assert opened(tmp_path / "elsewhere", 1, 2) is None
+    (tmp_path / "short").write_bytes(b"0123")
+    assert opened(tmp_path / "short", 1, 2) is None
