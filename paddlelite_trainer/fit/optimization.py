@@ -10,6 +10,7 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from ..gradients import clip_gradients_by_norm, clip_gradients_by_value, refuse_sparse, scale_gradient
+from ..machine.paddle_internals import hold_back
 from ..module import Module, is_written
 from ..optimizers import ManualOptimizer, add_param_group, parameters_of, structured_names
 from .steps import step_of
@@ -333,12 +334,12 @@ class Optimization:
         for key, parameter in held_back.items():  # each once, though several optimizers may share it
             if key not in wanted:
                 self.toggled.append((parameter, parameter.stop_gradient))
-                parameter.stop_gradient = True
+                hold_back(parameter, True)
 
     def untoggle(self) -> None:
         for parameter, stop_gradient in self.toggled:
             if parameter.stop_gradient:  # else somebody has unfrozen it meanwhile
-                parameter.stop_gradient = stop_gradient
+                hold_back(parameter, stop_gradient)
         self.toggled.clear()
 
     def let_go(self) -> None:

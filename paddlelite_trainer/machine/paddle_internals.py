@@ -255,7 +255,7 @@ class DataParallel(paddle.DataParallel):  # type: ignore[misc]
             if not key[0]:
                 self._reducer.prepare_for_backward([(parameter * 0).sum() for parameter in self._learning])
         for parameter in self._learning:
-            weakref.finalize(parameter, self._forget, key, self._reducer).atexit = False
+            weakref.finalize(parameter, self._forget, key, self._reducer)
         return self._reducer
 
     @classmethod
@@ -285,12 +285,17 @@ def have_gradients_of_zero(parameters: Sequence[Any]) -> None:
 def _all_learn(parameters: Sequence[Any]) -> Iterator[None]:
     held_back = [parameter for parameter in parameters if parameter.stop_gradient]
     for parameter in held_back:
-        parameter.stop_gradient = False
+        hold_back(parameter, False)
     try:
         yield
     finally:
         for parameter in held_back:
-            parameter.stop_gradient = True
+            hold_back(parameter, True)
+
+
+def hold_back(parameter: Any, stops: bool) -> None:
+    """Let a parameter have no gradient, or have one again."""
+    parameter.stop_gradient = stops
 
 
 def job_store() -> Any:
