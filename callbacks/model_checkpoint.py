@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from paddlelite_trainer.callback import from_here
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, explains_unknown_arguments
 
 from .monitoring import Mode, MonitoredMetric, check_monitor, not_logged, should_be_there
+from .ranking import Ranking
 
 if TYPE_CHECKING:
     from paddlelite_trainer.checkpoint import Entry
@@ -112,9 +114,8 @@ class ModelCheckpoint(Callback):
         self.every_n_train_steps = _whole_or_none("every_n_train_steps", every_n_train_steps)
         self.train_time_interval = _seconds(train_time_interval)
         self.every_n_epochs = _epoch_schedule(every_n_epochs)
-        chosen = _one_way(self, "every_n_train_steps", "train_time_interval", "every_n_epochs")
-        if chosen is None and every_n_epochs is None and not every_n_train_steps:
-            self.every_n_epochs = {0: 1}
+        if _one_way(self, "every_n_train_steps", "train_time_interval", "every_n_epochs") is None:
+            self.every_n_epochs = {0: 1} if every_n_epochs is None and not every_n_train_steps else {}
         self.save_on_train_epoch_end = save_on_train_epoch_end
         self.save_on_exception = save_on_exception
         self.keep_last_n = _whole_or_none("keep_last_n", keep_last_n)
@@ -134,6 +135,7 @@ class ModelCheckpoint(Callback):
         self._owes_loggers_word = False  # of a checkpoint that was not there yet when it was asked for
         self._saved_at: int | None = None  # the step of this fit's last save that was due
         self._best_pins: list[str] = []
+        self._ranking = Ranking(self._rank_key, self._name_of if self.filename else None)
         self._may_save_after_a_batch = bool(self.every_n_train_steps or self.train_time_interval)
         self._last_save = time.monotonic()
         self._step_due: int | None = None  # the step of the last save that was due; None until training starts
@@ -361,8 +363,8 @@ class ModelCheckpoint(Callback):
             pins["latest"] = [candidate.name, *sound]
         if self.keep_last_n:
             # The same step saved again holds the same weights: the newer one takes the place.
-            others = [entry for entry in reversed(entries) if "recent" in entry.pins and entry.step != candidate.step]
-            earlier = [entry.name for entry in others[: self.keep_last_n - 1]]
+            recent = (one for one in reversed(entries) if "recent" in one.pins and one.step != candidate.step)
+            earlier = [entry.name for entry in itertools.islice(recent, self.keep_last_n - 1)]
             pins["recent"] = [candidate.name, *earlier, *(name for name in sound if name not in earlier)]
         return pins
 
@@ -370,7 +372,8 @@ class ModelCheckpoint(Callback):
         """The newest that is finite, which must stay where this one is not, so that something sound is left."""
         if save_point.candidate.healthy:
             return []
-        return [entry.name for entry in reversed(save_point.entries) if entry.healthy][:1]
+        healthy = (entry.name for entry in reversed(save_point.entries) if entry.healthy)
+        return list(itertools.islice(healthy, 1))
 
     def _ranked(self, trainer: Trainer, save_point: SavePoint) -> dict[str, list[str]]:
         """The best checkpoints, if the candidate is among them."""
@@ -379,23 +382,35 @@ class ModelCheckpoint(Callback):
         earned_here = self._ranks_by_counter or self._metric.step == candidate.step
         pins: dict[str, list[str]] = {}
         if earned_here and score is not None and math.isfinite(score) and candidate.healthy and self._best_pins:
-            before = self._kept(save_point.entries)
-            # The same step saved again holds the same weights: the newer one takes the place.
-            ranking = self._by_score([*(entry for entry in before if entry.step != candidate.step), candidate])
-            kept = ranking if self.save_top_k < 0 else ranking[: self.save_top_k]
-            names = [entry.name for entry in kept]
-            if candidate.name in names:
-                pins = dict.fromkeys(self._best_pins, names)
-                still_kept = set(names)
-                pins.update(self._named(kept, [entry for entry in before if entry.name not in still_kept]))
-                if self.verbose:
-                    trainer.print(
-                        f"Epoch {candidate.epoch}, step {candidate.step}: "
-                        f"{self.monitor} {score:.6g} is number "
-                        f"{names.index(candidate.name) + 1} of the best {len(kept)}"
-                    )
-        if self.save_top_k < 0:
+            pins.update(self._with_candidate(trainer, save_point, score))
+        if self.save_top_k < 0 and not pins:
             pins.update(self._named([candidate], []))
+        return pins
+
+    def _with_candidate(self, trainer: Trainer, save_point: SavePoint, score: float) -> dict[str, list[str]]:
+        candidate, ranking = save_point.candidate, self._ranking
+        held = trainer.checkpoints.pins()
+        is_new = not ranking.is_of(held.get(self._best_pins[0], ()))
+        if is_new:
+            ranking.read(self._kept(save_point.entries), held.get(self._best_pins[0], ()))
+        place = ranking.place_of(candidate)
+        if 0 <= self.save_top_k <= place:
+            return {}
+        dropped = ranking.add(candidate, self.save_top_k)
+        names = ranking.names
+        if self.verbose:
+            trainer.print(
+                f"Epoch {candidate.epoch}, step {candidate.step}: {self.monitor} {score:.6g} is number {place + 1} of "
+                f"the best {len(names)}"
+            )
+        pins = dict.fromkeys(self._best_pins, names)
+        if self.filename is not None:
+            named = [entry for entry in dropped if self._has_name(entry)]
+            pins.update(ranking.all_named() if is_new else ranking.named([candidate, *named]))
+            for entry in named:
+                name = self._name_of(entry)
+                if entry.name in held.get(name, ()) and not self._is_archive(name, entry):
+                    pins.setdefault(name, [])
         return pins
 
     def _unranked(self, save_point: SavePoint) -> dict[str, list[str]]:
@@ -411,8 +426,10 @@ class ModelCheckpoint(Callback):
         ]
 
     def _by_score(self, entries: list[Entry]) -> list[Entry]:
-        sign = 1.0 if self.mode == "min" else -1.0
-        return sorted(entries, key=lambda entry: (sign * self._score_in(entry), entry.order))
+        return sorted(entries, key=self._rank_key)
+
+    def _rank_key(self, entry: Entry) -> tuple[float, tuple[int, int]]:
+        return (self._score_in(entry) if self.mode == "min" else -self._score_in(entry)), entry.order
 
     def _score_of(self, entry: Entry) -> float | None:
         if self._ranks_by_counter:
@@ -439,12 +456,14 @@ class ModelCheckpoint(Callback):
         pins: dict[str, list[str]] = {}
         for entry in kept:
             pins.setdefault(self._name_of(entry), []).append(entry.name)
-        for entry in dropped:
-            if all(name in entry.metrics or name in ("epoch", "step") for name in _placeholders(self.filename)):
-                name = self._name_of(entry)
-                if name in entry.pins and not self._is_archive(name, entry):
-                    pins.setdefault(name, [])
+        for entry in filter(self._has_name, dropped):
+            name = self._name_of(entry)
+            if name in entry.pins and not self._is_archive(name, entry):
+                pins.setdefault(name, [])
         return pins
+
+    def _has_name(self, entry: Entry) -> bool:
+        return all(name in entry.metrics or name in _COUNTERS for name in _placeholders(self.filename or ""))
 
     def _name_of(self, entry: Entry) -> str:
         def fill(match: re.Match[str]) -> str:

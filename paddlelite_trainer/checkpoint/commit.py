@@ -6,8 +6,7 @@ import errno
 import json
 import platform
 import re
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +17,12 @@ import numpy as np
 
 from ..errors import CheckpointError, CheckpointSaveError, ConfigurationError, UnserializableStateError
 from .entry import Entry
-from .filesystem import FileSystem
+from .filesystem import FileSystem, attempt, temporary_path
 from .format import Layout, lay_out, lay_out_bytes
 from .manifest import FORMAT_VERSION, MANIFEST, is_file_name, seal
 from .parts import PARTS, Others
-from .pins import PINS_FILE, Pins
+from .pins import Edit, PinChange, Pins, changes_to_json
+from .record import PinRecord, Staged
 from .saved import TENSORS
 from .state import encode_state
 from .tensors import is_tensor, why_not_stored
@@ -45,9 +45,13 @@ class Commit:
     plan: Mapping[str, Layout]
     record: dict[str, Any]
     """The manifest without its files."""
-    entries_before: tuple[Entry, ...]
+    newest_before: Entry | None
+    known_before: Collection[str]
+    """All checkpoints there are."""
     pins_before: Pins
-    pins_after: Pins
+    pins: PinRecord
+    staged: Staged
+    """What it makes of the pins."""
     others: Others | None = None
     """Who writes parts of it beside this process."""
 
@@ -69,7 +73,7 @@ class Commit:
             self.file_system.rename(temporary, self.entry.path)
             self.file_system.fsync_directory(self.directory)  # committed
             pins_reached = True
-            self.file_system.replace(staged_pins, self.directory / PINS_FILE)
+            self.pins.put(staged_pins, self.staged)
         except BaseException as error:
             if self.others is not None:
                 self.others.give_up()  # before what they write is removed
@@ -77,7 +81,7 @@ class Commit:
             self._undo([temporary, staged_pins], pins_reached)
             if isinstance(error, OSError) and not isinstance(error, CheckpointError):
                 needed = _space_for(self.plan)
-                raise save_error(self.file_system, self.entry.path, needed, error, self.entries_before, free) from error
+                raise save_error(self.file_system, self.entry.path, needed, error, self.newest_before, free) from error
             raise
         nbytes = sum(record["size"] for record in self.record["files"].values())
         return replace(self.entry, sha256=_sha256_of(manifest), nbytes=nbytes)
@@ -108,7 +112,7 @@ class Commit:
                 stored |= self.others.written()
             self.record["files"] = {name: file.to_json() for name, file in stored.items()}
             manifest = seal(self.record)
-            for path, data in ((temporary / MANIFEST, manifest), (staged_pins, seal(self.pins_after.to_json()))):
+            for path, data in ((temporary / MANIFEST, manifest), (staged_pins, self.staged.data)):
                 descriptor = create(path)
                 file_system.write(descriptor, data)
                 syncs.append(partial(file_system.fsync, descriptor))
@@ -117,7 +121,7 @@ class Commit:
 
     def _undo(self, temporary: list[Path], pins_reached: bool) -> None:
         if pins_reached:
-            attempt(partial(write_pins, self.file_system, self.directory, self.pins_before))
+            self.pins.undo(self.staged, self.pins_before, self.known_before)
         trash = temporary_path(self.directory, ".trash", self.entry.name)
         attempt(partial(self.file_system.rename, self.entry.path, trash))  # there only if the rename was reached
         for path in (*temporary, trash):
@@ -135,51 +139,27 @@ class Commit:
             return None
 
 
-def write_pins(file_system: FileSystem, directory: Path, pins: Pins) -> None:
-    """Replace the record of the pins; its name is durable when the directory is."""
-    temporary = temporary_path(directory, ".tmp", "pins")
-    try:
-        file_system.write_file(temporary, seal(pins.to_json()))
-        file_system.replace(temporary, directory / PINS_FILE)
-    except BaseException:
-        attempt(partial(file_system.remove_tree, temporary))
-        raise
-
-
-def temporary_path(directory: Path, kind: str, name: str) -> Path:
-    """A free name of the form that LITTER matches."""
-    return directory / f"{kind}-{name}-{secrets.token_hex(4)}"
-
-
-def attempt(function: Callable[[], None]) -> None:
-    """Clean up after an error, which counts for more than what may go wrong here; opening the store cleans up too."""
-    try:
-        function()
-    except OSError:
-        pass
-
-
 def save_error(
     file_system: FileSystem,
     path: Path,
     nbytes: int,
     error: OSError,
-    entries: Sequence[Entry],
+    newest: Entry | None,
     free: int | None = None,
 ) -> CheckpointSaveError:
-    """Why the checkpoint was not saved at `path`, what would help, and what is there before it: `entries`."""
+    """Why the checkpoint was not saved at `path`, what would help, and the newest before it."""
     why = error.strerror or str(error)
     if error.errno in _DISK_FULL and "are needed" not in why:
         left = "an unknown number of bytes" if free is None else _size(free)
         why += f": {_size(nbytes)} are needed and {left} were free"
     if error.errno in _DISK_FULL:
         why += "; delete something there, keep fewer checkpoints, or choose another directory"
-    if not entries:
+    if newest is None:
         older = "There is none before it."
-    elif _is_gone(file_system, entries[-1].path):
-        older = f"The newest before it, {entries[-1].name}, is not where it was: somebody else removed it."
+    elif _is_gone(file_system, newest.path):
+        older = f"The newest before it, {newest.name}, is not where it was: somebody else removed it."
     else:
-        older = f"The checkpoints before it are intact, the newest is {entries[-1].name}."
+        older = f"The checkpoints before it are intact, the newest is {newest.name}."
     failed = CheckpointSaveError(f"Checkpoint {path.name} was not saved in {path.parent}: {why}. {older}")
     failed.errno = error.errno
     return failed
@@ -235,9 +215,9 @@ def _require_file_name(name: str, *suffixes: str) -> None:
 
 
 def manifest_head(
-    entry: Entry, sequence: int, pins: Mapping[str, Sequence[str]], links: bool, others: Others | None
+    entry: Entry, sequence: int, pins: Mapping[str, PinChange], links: bool, others: Others | None
 ) -> dict[str, Any]:
-    """The manifest without its files; without parts it is of format 1, which every version reads.
+    """The manifest without its files, of the oldest format that can say it.
 
     Without an owner it has no "run": readers take both.
     """
@@ -247,7 +227,7 @@ def manifest_head(
     from .. import __version__
 
     return {
-        "format": FORMAT_VERSION if others is not None else 1,
+        "format": _format_of(pins, others),
         "name": entry.name,
         "step": entry.step,
         "revision": entry.revision,
@@ -257,12 +237,18 @@ def manifest_head(
         "created": entry.created,
         "healthy": entry.healthy,
         "metrics": encode_state(entry.metrics, "metrics")[0],
-        "pins": {name: list(entries) for name, entries in pins.items()},
+        "pins": changes_to_json(pins),
         "links": links,
         "versions": {"paddlelite_trainer": __version__, "numpy": np.__version__, "python": platform.python_version()},
         "info": info,
         **({PARTS: {file: one.to_json() for file, one in others.wholes.items()}} if others is not None else {}),
     }
+
+
+def _format_of(pins: Mapping[str, PinChange], others: Others | None) -> int:
+    if any(isinstance(change, Edit) for change in pins.values()):
+        return FORMAT_VERSION
+    return 1 if others is None else 2
 
 
 def _sha256_of(manifest: bytes) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -150,6 +151,19 @@ class FileSystem:
 
 
 REAL = FileSystem()
+
+
+def temporary_path(directory: Path, kind: str, name: str) -> Path:
+    """A free name of the form that a store sweeps away when it is opened."""
+    return directory / f"{kind}-{name}-{secrets.token_hex(4)}"
+
+
+def attempt(function: Callable[[], None]) -> None:
+    """Clean up after an error, which counts for more than what may go wrong here; opening the store cleans up too."""
+    try:
+        function()
+    except OSError:
+        pass
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from .format import Block
 from .tensors import STORED_AS
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2  # 1 is a checkpoint without parts
+FORMAT_VERSION = 3  # says how long lists of pins changed; 2 names them whole; 1 has no parts
 MAX_MANIFEST_BYTES = 1 << 30
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

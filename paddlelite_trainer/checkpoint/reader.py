@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -12,9 +12,11 @@ from pathlib import Path
 from ..errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, did_you_mean
 from .entry import Entry, entry_from_manifest, parse_entry_name
 from .filesystem import REAL, FileSystem
+from .inventory import Inventory
 from .links import CHECKPOINTS, Links
 from .manifest import MANIFEST
-from .pins import PINS_FILE, RECOVERED, Pins, parse_pins
+from .pins import RECOVERED, Pins, parse_changes
+from .record import PinRecord
 from .saved import FOLLOW_ATTEMPTS, SavedCheckpoint, inspect, open_checkpoint, read_manifest
 
 QUARANTINE = ".quarantine"
@@ -43,20 +45,20 @@ class CheckpointReader:
         self._opened: SavedCheckpoint | None = None  # what newest() has just verified, for read()
         # What manifests say, by name, inode and time; not they themselves, each of which may name all checkpoints.
         self._committed: dict[tuple[str, int, int], tuple[Entry, int]] = {}
-        self._entries: tuple[Entry, ...] = ()
-        self._pins = Pins()
+        self._there = Inventory()
+        self._record = PinRecord(file_system, self.directory)
         self._recorded = Pins()  # with the checkpoints that are gone
         self._open()
 
     def entries(self) -> list[Entry]:
         """The committed checkpoints, oldest first; one that is being saved in the background is not yet among them."""
         self._look()
-        return list(self._entries)
+        return self._there.entries()
 
     def by_pin(self, name: str) -> list[Entry]:
         """The checkpoints that a pin holds, in its order (best first); none for a name that is no pin."""
-        entries = {entry.name: entry for entry in self.entries()}
-        return [entries[held] for held in self._pins.held.get(name, ()) if held in entries]
+        self._look()
+        return [self._there[held] for held in self._pins.held.get(name, ()) if held in self._there]
 
     def first_of_pin(self, name: str) -> Entry:
         """The checkpoint that a pin holds first, its best; never another in its place.
@@ -68,10 +70,10 @@ class CheckpointReader:
         """
         before: tuple[str, ...] = ()
         for _ in range(FOLLOW_ATTEMPTS):
-            entries = {entry.name: entry for entry in self.entries()}
+            self._look()
             held = self._held_by(name)
-            if held and held[0] in entries:
-                return entries[held[0]]
+            if held and held[0] in self._there:
+                return self._there[held[0]]
             if held == before:  # else it was looked at while its writer moved it on
                 break
             before = held
@@ -94,12 +96,16 @@ class CheckpointReader:
 
     def pins(self) -> dict[str, tuple[str, ...]]:
         """Pin -> names of the checkpoints it holds."""
-        self.entries()
+        self._look()
         return dict(self._pins.held)
+
+    @property
+    def _pins(self) -> Pins:
+        return self._there.pins
 
     def pins_by_checkpoint(self) -> dict[str, tuple[str, ...]]:
         """Checkpoint's name -> the pins that hold it."""
-        self.entries()
+        self._look()
         return self._pins.by_entry()
 
     def newest(self, *, prefer_healthy: bool = True, complete: bool = False) -> Entry | None:
@@ -233,10 +239,7 @@ class CheckpointReader:
 
     def _unheld(self) -> list[Entry]:
         """The committed checkpoints that no pin holds, but for the newest healthy one."""
-        held = self._pins.all_held()
-        healthy = [entry for entry in self._entries if entry.healthy]
-        last_healthy = healthy[-1].name if healthy else None
-        return [entry for entry in self._entries if entry.name not in held and entry.name != last_healthy]
+        return self._there.unheld()
 
     # ---- what is there ----
 
@@ -251,29 +254,21 @@ class CheckpointReader:
             if found[0].name == name:
                 committed[name] = found
         self._committed = {key: found for key, found in self._committed.items() if key[0] in committed}
-        self._pins = self._reconciled({name: sequence for name, (_, sequence) in committed.items()})
-        self._entries = self._with_pins(entry for entry, _ in committed.values())
+        pins = self._reconciled({name: sequence for name, (_, sequence) in committed.items()})
+        self._there = Inventory((entry for entry, _ in committed.values()), pins)
 
     def _reconciled(self, committed: Mapping[str, int]) -> Pins:
         """`committed`: each checkpoint, and the number of its commit."""
-        recorded = self._recorded_pins()
-        pins = recorded or Pins()
-        existing = set(self._names())
-        for name, sequence in sorted(committed.items(), key=itemgetter(1)):
-            if name not in pins.known and (recorded is None or sequence == pins.sequence + 1):
-                try:
-                    manifest = read_manifest(self.directory / name, self._fs)
-                except (CheckpointCorruptError, OSError):
-                    continue  # gone since it was looked at
-                changes = {
-                    pin: [held for held in entries if held in existing] for pin, entries in manifest["pins"].items()
-                }
-                pins = pins.with_pins(changes, links=bool(manifest["links"])).at(pins.known | {name}, sequence)
-        if recorded is None and committed:
+        listed = self._listed()
+        existing = {name for name in listed if parse_entry_name(name)}
+        recorded = self._record.read(listed)
+        pins = self._with_later_commits(recorded, committed)
+        if recorded is None:
+            pins = pins.without_entries(pins.all_held() - existing, None)
             pins = pins.with_pins(
                 {
                     pin: [entry]
-                    for pin, entry in self._links.found().items()
+                    for pin, entry in (self._links.found().items() if committed else ())
                     if entry in existing and pin not in pins.held
                 }
             )
@@ -286,36 +281,32 @@ class CheckpointReader:
         newest_left = max(committed, key=lambda name: parse_entry_name(name) or (0, 0), default=None)
         return pins.without_entries(gone, newest_left).at(existing, pins.sequence)
 
-    def _recorded_pins(self) -> Pins | None:
-        path = self.directory / PINS_FILE
-        try:
-            return parse_pins(self._fs.read(path))
-        except FileNotFoundError:
-            return None
-        except CheckpointCorruptError as error:
-            warnings.warn(
-                f"The record of pins was rebuilt from the checkpoints and links in {self.run_dir}: {error}",
-                stacklevel=4,
-            )
-            return None
+    def _with_later_commits(self, recorded: Pins | None, committed: Mapping[str, int]) -> Pins:
+        """The record with what the checkpoints' own manifests say of commits after it; of all of them without one."""
+        pins = recorded or Pins()
+        known = set(pins.known)
+        for name, sequence in sorted(committed.items(), key=itemgetter(1)):
+            if name not in known and (recorded is None or sequence == pins.sequence + 1):
+                try:
+                    manifest = read_manifest(self.directory / name, self._fs)
+                    changes = parse_changes(manifest["pins"])
+                except (CheckpointCorruptError, OSError, KeyError, TypeError, ValueError, AttributeError):
+                    continue  # gone since it was looked at
+                known.add(name)
+                pins = replace(pins.with_pins(changes, links=bool(manifest["links"])), sequence=sequence)
+        return pins.at(known, pins.sequence)
 
-    def _names(self, beginning: str = "") -> list[str]:
+    def _listed(self) -> list[str]:
         try:
-            names = self._fs.listdir(self.directory)
-            return [name for name in names if name.startswith(beginning) and parse_entry_name(name)]
+            return self._fs.listdir(self.directory)
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def _names(self) -> list[str]:
+        return [name for name in self._listed() if parse_entry_name(name)]
+
     def _names_newest_first(self) -> list[str]:
         return sorted(self._names(), key=lambda name: parse_entry_name(name) or (0, 0), reverse=True)
-
-    def _with_pins(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
-        pins = self._pins.by_entry()
-        pinned = [
-            entry if entry.pins == pins.get(entry.name, ()) else replace(entry, pins=pins.get(entry.name, ()))
-            for entry in entries
-        ]
-        return tuple(sorted(pinned, key=lambda entry: entry.order))
 
     def _refreshed(self, entry: Entry) -> Entry:
         return replace(entry, pins=self._pins.of(entry.name))

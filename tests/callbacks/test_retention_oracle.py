@@ -31,6 +31,9 @@ class Store:
             for entry in self.saved
         ]
 
+    def pins(self) -> dict[str, tuple[str, ...]]:
+        return {pin: tuple(names) for pin, names in self.held.items()}
+
     def save(self, candidate: Entry, pins: Mapping[str, Sequence[str]]) -> None:
         self.saved.append(candidate)
         for pin, names in pins.items():
@@ -178,3 +181,42 @@ def test_best_latest_and_last_n_equal_the_oracle_in_thousands_of_runs(
     events: list[dict[str, Any]], mode: str, top_k: int, last_n: int | None
 ) -> None:
     check(events, mode, top_k, last_n)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.1, 1.0, 1.2, 2.0, 2.4, 3.0]), st.integers(0, 2)), min_size=1, max_size=40),
+    st.sampled_from([1, 2, 5, -1]),
+    st.sampled_from([None, "{score:.0f}", "{step}-{score}", "epoch={epoch}"]),
+)
+def test_a_ranking_that_is_carried_on_keeps_what_one_read_anew_at_each_save_keeps(
+    saves: list[tuple[float, int]], top_k: int, filename: str | None
+) -> None:
+    def kept(*, read_anew: bool) -> tuple[dict[str, list[str]], list[str]]:
+        store, step, revisions = Store(), 0, dict[int, int]()
+        callback = ModelCheckpoint(
+            monitor="score",
+            save_top_k=top_k,
+            filename=filename,
+            archive_every_n_epochs=3,
+            auto_insert_metric_name=False,
+        )
+        trainer: Any = FakeTrainer(store, 0, {})
+        trainer.checkpoint_callbacks = [callback]
+        callback.setup(trainer, trainer, "fit")
+        callback.on_train_start(trainer, trainer)
+        for score, forward in saves:
+            step += forward  # 0: the same step again
+            revisions[step] = revisions.get(step, -1) + 1
+            trainer.global_step = trainer.current_epoch = step
+            trainer.callback_metrics = {"score": float(str(score))}
+            callback.on_validation_end(trainer, trainer)
+            name = entry_name(step, revisions[step])
+            candidate = Entry(name, Path(), step, revisions[step], step, {"score": score}, True, (), 0, "")
+            if read_anew:
+                callback._ranking._given = None
+            pins = callback.on_save_point(trainer, trainer, Point("train_epoch", candidate, store.entries()))  # type: ignore[arg-type]
+            store.save(candidate, pins or {})
+        return store.held, [entry.name for entry in store.saved]
+
+    assert kept(read_anew=False) == kept(read_anew=True)

@@ -11,11 +11,20 @@ from remote_support import (
 from store_support import memory_dir as memory_dir
 from store_support import save
 
-from paddlelite_trainer.checkpoint import CheckpointStore, Remote
+from paddlelite_trainer.checkpoint import CheckpointStore, Remote, pins, record
 from paddlelite_trainer.checkpoint.remote import (
     RemoteCheckpoint,
     copier,
 )
+
+
+@pytest.fixture(params=["record replaced whole", "record in changes"])
+def record_of_pins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the pins as in a run of few checkpoints, and as in one of many."""
+    if request.param == "record in changes":
+        monkeypatch.setattr(record, "REPLACED_UP_TO", 0)
+        monkeypatch.setattr(record, "CHECKPOINTS_A_CHANGE", 1)
+        monkeypatch.setattr(pins, "SHORT_LIST", 0)
 
 
 @pytest.fixture

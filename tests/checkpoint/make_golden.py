@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE.parent.parent))
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
-from paddlelite_trainer.checkpoint import CheckpointStore  # noqa: E402
+from paddlelite_trainer.checkpoint import CheckpointStore, pins, record  # noqa: E402
 
 
 def golden_tensors():
@@ -40,6 +40,11 @@ def golden_state():
 def main(name):
     with tempfile.TemporaryDirectory() as run:
         store = CheckpointStore(run)
+        older = []
+        if name.startswith("format-3"):  # in which a long list of checkpoints is told by what has changed in it
+            pins.SHORT_LIST = record.REPLACED_UP_TO = 0
+            store.save(step=41, epoch=3, files={}, states={}, pins={"best": ["step-000000041"]})
+            older = ["step-000000041"]
         entry = store.candidate(42, 3)
         store.save(
             step=42,
@@ -51,7 +56,7 @@ def main(name):
             },
             metrics={"val_acc": 0.75, "loss": float("nan")},
             info={"note": "golden", "shape": (2, 3)},
-            pins={"latest": [entry.name], "best": [entry.name]},
+            pins={"latest": [entry.name], "best": [entry.name, *older]},
         )
         shutil.copytree(entry.path, HERE / "golden" / name)
 

@@ -339,9 +339,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(run, change):
 
 def test_a_format_from_the_future_asks_for_an_upgrade(run):
     with pytest.raises(
-        CheckpointCorruptError, match=r"has format 3; this paddlelite_trainer reads up to 2. Upgrade it"
+        CheckpointCorruptError, match=r"has format 4; this paddlelite_trainer reads up to 3. Upgrade it"
     ):
-        open_checkpoint(forge(run, lambda manifest: manifest.update(format=3)))
+        open_checkpoint(forge(run, lambda manifest: manifest.update(format=4)))
 
 
 def test_json_nested_without_end_is_an_error_and_not_a_crash(run):

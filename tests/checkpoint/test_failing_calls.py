@@ -93,17 +93,20 @@ def check_every_failure(template, run, error_number, background=False):
     return fail_at - 1, failed
 
 
+@pytest.mark.usefixtures("record_of_pins")
 @pytest.mark.parametrize("error_number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
 def test_whichever_call_fails_the_old_checkpoints_and_pins_stay(template, memory_dir, error_number):
     calls, failed = check_every_failure(template, memory_dir / "run", error_number)
     assert calls > 50 and 20 < failed < calls
 
 
+@pytest.mark.usefixtures("record_of_pins")
 def test_whichever_call_fails_in_the_background_the_error_surfaces(template, memory_dir):
     calls, failed = check_every_failure(template, memory_dir / "run", errno.EDQUOT, background=True)
     assert calls > 50 and failed > 20
 
 
+@pytest.mark.usefixtures("record_of_pins")
 def test_whenever_the_disk_dies_for_good_what_was_committed_is_found_on_it(template, memory_dir):
     run = memory_dir / "run"
     outcomes = set()
@@ -129,6 +132,7 @@ def test_whenever_the_disk_dies_for_good_what_was_committed_is_found_on_it(templ
     assert outcomes == {True, False}
 
 
+@pytest.mark.usefixtures("record_of_pins")
 @pytest.mark.soak
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("error_number", ERRNOS, ids=errno.errorcode.get)
@@ -136,6 +140,7 @@ def test_whichever_call_fails_with_whichever_error(template, memory_dir, error_n
     check_every_failure(template, memory_dir / "run", error_number, background)
 
 
+@pytest.mark.usefixtures("record_of_pins")
 def test_a_pin_whose_record_cannot_be_written_is_not_set(template, memory_dir):
     """Every call of `tag` fails in turn: the tag is there or an OSError tells that it is not."""
     run = memory_dir / "run"
@@ -236,6 +241,7 @@ def test_a_directory_that_cannot_be_written_is_a_clear_error(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.usefixtures("record_of_pins")
 def test_an_interrupt_in_the_middle_of_a_save_leaves_nothing_behind(template, memory_dir):
     """Ctrl-C may come between any two calls; what it interrupts is undone like a failure."""
     run = memory_dir / "run"

@@ -98,6 +98,7 @@ def kill_at(template, run, prior, keep, background, points):
 @pytest.mark.parametrize(
     ("prior", "keep", "background"), [(0, 1, False), (1, 1, False), (2, 2, True), (3, 1, True), (3, 3, False)]
 )
+@pytest.mark.usefixtures("record_of_pins")
 def test_killed_at_any_instruction_nothing_committed_is_lost_or_mixed(memory_dir, prior, keep, background):
     run_with(memory_dir / "template", prior, keep)
     copy_run(memory_dir / "template", memory_dir / "count")
@@ -107,6 +108,7 @@ def test_killed_at_any_instruction_nothing_committed_is_lost_or_mixed(memory_dir
     assert outcomes == {False, True}, "the points lie on one side of the commit"
 
 
+@pytest.mark.usefixtures("record_of_pins")
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("background", [False, True])
@@ -148,6 +150,7 @@ class DiesAtCall(HookedFileSystem):
             os._exit(KILLED)
 
 
+@pytest.mark.usefixtures("record_of_pins")
 @pytest.mark.parametrize(("prior", "keep"), [(0, 1), (2, 1)])
 @pytest.mark.parametrize("moment", ["before", "within", "after"])
 def test_killed_around_every_file_system_call_nothing_is_lost(memory_dir, prior, keep, moment):

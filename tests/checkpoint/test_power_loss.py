@@ -332,6 +332,7 @@ def violations(log, root, work, rng, limit, at_most=None):
     return count, found
 
 
+@pytest.mark.usefixtures("record_of_pins")
 def test_every_state_that_a_power_loss_can_leave_has_all_that_was_acknowledged(memory_dir):
     log = record_a_run(memory_dir / "recorded", **SMALL)
     count, found = violations(log, memory_dir / "recorded", memory_dir / "work", random.Random(0), limit=64)
@@ -343,6 +344,7 @@ def fsyncs_of(log):
     return [i for i, (name, *_) in enumerate(log) if name in ("fsync", "fsync_directory")]
 
 
+@pytest.mark.usefixtures("record_of_pins")
 @pytest.mark.soak
 def test_without_any_one_of_its_fsyncs_the_protocol_fails(memory_dir):
     """So each fsync is there for a reason, and this test would see it go."""
@@ -359,6 +361,7 @@ def test_without_any_one_of_its_fsyncs_the_protocol_fails(memory_dir):
     assert needless == []
 
 
+@pytest.mark.usefixtures("record_of_pins")
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_fifty_thousand_states_of_a_disk_after_a_power_loss(memory_dir):

@@ -17,11 +17,12 @@ from ...errors import (
     RemoteError,
     did_you_mean,
 )
-from ..entry import Entry, entry_from_manifest, parse_entry_name
+from ..entry import Entry, entry_from_manifest
 from ..filesystem import REAL, FileSystem
 from ..links import check_pin_name
 from ..manifest import MANIFEST, parse_files, seal, unseal
 from ..owner import Owner, parse_owner
+from ..pins import parse_changes
 from ..saved import inspect
 from .names import Names, branch_of, parse_names, rebuilt
 from .objects import Objects
@@ -148,11 +149,9 @@ class Remote:
         if remote_name_of(manifest) != checkpoint:
             raise CheckpointCorruptError(f"{what} is that of another checkpoint: {entry.name}, {entry.sha256[:16]}")
         try:
-            for pin, held in manifest["pins"].items():
+            for pin in parse_changes(manifest["pins"]):
                 check_pin_name(pin)
-                if not all(isinstance(name, str) and parse_entry_name(name) for name in held):
-                    raise TypeError(f"{pin!r} holds {held!r}")
-        except (ConfigurationError, KeyError, TypeError, AttributeError) as error:
+        except (ConfigurationError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointCorruptError(f"{what} names what no checkpoint is kept under: {error}") from error
         return data, manifest
 

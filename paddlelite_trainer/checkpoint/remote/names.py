@@ -10,6 +10,7 @@ from ...errors import CheckpointCorruptError, ConfigurationError
 from ..links import check_pin_name
 from ..manifest import unseal
 from ..owner import MAIN, Owner, parse_owner
+from ..pins import Edit, parse_changes
 from .place import RemoteCheckpoint, parse_remote_name, remote_name_of
 
 
@@ -84,8 +85,11 @@ def rebuilt(before: Names | None, manifests: Iterable[Mapping[str, Any]]) -> Nam
             branches[mine.branch] = max(branches.get(mine.branch, here), here, key=lambda one: one.order)
         if here.commit <= last:
             continue
-        for name, entries in manifest["pins"].items():
-            found = [newest[entry] for entry in entries if entry in newest]
+        for name, change in parse_changes(manifest["pins"]).items():
+            there = {one.entry_name: one for one in held.get(name, ())}
+            entries = change.applied(tuple(there)) if isinstance(change, Edit) else change
+            there = {**there, **newest} if isinstance(change, Edit) else newest
+            found = [there[entry] for entry in entries if entry in there]
             if found:
                 held[name] = found
             elif not entries:
