@@ -28,11 +28,17 @@ class DeviceStatsMonitor(Callback):
     nvidia-ml-py is installed: `device/utilization_percent`, `device/memory_used_mb` (of all processes),
     `device/temperature_c`, `device/power_w`. They are rank 0's, go to the loggers alone, and between logging steps cost
     a comparison of numbers. Needs `pip install 'paddlelite_trainer[monitor]'`.
+
+    Args:
+        cpu_stats: log what psutil tells; None: where it is installed.
+        every_n_steps: optimizer steps between two values; None: the Trainer's `log_every_n_steps`.
+
+    Raises:
+        ConfigurationError: every_n_steps is below 1, or cpu_stats is asked for without psutil.
     """
 
     @explains_unknown_arguments({})
     def __init__(self, cpu_stats: bool | None = None, *, every_n_steps: int | None = None) -> None:
-        """`cpu_stats` None: where psutil is installed. `every_n_steps` None: Trainer's log_every_n_steps."""
         if every_n_steps is not None and (isinstance(every_n_steps, bool) or every_n_steps < 1):
             raise ConfigurationError(f"DeviceStatsMonitor(every_n_steps=...) must be >= 1, got {every_n_steps!r}")
         has_psutil = importlib.util.find_spec("psutil") is not None

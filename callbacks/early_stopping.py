@@ -57,6 +57,10 @@ class EarlyStopping(Callback):
     To read: `wait_count` (evaluations without improvement), `best_score`, `stopped_epoch` (index of the epoch whose
     evaluation asked for the stop, 0 if none did), `stopping_reason` (an EarlyStoppingReason) and
     `stopping_reason_message` (a sentence, None while the run goes on).
+
+    Raises:
+        ConfigurationError: patience or min_delta is below 0, or the metric is never logged.
+        ConfigurationTypeError: monitor is no name.
     """
 
     comes_last_at_epoch_end = True

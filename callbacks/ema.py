@@ -31,6 +31,9 @@ class ExponentialMovingAverage(AveragedWeights):
         update_every_n_steps: optimizer steps between two moves.
         evaluate_with_average: whether evaluations run with the average.
         name: of the checkpoint's file, `<name>.pdparams`.
+
+    Raises:
+        ConfigurationError: decay is not in [0, 1), or a number of steps is out of its range.
     """
 
     @explains_unknown_arguments({})

@@ -128,6 +128,9 @@ class BackboneFinetuning(BaseFinetuning):
         backbone: the attribute of the module that is the backbone.
         should_align: the ratio grows up to 1; False: without end.
         train_bn: whether BatchNorm layers of the backbone learn from the beginning.
+
+    Raises:
+        ConfigurationError: an argument is out of its range, or both lambda_func and ratio_growth are given.
     """
 
     @explains_unknown_arguments(

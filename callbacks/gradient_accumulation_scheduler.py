@@ -15,6 +15,9 @@ class GradientAccumulationScheduler(Callback):
 
     Args:
         scheduling: {epoch, from 0: batches that are accumulated from there on}.
+
+    Raises:
+        ConfigurationError: scheduling is empty, or not of epochs >= 0 and batches >= 1.
     """
 
     @explains_unknown_arguments({})
@@ -31,6 +34,7 @@ class GradientAccumulationScheduler(Callback):
         self.epochs = sorted(self.scheduling)
 
     def going_to_accumulate_grad_batches(self) -> bool:
+        """Whether any epoch has a window of more than one batch."""
         return any(batches > 1 for batches in self.scheduling.values())
 
     def get_accumulate_grad_batches(self, epoch: int) -> int:

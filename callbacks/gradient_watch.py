@@ -24,6 +24,9 @@ class GradientNormWatch(Callback):
     Args:
         every_n_steps: optimizer steps between two values; None: the Trainer's `log_every_n_steps`.
         per_layer: log the norm of each top-level layer too.
+
+    Raises:
+        ConfigurationError: every_n_steps is below 1.
     """
 
     @explains_unknown_arguments({})
@@ -81,6 +84,9 @@ class LossSpikeWatch(Callback):
         threshold: deviations above the mean that are a spike.
         check_every_n_batches: how often losses are read; None: the Trainer's `log_every_n_steps`.
         action: "warn", or "stop" the fit.
+
+    Raises:
+        ConfigurationError: window is below 2, threshold is not above 0, or action is neither.
     """
 
     @explains_unknown_arguments({})

@@ -17,6 +17,10 @@ class LambdaCallback(Callback):
 
     Args:
         hooks: {hook's name: function}, by name.
+
+    Raises:
+        ConfigurationError: there is no hook of that name.
+        ConfigurationTypeError: what is given for it is no function.
     """
 
     def __init__(self, **hooks: Callable[..., Any]) -> None:

@@ -26,6 +26,9 @@ class LRMonitor(Callback):
         log_momentum: also `<name>-momentum` (of Adam: its beta1).
         log_weight_decay: also `<name>-weight_decay`.
         log_key_prefix: stands before every name: "optim/" logs `optim/lr`.
+
+    Raises:
+        ConfigurationError: logging_interval is none of these.
     """
 
     comes_last_at_epoch_start = True

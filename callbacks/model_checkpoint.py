@@ -531,6 +531,7 @@ class ModelCheckpoint(Callback):
 
     @property
     def best_model_score(self) -> float | None:
+        """The monitored value of the best checkpoint, None where there is none."""
         best = self._best()
         return self._score_in(best[0]) if best else None
 

@@ -58,6 +58,10 @@ class ModelSummary(Callback):
 
     Args:
         max_depth: how deep layers are listed; -1: all, 0: only the totals.
+        shapes: of the first batch where there is no example (True), none (False); None: where there is an example.
+
+    Raises:
+        ConfigurationError: max_depth is below -1.
     """
 
     @explains_unknown_arguments({})

@@ -33,6 +33,7 @@ class NonFiniteGuard(Callback):
         max_in_a_row: bad steps without a good one between them after which it is an error.
 
     Raises:
+        ConfigurationError: action is none of the three, or max_in_a_row is below 1.
         NonFiniteError: as told above; CheckpointNotFoundError where there is no healthy checkpoint to roll back to.
     """
 

@@ -21,6 +21,9 @@ class OnExceptionCheckpoint(Callback):
     Args:
         dirpath: checkpoints live in the run directory; a folder given here gets a link.
         filename: the pin's name.
+
+    Raises:
+        ConfigurationError: filename is no name of a file, or one that a run uses itself.
     """
 
     save_on_exception = True

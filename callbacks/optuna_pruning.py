@@ -29,6 +29,9 @@ class OptunaPruning(Callback):
     Args:
         trial: what optuna gives the objective.
         monitor: the name of a logged metric.
+
+    Raises:
+        ConfigurationTypeError: trial is not what optuna gives an objective.
     """
 
     @explains_unknown_arguments({})

@@ -38,6 +38,7 @@ class PaddleCallback(Callback):
 
     Raises:
         ConfigurationError: it is one of these others.
+        ConfigurationTypeError: it is no callback of Paddle's.
     """
 
     def __init__(self, callback: Any) -> None:

@@ -27,6 +27,9 @@ class PlotCurves(Callback):
     Args:
         filename: the picture in the run directory; its suffix says the format.
         every_n_epochs: also draw it while the run goes on.
+
+    Raises:
+        ConfigurationError: every_n_epochs is below 1.
     """
 
     @explains_unknown_arguments({})

@@ -22,6 +22,9 @@ class BasePredictionWriter(Callback):
 
     Args:
         write_interval: "batch", "epoch" or "batch_and_epoch"; the latter two keep all predictions until the end.
+
+    Raises:
+        ConfigurationError: write_interval is none of these.
     """
 
     @explains_unknown_arguments({})

@@ -38,6 +38,9 @@ class ProgressBar(Callback):
         leave: write the line per epoch above the bar too; False leaves nothing but the last bar.
         every_n_steps: a line after so many batches of an epoch or an evaluation; None leaves it to the clock.
         every_seconds: a line at the latest after this time; None for none by the clock.
+
+    Raises:
+        ConfigurationError: a number is out of its range.
     """
 
     comes_last_at_epoch_end = True

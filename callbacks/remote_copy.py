@@ -56,6 +56,7 @@ class RemoteCopy(Callback):
 
     Raises:
         ConfigurationError: at construction, for a URL that nothing installed can open; it says what to install.
+        ConfigurationTypeError: keep_last_n is no integer, or logs no bool.
     """
 
     @explains_unknown_arguments({})

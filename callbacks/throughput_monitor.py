@@ -24,6 +24,9 @@ class ThroughputMonitor(Callback):
     Args:
         batch_size_fn: the number of samples of a batch; None: the first axis of its first tensor.
         every_n_steps: optimizer steps between two values; None: the Trainer's `log_every_n_steps`.
+
+    Raises:
+        ConfigurationError: every_n_steps is no int >= 1.
     """
 
     @explains_unknown_arguments(

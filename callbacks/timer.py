@@ -25,6 +25,9 @@ class Timer(Callback):
         duration: of training, after which the fit ends: "DD:HH:MM:SS", a timedelta, {"hours": 2}; None: never.
         interval: whether the end is looked for after each "step" or each "epoch".
         verbose: tell when the time is over.
+
+    Raises:
+        ConfigurationError: interval is none of these, or duration is no time.
     """
 
     @explains_unknown_arguments({})
@@ -57,6 +60,7 @@ class Timer(Callback):
         return self._start[stage]
 
     def end_time(self, stage: Stage = "train") -> float | None:
+        """`time.monotonic()` at the stage's end in this process; None while it has not ended."""
         return self._end[stage]
 
     def time_elapsed(self, stage: Stage = "train") -> float:

@@ -40,6 +40,9 @@ class StochasticWeightAveraging(AveragedWeights):
         annealing_strategy: "cos" or "linear".
         evaluate_with_average: let validation run with the average so far, whose BatchNorm statistics are then averages
             too.
+
+    Raises:
+        ConfigurationError: an argument is out of its range.
     """
 
     @explains_unknown_arguments(

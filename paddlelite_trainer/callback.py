@@ -36,8 +36,13 @@ class SavePoint:
     `reason` is "train_batch" after any batch but an epoch's last, "validation" after a batch that was followed by
     validation, "train_epoch" after an epoch's end, "lr_drop" just before a scheduler lowers the learning rate in one
     jump, "exception" when user code raised (the state is that of the last completed batch) and "stop" when the run
-    ends within an epoch. `is_added` says that an undisturbed run has no such moment, as it comes of an exception or a
-    signal. Only the fit makes it.
+    ends within an epoch. Only the fit makes it.
+
+    Args:
+        reason: one of these.
+        candidate: gives the checkpoint as it would be; asked once, when a callback looks.
+        entries: gives the checkpoints on disk, oldest first.
+        is_added: whether an undisturbed run has no such moment, as it comes of an exception or a signal.
     """
 
     def __init__(
@@ -88,7 +93,11 @@ class Callback(Logs):
 
     @property
     def log_target(self) -> LogTarget | None:  # type: ignore[override]
-        """Where what is logged goes at this moment: with what the module logs in whose run this takes part."""
+        """Where what is logged goes at this moment: with what the module logs in whose run this takes part.
+
+        Raises:
+            NoTrainerError: it takes part in no run now.
+        """
         if self._module is None:
             raise NoTrainerError(
                 f"{type(self).__name__} logs while it takes part in no run: it can in its hooks during fit, validate, "
@@ -129,95 +138,123 @@ class Callback(Logs):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Called when everything is restored, before sanity validation."""
 
-    def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None: ...
+    def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None:
+        """Called before the validation batches that are tried before the first epoch."""
 
-    def on_sanity_check_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_sanity_check_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after the sanity check, whose metrics are dropped."""
 
-    def on_train_start(self, trainer: Trainer, module: Module) -> None: ...
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        """Called before the first epoch of this process, in a resumed run too."""
 
     # -- each epoch and batch ------------------------------------------------------------------------------------------
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Called at an epoch's start; not again when a run resumes inside the epoch."""
 
     def on_train_epoch_resume(self, trainer: Trainer, module: Module) -> None:
-        """Called instead where a run resumes inside an epoch, before its data are read: set again here what the epoch
-        has set on the data. Everything that a checkpoint holds is restored, and what is drawn here changes nothing.
+        """Called in its place where a run resumes inside an epoch, before its data are read.
+
+        Set again here what `on_train_epoch_start` has set on the data. Everything that a checkpoint holds is restored,
+        and what is drawn here changes nothing.
         """
 
     def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> int | None:
         """Called with the batch on its device; return -1 to end the epoch here, with its validation."""
 
-    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None: ...
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None:
+        """Called with the loss as `training_step` returned it, before it is divided by the window and scaled."""
 
-    def on_after_backward(self, trainer: Trainer, module: Module) -> None: ...
+    def on_after_backward(self, trainer: Trainer, module: Module) -> None:
+        """Called after each batch's backward, with the gradients as they are so far."""
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
         """Called at the end of an accumulation window with unscaled gradients, before they are clipped."""
 
-    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Any) -> None: ...
+    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+        """Called after the optimizer's step, before its gradients are dropped."""
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
-    ) -> None: ...
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Called after the step, with what `training_step` returned, detached from the graph."""
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after an epoch's batches, its validation and its schedules; its metrics are there."""
 
     def on_save_point(self, trainer: Trainer, module: Module, save_point: SavePoint) -> Pins | None:
         """Return pins to have a checkpoint written now, None for none; on rank 0. See docs/architecture.md, 6.3."""
 
     # -- validation, test, predict -------------------------------------------------------------------------------------
-    def on_validation_start(self, trainer: Trainer, module: Module) -> None: ...
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        """Called before a validation, with gradients off and layers in eval mode."""
 
-    def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
+    def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """Called after `on_validation_start`, before the first loader is read."""
 
     def on_validation_batch_start(
         self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None: ...
+    ) -> None:
+        """Called with the batch on its device; `dataloader_idx` counts the loaders, from 0."""
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None: ...
+    ) -> None:
+        """Called with what `validation_step` returned for the batch."""
 
-    def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after the last batch of the last loader; what is logged here counts for this epoch."""
 
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after a validation; layers are in their former modes afterwards."""
 
-    def on_test_start(self, trainer: Trainer, module: Module) -> None: ...
+    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+        """Called before a test, with gradients off and layers in eval mode."""
 
-    def on_test_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
+    def on_test_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """Called after `on_test_start`, before the first loader is read."""
 
     def on_test_batch_start(
         self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None: ...
+    ) -> None:
+        """Called with the batch on its device; `dataloader_idx` counts the loaders, from 0."""
 
     def on_test_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None: ...
+    ) -> None:
+        """Called with what `test_step` returned for the batch."""
 
-    def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after the last batch of the last loader; what is logged here counts for this epoch."""
 
-    def on_test_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_test_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after a test; layers are in their former modes afterwards."""
 
-    def on_predict_start(self, trainer: Trainer, module: Module) -> None: ...
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+        """Called before a prediction, with gradients off and layers in eval mode."""
 
-    def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None: ...
+    def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """Called after `on_predict_start`, before the first loader is read."""
 
     def on_predict_batch_start(
         self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None: ...
+    ) -> None:
+        """Called with the batch on its device; `dataloader_idx` counts the loaders, from 0."""
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None: ...
+    ) -> None:
+        """Called with what `predict_step` returned for the batch."""
 
-    def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after the last batch of the last loader."""
 
-    def on_predict_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after a prediction; layers are in their former modes afterwards."""
 
     # -- the end -------------------------------------------------------------------------------------------------------
-    def on_train_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after the last epoch; not where a signal or an error ends the training."""
 
-    def on_fit_end(self, trainer: Trainer, module: Module) -> None: ...
+    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
+        """Called when the fit is over, after `on_train_end`; not where a signal or an error ends it."""
 
     def on_already_over(self, trainer: Trainer, module: Module) -> None:
         """Called instead of everything else when a finished or stopped run is started again; its state is restored.

@@ -95,7 +95,12 @@ class CheckpointCorruptError(CheckpointError):
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):
-    """A sound checkpoint does not fit this run; `problems` lists field, saved value, present value and remedy."""
+    """A sound checkpoint does not fit this run; `problems` lists field, saved value, present value and remedy.
+
+    Args:
+        message: what does not fit, and the remedy.
+        problems: one line each: field, saved value, present value.
+    """
 
     def __init__(self, message: str, problems: Iterable[str] = ()) -> None:
         self.problems = list(problems)

@@ -43,11 +43,19 @@ class Logs:
     ) -> None:
         """Record a number under a name, for callbacks, the progress bar and loggers; no copy to the host is made.
 
-        In training_step it is kept per step (`on_step`), elsewhere as the epoch's mean weighted by batch size
-        (`on_epoch`); with both on, the names end in `_step` and `_epoch`. `value` is a number, a tensor with one
-        element, or a paddle.metric.Metric. `batch_size` is by default the number of samples that the DataLoader drew
-        for this batch, and where there is no DataLoader what the parts of the batch agree on. Epoch values are always
-        taken over all ranks; `sync_dist` and `rank_zero_only` are accepted for Lightning's sake.
+        Args:
+            name: under which it is found; with `on_step` and `on_epoch` both, `<name>_step` and `<name>_epoch`.
+            value: a number, a tensor with one element, or a paddle.metric.Metric.
+            prog_bar: show it in the progress bar and in an epoch's line.
+            logger: send it to the loggers.
+            on_step: keep each step's value; by default in training_step.
+            on_epoch: keep the epoch's value, over all ranks; by default everywhere else.
+            reduce_fx: what an epoch's value is: "mean", weighted by batch size, "sum", "min", "max", or a function of
+                the list of values.
+            add_dataloader_idx: end the name in `/dataloader_idx_<i>` where there are several loaders.
+            batch_size: what the batch weighs; by default the samples that the DataLoader drew for it, and where there
+                is no DataLoader what the parts of the batch agree on.
+            sync_dist, rank_zero_only: accepted for Lightning's sake.
 
         Raises:
             ConfigurationError: not a single number; the name was logged before with other options.

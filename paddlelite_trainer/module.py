@@ -18,6 +18,7 @@ from .layers import statistics_of
 from .logs import Logs
 from .machine.device import refuse_static_mode
 from .machine.stand_ins import StandIn
+from .module_hooks import ModuleHooks
 from .of_network import MADE_BY, MadeOfNetwork, made_again
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class RunOfModule(Protocol):
     optimization: Any
 
 
-class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
+class Module(Logs, ModuleHooks, MadeOfNetwork, paddle.nn.Layer):
     """A Paddle layer that knows how to train itself; Trainer calls its steps and hooks.
 
     A whole one, of which `training_step` and `configure_optimizers` are what a fit needs:
@@ -90,7 +91,11 @@ class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
     else:
 
         def forward(self, x=None, *more):
-            """The network itself: what `self(x)`, `predict` and `paddle.jit.save` call."""
+            """The network itself: what `self(x)`, `predict` and `paddle.jit.save` call.
+
+            Raises:
+                ConfigurationError: the class has none of its own, and it is called.
+            """
             raise ConfigurationError(
                 f"{type(self).__name__} has no forward: write forward(self, x), which self(x), trainer.predict and "
                 "paddle.jit.save call. For trainer.predict alone predict_step(self, batch, batch_idx) will do."
@@ -119,8 +124,11 @@ class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
         """Build layers here rather than in `__init__`; called once, after `setup` and before weights come."""
 
     def configure_optimizers(self) -> Any:
-        """Return an optimizer, (optimizer, scheduler), lists of them, or a dict; `optimizers.normalise` has all
-        forms."""
+        """Return an optimizer, (optimizer, scheduler), lists of them, a dict, or None to train nothing.
+
+        A dict has "optimizer" and "lr_scheduler", which is a schedule or a dict: {"scheduler": ..., "interval": "epoch"
+        or "step", "frequency": 1, "monitor": ..., "strict": True, "name": ...}. All forms: docs/optimization.md.
+        """
         raise NotImplementedError
 
     def configure_callbacks(self) -> list[Callback]:
@@ -149,78 +157,16 @@ class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
         raise NotImplementedError
 
     def val_dataloader(self) -> Any:
+        """The validation data, a loader or a list of several, where `fit` and `validate` are given none."""
         raise NotImplementedError
 
     def test_dataloader(self) -> Any:
+        """The test data, where `test` is given none."""
         raise NotImplementedError
 
     def predict_dataloader(self) -> Any:
+        """The data to predict, where `predict` is given none."""
         raise NotImplementedError
-
-    # -- hooks; each is called after the callbacks' hook of the same name ----------------------------------------------
-    def prepare_data(self) -> None:
-        """Download and the like; on rank 0 alone."""
-
-    def setup(self, stage: str) -> None: ...
-    def teardown(self, stage: str) -> None: ...
-    def on_fit_start(self) -> None: ...
-    def on_fit_end(self) -> None: ...
-    def on_sanity_check_start(self) -> None: ...
-    def on_sanity_check_end(self) -> None: ...
-    def on_already_over(self) -> None: ...
-    def on_train_start(self) -> None: ...
-    def on_train_end(self) -> None: ...
-    def on_train_epoch_start(self) -> None: ...
-    def on_train_epoch_resume(self) -> None: ...
-    def on_train_epoch_end(self) -> None: ...
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None: ...
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None: ...
-    def on_before_backward(self, loss: Any) -> None: ...
-    def on_after_backward(self) -> None: ...
-    def on_before_optimizer_step(self, optimizer: Any) -> None: ...
-    def on_before_zero_grad(self, optimizer: Any) -> None: ...
-    def on_validation_start(self) -> None: ...
-    def on_validation_end(self) -> None: ...
-    def on_validation_epoch_start(self) -> None: ...
-    def on_validation_epoch_end(self) -> None: ...
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_test_start(self) -> None: ...
-    def on_test_end(self) -> None: ...
-    def on_test_epoch_start(self) -> None: ...
-    def on_test_epoch_end(self) -> None: ...
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_predict_start(self) -> None: ...
-    def on_predict_end(self) -> None: ...
-    def on_predict_epoch_start(self) -> None: ...
-    def on_predict_epoch_end(self) -> None: ...
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_exception(self, exception: BaseException) -> None: ...
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what else must survive; nested dicts, lists, numbers, strings, bytes, arrays and tensors."""
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what on_save_checkpoint added, before loaders, optimizers and weights: layers may still be added.
-
-        Called by `fit`, `validate`, `test` and `predict` with a checkpoint of ours, and by `load_from_checkpoint`.
-        """
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch before it is moved to the device."""
-        return batch
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Override where a batch holds objects of your own that must move."""
-        from .data.batch import move_to_device
-
-        return move_to_device(batch, device)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch on the device: mixup, cutmix, augmentation."""
-        return batch
 
     # -- what you call -------------------------------------------------------------------------------------------------
     def save_hyperparameters(
@@ -266,6 +212,7 @@ class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
 
         Raises:
             CheckpointError: it is not there, damaged, does not fit, or asks for code; see errors.py.
+            ConfigurationTypeError: `strict` is no bool.
         """
         from .run.weights import load_weights_at, state_at
 
@@ -308,6 +255,7 @@ class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
         self._optimization.toggle(optimizer)
 
     def untoggle_optimizer(self, optimizer: Any) -> None:
+        """Let all parameters collect gradients again that `toggle_optimizer` has held back."""
         self._optimization.untoggle()
 
     def freeze(self: ModuleType) -> ModuleType:
@@ -340,6 +288,11 @@ class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
     # -- where you are -------------------------------------------------------------------------------------------------
     @property
     def trainer(self) -> Trainer:
+        """The Trainer of the run that this module takes part in, or took part in last.
+
+        Raises:
+            NoTrainerError: it has taken part in none.
+        """
         if self._trainer is None:
             raise NoTrainerError(
                 "this module has no trainer: self.trainer exists during and after fit, validate, test and predict"
@@ -392,14 +345,17 @@ class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
 
     @property
     def current_epoch(self) -> int:
+        """The trainer's `current_epoch`; 0 without one."""
         return self._trainer.current_epoch if self._trainer is not None else 0
 
     @property
     def global_step(self) -> int:
+        """The trainer's `global_step`; 0 without one."""
         return self._trainer.global_step if self._trainer is not None else 0
 
     @property
     def global_rank(self) -> int:
+        """The trainer's `global_rank`; 0 without one."""
         return self._trainer.global_rank if self._trainer is not None else 0
 
     @property
@@ -409,6 +365,7 @@ class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
 
     @property
     def local_rank(self) -> int:
+        """The trainer's `local_rank`; 0 without one."""
         return self._trainer.local_rank if self._trainer is not None else 0
 
     @property
@@ -418,10 +375,12 @@ class Module(Logs, MadeOfNetwork, paddle.nn.Layer):
 
     @property
     def loggers(self) -> list[Any]:
+        """The trainer's loggers; none without one."""
         return list(self._trainer.loggers) if self._trainer is not None else []
 
     @property
     def logger(self) -> Any:
+        """The first of the trainer's loggers, or None."""
         return self._trainer.logger if self._trainer is not None else None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,27 +1,21 @@
-"""What people and callbacks read of a Trainer: counters, lengths, metrics, callbacks, ranks."""
+"""What people and callbacks read of a Trainer: what runs, counters, metrics, optimizers, the run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data.source import lengths
 from .defaults import LoggersGiven, default_loggers
 from .errors import ConfigurationError
 from .fit.evaluation import Evaluation
 from .fit.fit import Fit
 from .names_elsewhere import no_attribute
-from .settings import Settings, as_schedule, check_setting
+from .settings import as_schedule, check_setting
+from .surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from .callback import Callback
     from .checkpoint import CheckpointReader, CheckpointStore, Entry
-    from .data.module import DataModule
-    from .data.source import BatchSource
-    from .machine.device import Device
-    from .machine.ranks import Ranks
     from .machine.signals import SignalWatch
     from .optimizers import LRSchedulerConfig
     from .progress import Progress
@@ -30,20 +24,12 @@ if TYPE_CHECKING:
     from .run.directory import RunDirectory
 
 
-class Readable(Settings):
+class Readable(Surroundings):
     """Lightning's names for the state of a Trainer; settable are `should_stop` and `accumulate_grad_batches`.
 
     Everything here asks the run on top of `_running`, or the last fit; there is no state of its own.
     """
 
-    callbacks: list[Callback]
-    ranks: Ranks
-    device: Device
-    model: Any = None
-    datamodule: DataModule | None = None
-    _fit: Fit
-    _running: list[Fit | Evaluation]
-    _last: Fit | Evaluation
     _evaluated: dict[str, float]
     _loggers: list[Logger]
 
@@ -65,6 +51,7 @@ class Readable(Settings):
 
     @property
     def is_running(self) -> bool:
+        """Whether a fit or an evaluation has begun and not ended."""
         return bool(self._running)
 
     def runs(self, run: object) -> bool:
@@ -73,39 +60,40 @@ class Readable(Settings):
 
     @property
     def training(self) -> bool:
+        """Whether the fit is in its training batches: in no validation, and in no sanity check."""
         return self._running_fit and self._fit.phase == "training" and self._fit.evaluation is None
 
     @property
     def sanity_checking(self) -> bool:
+        """Whether the validation before the first epoch runs."""
         return self._running_fit and self._fit.phase == "sanity"
 
     @property
     def validating(self) -> bool:
+        """Whether a validation runs, one within a fit and the sanity check included."""
         evaluation = self._evaluation
         return evaluation is not None and evaluation.stage == "validate"
 
     @property
     def testing(self) -> bool:
+        """Whether `test` runs."""
         evaluation = self._evaluation
         return evaluation is not None and evaluation.stage == "test"
 
     @property
     def predicting(self) -> bool:
+        """Whether `predict` runs."""
         evaluation = self._evaluation
         return evaluation is not None and evaluation.stage == "predict"
 
     @property
-    def _running_fit(self) -> bool:
-        return bool(self._running) and isinstance(self._running[-1], Fit)
+    def evaluating(self) -> bool:
+        """Whether a validation or a test runs."""
+        return self.validating or self.testing
 
     @property
-    def _evaluation(self) -> Evaluation | None:
-        """The evaluation at work, a fit's own validation included."""
-        if not self._running:
-            return None
-        top = self._running[-1]
-        found = top if isinstance(top, Evaluation) else top.evaluation
-        return found if found is not None and found.is_at_work else None
+    def _running_fit(self) -> bool:
+        return bool(self._running) and isinstance(self._running[-1], Fit)
 
     @property
     def interrupted(self) -> bool:
@@ -114,27 +102,33 @@ class Readable(Settings):
 
     @property
     def signals(self) -> SignalWatch:
+        """Which signal the fit has received, if any; it is looked at after each step."""
         return self._fit.stopping.signals
 
     # -- where a fit is ------------------------------------------------------------------------------------------------
     @property
     def progress(self) -> Progress:
+        """The counters of the fit: steps, epochs, and batches of the epoch."""
         return self._fit.progress
 
     @property
     def current_epoch(self) -> int:
+        """Completed epochs, so the index of the one that runs, from 0."""
         return self._fit.progress.current_epoch
 
     @property
     def global_step(self) -> int:
+        """Completed steps of the optimizers; a window of `accumulate_grad_batches` is one step."""
         return self._fit.progress.global_step
 
     @property
     def seed(self) -> int | None:
+        """The seed of the run's order, batches and random numbers: as given, drawn, or from the checkpoint."""
         return self._fit.seed
 
     @property
     def should_stop(self) -> bool:
+        """Whether something has asked the fit to end; setting it asks, and False takes that back."""
         return self._fit.stopping.reason is not None
 
     @should_stop.setter
@@ -172,6 +166,7 @@ class Readable(Settings):
 
     @property
     def cpu_threads_in_use(self) -> int | None:
+        """How many threads Paddle's operators have on the CPU in this fit; None before one."""
         return self._fit.cpu_threads
 
     # -- numbers -------------------------------------------------------------------------------------------------------
@@ -223,10 +218,12 @@ class Readable(Settings):
     # -- optimizers ----------------------------------------------------------------------------------------------------
     @property
     def optimizers(self) -> list[Any]:
+        """The optimizers of the fit, in the order of `configure_optimizers`; empty before it is called."""
         return self._fit.optimization.optimizers if self._fit.optimization is not None else []
 
     @property
     def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
+        """Each schedule with its interval, frequency, monitor and name; empty before they are made."""
         return self._fit.schedules.configs if self._fit.schedules is not None else []
 
     @property
@@ -288,6 +285,7 @@ class Readable(Settings):
 
     @property
     def loggers(self) -> list[Logger]:
+        """Where metrics go, in the order given; to be set between two runs."""
         return self._loggers
 
     @loggers.setter
@@ -312,188 +310,3 @@ class Readable(Settings):
         # The list stays the one that the last fit knows.
         given, is_dry = False if value is None else value, bool(self.fast_dev_run)
         self._loggers[:] = default_loggers(given, is_dry=is_dry, is_zero=self.ranks.is_zero)
-
-    # -- callbacks -----------------------------------------------------------------------------------------------------
-    @property
-    def checkpoint_callback(self) -> Any:
-        return self._first("ModelCheckpoint")
-
-    @property
-    def checkpoint_callbacks(self) -> list[Any]:
-        return self._all("ModelCheckpoint")
-
-    @property
-    def early_stopping_callback(self) -> Any:
-        return self._first("EarlyStopping")
-
-    @property
-    def early_stopping_callbacks(self) -> list[Any]:
-        return self._all("EarlyStopping")
-
-    @property
-    def progress_bar_callback(self) -> Any:
-        return self._first("ProgressBar")
-
-    # -- data ----------------------------------------------------------------------------------------------------------
-    @property
-    def num_training_batches(self) -> int | float:
-        """Of an epoch; of data that cannot tell `limit_train_batches`, or infinite."""
-        return lengths([self._fit.data.train], self.limit_train_batches)[0] if self._fit.data is not None else math.inf
-
-    @property
-    def num_val_batches(self) -> list[int | float]:
-        return lengths(self._sources("validate") or self._val_sources, self.limit_val_batches)
-
-    @property
-    def enable_validation(self) -> bool:
-        """Whether the fit has validation data, and the module a step for it."""
-        return self._fit.validates
-
-    @property
-    def num_test_batches(self) -> list[int | float]:
-        return lengths(self._sources("test"), self.limit_test_batches)
-
-    @property
-    def num_predict_batches(self) -> list[int | float]:
-        return lengths(self._sources("predict"), self.limit_predict_batches)
-
-    @property
-    def num_sanity_val_batches(self) -> list[int | float]:
-        wanted = self.num_sanity_val_steps
-        found = lengths(self._val_sources, self.limit_val_batches)
-        return [length if wanted < 0 else min(length, wanted) for length in found]
-
-    @property
-    def train_dataloader(self) -> Any:
-        """The training loader that was passed, or that the module or datamodule gave."""
-        return self._fit.data.train.loader if self._fit.data is not None else None
-
-    @property
-    def val_dataloaders(self) -> Any:
-        """The validation loader, a list of several, or None."""
-        loaders = [source.loader for source in self._val_sources]
-        return None if not loaders else loaders[0] if len(loaders) == 1 else loaders
-
-    @property
-    def test_dataloaders(self) -> Any:
-        """The test loader, a list of several, or None; while `test` runs."""
-        return self._evaluated_loaders("test")
-
-    @property
-    def predict_dataloaders(self) -> Any:
-        """The loader of `predict`, a list of several, or None; while it runs."""
-        return self._evaluated_loaders("predict")
-
-    def _evaluated_loaders(self, stage: str) -> Any:
-        loaders = [source.loader for source in self._sources(stage)]
-        return None if not loaders else loaders[0] if len(loaders) == 1 else loaders
-
-    @property
-    def limit_train_batches(self) -> int | float | None:
-        """As it was set: batches, or the share of an epoch; None for all."""
-        return self.limits["train"]
-
-    @property
-    def limit_val_batches(self) -> int | float | None:
-        return self.limits["validate"]
-
-    @property
-    def limit_test_batches(self) -> int | float | None:
-        return self.limits["test"]
-
-    @property
-    def limit_predict_batches(self) -> int | float | None:
-        return self.limits["predict"]
-
-    @property
-    def is_last_batch(self) -> bool:
-        return self._fit.data is not None and self._fit.data.train.is_last
-
-    @property
-    def prefetches_to_device(self) -> bool | None:
-        """Whether the next training batch is copied to the device beside the step; None while that is being
-        measured."""
-        prefetch = self._fit.data.train.prefetch if self._fit.data is not None else None
-        return False if prefetch is None else prefetch.is_on
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps that the whole fit will take; infinite where that cannot be known."""
-        if self._fit.data is None and self.model is not None:
-            raise ConfigurationError("estimated_stepping_batches is known from configure_optimizers on")
-        steps: float = float("inf")
-        batches = self.num_training_batches
-        if self.max_epochs is not None and self.max_epochs >= 0 and batches != float("inf"):
-            steps = sum(-(-int(batches) // self.window_of(epoch)) for epoch in range(self.max_epochs))
-        if self.max_steps >= 0:
-            steps = min(steps, self.max_steps)
-        return steps if steps == float("inf") else int(steps)
-
-    # -- ranks ---------------------------------------------------------------------------------------------------------
-    @property
-    def num_devices(self) -> int:
-        """Devices of this job on this machine: one for each process."""
-        return self.ranks.local_size
-
-    @property
-    def device_ids(self) -> list[int]:
-        """The index of this process's device."""
-        return [self.device.index]
-
-    @property
-    def num_nodes(self) -> int:
-        return -(-self.ranks.world_size // self.ranks.local_size)
-
-    @property
-    def node_rank(self) -> int:
-        """Which of the machines this is."""
-        return self.ranks.rank // self.ranks.local_size
-
-    @property
-    def received_sigterm(self) -> bool:
-        return self.signals.received is not None and self.signals.received.name == "SIGTERM"
-
-    @property
-    def global_rank(self) -> int:
-        return self.ranks.rank
-
-    @property
-    def local_rank(self) -> int:
-        return self.ranks.local_rank
-
-    @property
-    def world_size(self) -> int:
-        return self.ranks.world_size
-
-    @property
-    def is_global_zero(self) -> bool:
-        return self.ranks.is_zero
-
-    @property
-    def evaluating(self) -> bool:
-        return self.validating or self.testing
-
-    @property
-    def lightning_module(self) -> Any:
-        return self.model
-
-    # -- how -----------------------------------------------------------------------------------------------------------
-    @property
-    def _val_sources(self) -> Sequence[BatchSource]:
-        return self._fit.data.val if self._fit.data is not None else ()
-
-    def _sources(self, stage: str) -> Sequence[BatchSource]:
-        evaluation = self._evaluation
-        return evaluation.sources if evaluation is not None and evaluation.stage == stage else ()
-
-    def _first(self, class_name: str) -> Any:
-        return next(self._of_class(class_name), None)
-
-    def _all(self, class_name: str) -> list[Any]:
-        return list(self._of_class(class_name))
-
-    def _of_class(self, class_name: str) -> Iterator[Any]:
-        # By name, so that the engine does not import callbacks/.
-        for callback in self.callbacks:
-            if any(base.__name__ == class_name for base in type(callback).__mro__):
-                yield callback

@@ -80,15 +80,6 @@ class Trainer(Configured):
     ) -> None:
         """Train until `max_epochs`, `max_steps`, `max_time` or a stop; resume where `ckpt_path` says.
 
-        `ckpt_path`: None (a fresh run), "last" or "latest" (the newest run's newest checkpoint; a fresh run where
-        there is none), "best", a tag, or a path to a checkpoint, a run or a link. `override` names what the present
-        settings decide although the checkpoint holds it: "learning_rate", "lr_schedulers", "optimizer", "callbacks",
-        "data". `init_from` is a checkpoint, of any Paddle tool, whose weights a fresh run starts from, or an
-        `InitFrom` that takes more of it; a run that resumes ignores it.
-
-        With `batch_size` the data are no loaders but a dataset, arrays as (X, Y) or a list of samples; training's are
-        shuffled, and `num_workers` processes read them.
-
             resolve ckpt_path; setup; configure_optimizers; restore everything
             on_fit_start; sanity validation, which leaves no trace; on_train_start
             each epoch:
@@ -107,8 +98,19 @@ class Trainer(Configured):
         Where schedulers are about to lower the rate in one jump and a callback wants it, there is a SAVE POINT
         "lr_drop" before them.
 
+        Args:
+            model: the module.
+            train_dataloaders: a loader, a dict or list of them, batches, or a DataModule; None: the module's own.
+            val_dataloaders: a loader, batches, or a list of loaders.
+            datamodule: in place of both.
+            ckpt_path: None (a fresh run), "last" (the newest run, or a fresh one), "best", a tag, a path or a link.
+            override: what the present settings decide although the checkpoint holds it: "learning_rate",
+                "lr_schedulers", "optimizer", "callbacks", "data", "precision", "stop".
+            init_from: a checkpoint, of any Paddle tool, whose weights a fresh run starts from, or an `InitFrom`.
+            batch_size, num_workers: of a dataset, arrays (X, Y) or samples; training's are shuffled.
+
         Raises:
-            TrainerError: see errors.py.
+            ConfigurationError: this Trainer runs; TrainerError: see errors.py.
             SystemExit: with 75 after SIGTERM, when saved: run the same command again.
             KeyboardInterrupt: after Ctrl-C, when saved; in a notebook fit returns and `trainer.interrupted` is True.
         """
@@ -168,8 +170,15 @@ class Trainer(Configured):
     ) -> list[dict[str, float]]:
         """Metrics of `validation_step` over the data, one dict per loader.
 
-        With `ckpt_path` its weights are loaded, nothing else of it. Within a fit, in a hook or a step, it changes
-        nothing of the fit.
+        Within a fit, in a hook or a step, it changes nothing of the fit.
+
+        Args:
+            model: the module; None: the one of the last fit.
+            dataloaders: a loader, batches, or a list of loaders; None: the datamodule's or module's own.
+            ckpt_path: as in `fit`; its weights are taken, and what module and datamodule keep themselves.
+            verbose: print a table of the results.
+            datamodule: in place of loaders.
+            batch_size, num_workers: as in `fit`.
         """
         dataloaders = loader_of("validate", "dataloaders", dataloaders, batch_size, num_workers, datamodule)
         return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule, unknown)
@@ -186,7 +195,7 @@ class Trainer(Configured):
         num_workers: int = 0,
         **unknown: NoReturn,
     ) -> list[dict[str, float]]:
-        """Metrics of `test_step` over the data, one dict per loader; otherwise as `validate`."""
+        """Metrics of `test_step` over the data, one dict per loader; arguments as `validate`."""
         dataloaders = loader_of("test", "dataloaders", dataloaders, batch_size, num_workers, datamodule)
         return self._evaluate("test", model, dataloaders, ckpt_path, verbose, datamodule, unknown)
 
@@ -202,7 +211,13 @@ class Trainer(Configured):
         num_workers: int = 0,
         **unknown: NoReturn,
     ) -> list[Any]:
-        """What `predict_step` returned for each batch, those of all ranks; with several loaders a list for each."""
+        """What `predict_step` returned for each batch, those of all ranks; with several loaders a list for each.
+
+        Arguments as `validate`, and one more.
+
+        Args:
+            return_predictions: False keeps nothing; for a BasePredictionWriter, which does.
+        """
         dataloaders = loader_of("predict", "dataloaders", dataloaders, batch_size, num_workers, datamodule)
         outputs = self._evaluate(
             "predict", model, dataloaders, ckpt_path, False, datamodule, unknown, keep_outputs=return_predictions
@@ -250,6 +265,12 @@ class Trainer(Configured):
         weight_decay: float | None = None,
     ) -> None:
         """Let an optimizer train these parameters too, at `learning_rate` times its own rate, after a resume as well.
+
+        Args:
+            parameters: of the module.
+            optimizer_index: which optimizer, in the order of `configure_optimizers`.
+            learning_rate: a factor of the optimizer's rate.
+            weight_decay: of these parameters; None: the optimizer's.
 
         Raises:
             ConfigurationError: it trains one of them already; weight_decay for an optimizer without parameter groups.

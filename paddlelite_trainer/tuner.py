@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -16,6 +14,7 @@ from .callback import Callback
 from .data.batch_size import batch_size_of
 from .data.module import DataModule
 from .errors import ConfigurationError, DataError, DeviceOutOfMemoryError, explains_unknown_arguments
+from .lr_finder import LRFinderResult
 from .machine.precision import Precision, is_out_of_memory
 from .machine.rng import isolated_random_states
 from .module import Module
@@ -23,53 +22,6 @@ from .optimizers import set_learning_rate
 from .trainer import Trainer
 
 Mode = Literal["exponential", "linear"]
-
-
-@dataclass
-class LRFinderResult:
-    """Learning rates tried and the smoothed loss at each; what `Tuner.lr_find` returns."""
-
-    learning_rates: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-
-    @property
-    def results(self) -> dict[str, list[float]]:
-        """Lightning's form: {"lr": [...], "loss": [...]}."""
-        return {"lr": self.learning_rates, "loss": self.losses}
-
-    def suggestion(self, skip_begin: int = 10, skip_end: int = 1) -> float | None:
-        """The rate at which the loss falls most steeply over its logarithm; None from too few or no finite losses."""
-        end = len(self.losses) - skip_end
-        points = [
-            (math.log(rate), loss, rate)
-            for rate, loss in list(zip(self.learning_rates, self.losses))[skip_begin:end]
-            if math.isfinite(loss)
-        ]
-        if len(points) < 3:
-            return None
-        slopes = [
-            ((after[1] - before[1]) / (after[0] - before[0]), here[2])
-            for before, here, after in zip(points, points[1:], points[2:])
-        ]
-        return min(slopes)[1]
-
-    def plot(self, path: str | os.PathLike[str], *, suggest: bool = True) -> None:
-        """Draw loss over learning rate into a picture file, with the suggestion marked; needs matplotlib."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4.5))
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.plot(self.learning_rates, self.losses)
-        axes.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)", title="Learning rate range test")
-        rate = self.suggestion() if suggest else None
-        if rate is not None:
-            axes.plot(
-                rate, self.losses[self.learning_rates.index(rate)], "o", color="red", label=f"suggestion {rate:.2e}"
-            )
-            axes.legend()
-        figure.savefig(path)
 
 
 class Tuner:
@@ -83,6 +35,9 @@ class Tuner:
     The tries run in a Trainer of their own, without callbacks, loggers, validation and checkpoints. Afterwards, after
     an error too, the module has its weights, buffers, gradients, modes, frozen parameters and plain attributes again.
     What its methods do outside of it (files, a service) cannot be taken back.
+
+    Args:
+        trainer: whose device, precision, clipping and accumulation the tries have.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -111,8 +66,17 @@ class Tuner:
         the best so far, or is not finite. (Smith 2015, arXiv:1506.01186, section 3.3; smoothing as in Lightning,
         0.98.)
 
-        `update_attr` puts the suggestion into `attr_name` of the module or its hparams, by default `lr` or
-        `learning_rate`. `val_dataloaders` is accepted for Lightning's sake: a try does not validate.
+        Args:
+            model: the module, which is left as it is found.
+            train_dataloaders: as `fit` takes it.
+            val_dataloaders, method: accepted for Lightning's sake: a try does not validate, and "fit" is the method.
+            datamodule: in place of loaders.
+            min_lr, max_lr: the first rate and the last.
+            num_training: steps.
+            mode: "exponential" or "linear" growth of the rate.
+            early_stop_threshold: see above; None: go on to the end.
+            update_attr: put the suggestion into the module.
+            attr_name: of the module or its hparams; by default `lr` or `learning_rate`.
 
         Raises:
             ConfigurationError: a setting out of range; `update_attr`, and there is nothing to put it into.
@@ -174,10 +138,21 @@ class Tuner:
     ) -> int:
         """The largest batch size that trains `steps_per_trial` steps within the memory; `update_attr` sets it, too.
 
-        It is tried by setting `batch_arg_name` where it is found (the datamodule, the module, or the hparams of one)
-        and asking `train_dataloader()` anew. "power" doubles until memory runs out; "binsearch" then narrows it down to
-        the unit, and leaves the share `margin` of it free. It stops after `max_trials` sizes, at `max_val`, and at the
-        last size that one batch of the training data fills.
+        It is tried by setting the argument and asking `train_dataloader()` anew, up to the last size that one batch of
+        the training data fills.
+
+        Args:
+            model: the module, which is left as it is found.
+            train_dataloaders, datamodule: a datamodule, where the module has no `train_dataloader`.
+            method: accepted for Lightning's sake; "fit" is the method.
+            mode: "power" doubles until memory runs out; "binsearch" then narrows it down to the unit.
+            steps_per_trial: steps that a size must train.
+            init_val: the first size.
+            max_trials: sizes that are tried at most.
+            batch_arg_name: the argument, looked for in the datamodule, the module, and the hparams of either.
+            margin: share of the size found that "binsearch" leaves free.
+            max_val: the largest size to try.
+            update_attr: set the size found.
 
         Raises:
             ConfigurationError: the argument is nowhere, train_dataloader does not read it, or `init_val` is too large.

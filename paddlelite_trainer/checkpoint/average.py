@@ -26,14 +26,20 @@ def average_checkpoints(
 ) -> Path:
     """Write the mean of the weights of a run's `last_k` newest checkpoints, as a `.pdparams` file, and return its path.
 
-    Default: `<run_dir>/average_last_<k>.pdparams`. Floating-point weights are averaged in float64 and rounded to their
-    own type; others (counters) are the newest checkpoint's. `file="ema.pdparams"` averages averages. The run must
-    have kept that many: ModelCheckpoint(keep_last_n=5).
+    Floating-point weights are averaged in float64 and rounded to their own type; others (counters) are the newest
+    checkpoint's. The run must have kept that many: ModelCheckpoint(keep_last_n=5).
 
         path = average_checkpoints("runs/version_0", last_k=5)
         trainer.test(Classifier.load_from_checkpoint(path), test_loader)
 
+    Args:
+        run_dir: the run's directory.
+        last_k: how many checkpoints.
+        to: the file to write; by default `<run_dir>/average_last_<k>.pdparams`.
+        file: which weights of a checkpoint; "ema.pdparams" averages averages.
+
     Raises:
+        ConfigurationError: last_k is below 1.
         CheckpointNotFoundError: the run has fewer checkpoints. CheckpointMismatchError: they hold different weights.
         CheckpointCorruptError: one of them is damaged.
     """

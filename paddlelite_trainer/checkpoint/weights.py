@@ -102,15 +102,22 @@ def load_weights(
 ) -> WeightsReport:
     """Load another program's weights (or ours) into `layer`, all that fit or, when `strict`, all or none.
 
-    `source` is a prefix, a file or a directory as in `load_foreign`, or what that returned. `rename` maps saved names
-    to the model's: a dict of prefixes (`{"module.": ""}`), or a function that returns the new name, or None to leave
-    the weight out. `which` says what to take where an averaged (EMA) set exists: what the `.pdparams` file itself
-    holds, the "raw" weights or the "ema". Values are cast to the model's type, and the report says so.
+    Values are cast to the model's type, and the report says so.
 
         report = load_weights(model, "output/best_accuracy", strict=False)
         print(report)
 
+    Args:
+        layer: any Paddle layer.
+        source: a prefix, a file or a directory as in `load_foreign`, or what that returned.
+        strict: all names and shapes must fit; False: those that fit are loaded.
+        rename: {prefix in the file: prefix here}, as `{"module.": ""}`, or a function that returns the new name, or
+            None to leave the weight out.
+        which: where an averaged (EMA) set exists, "file" (what the `.pdparams` file itself holds), "raw" or "ema".
+
     Raises:
+        ConfigurationError: `which` is none of these, or Paddle is in static mode.
+        ConfigurationTypeError: the layer is none, or the source no path.
         CheckpointMismatchError: names or shapes do not fit and `strict` is true, or none fits; the layer is unchanged.
         CheckpointNotFoundError, CheckpointCorruptError, UnsafePickleError: as `load_foreign`.
     """

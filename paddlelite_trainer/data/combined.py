@@ -23,10 +23,16 @@ class CombinedLoader:
 
         trainer.fit(module, CombinedLoader({"labelled": small, "unlabelled": large}, mode="max_size_cycle"))
 
-    mode: "min_size" ends an epoch with the shortest loader; "max_size_cycle" ends it with the longest and begins the
-    shorter ones anew, each time in another order, and needs to know how long all are.
-
     A dict, list or tuple of loaders that `fit` is given, or train_dataloader returns, is one of mode "min_size".
+
+    Args:
+        iterables: the loaders, in a dict, list or tuple.
+        mode: "min_size" ends an epoch with the shortest loader; "max_size_cycle" ends it with the longest and begins
+            the shorter ones anew, each time in another order, and needs to know how long all are.
+
+    Raises:
+        ConfigurationError: there is no such mode, there are no loaders, or loaders within loaders.
+        ConfigurationTypeError: it is no dict, list or tuple of loaders.
     """
 
     @explains_unknown_arguments({})

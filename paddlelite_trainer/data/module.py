@@ -70,8 +70,12 @@ class DataModule:
     ) -> DataModuleType:
         """A datamodule of these datasets; `arguments` go to `__init__`.
 
-        Training data are shuffled where they have a length. In place of a dataset there may be a list of several,
-        for training a dict too.
+        Args:
+            train_dataset: a dataset, a list or dict of several; shuffled where it has a length.
+            val_dataset: a dataset, or a list of several.
+            test_dataset, predict_dataset: likewise.
+            batch_size: samples in a batch, of each process.
+            num_workers: processes that read; 0: this one.
 
         Raises:
             ConfigurationError, ConfigurationTypeError: no loader can be made of what was given.

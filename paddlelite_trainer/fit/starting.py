@@ -47,16 +47,21 @@ class InitFrom:
         trainer.fit(module, loader, ckpt_path="last",
                     init_from=InitFrom("output/rec/latest", training_state=True, best={"val_acc": "acc"}))
 
-    `path`, `strict`, `rename` and `which` are those of `load_weights`; with `training_state` the "raw" weights are
-    the default, since the optimizer's state belongs to them.
-
     With `training_state` the run goes on where the other tool's ended, so far as its files say: optimizer state by
     parameter, completed epochs and steps; each schedule goes on where a fresh one would be after so many epochs or
     steps. What is taken and what is not is told at the start.
 
-    `best` says which of our metrics the other tool's best score is: {our name: its name in the file, or the score}.
-    The weights that earned it (`best_accuracy` or `best_model` beside `path`) become a checkpoint of the run, which
-    ModelCheckpoint and EarlyStopping with that monitor rank against.
+    The weights that earned the best score (`best_accuracy` or `best_model` beside `path`) become a checkpoint of the
+    run, which ModelCheckpoint and EarlyStopping with that monitor rank against.
+
+    Args:
+        path: a prefix, one of the files, or their directory.
+        strict: all weights must fit; False: those that fit are taken.
+        rename: {prefix in the file: prefix here}, or a function of a name; None from it leaves the weight out.
+        which: "file" (as the file holds them), "raw" or "ema"; with `training_state` "raw" is the default, since the
+            optimizer's state belongs to those.
+        training_state: take optimizer, epochs and steps too.
+        best: which of our metrics the other tool's best score is: {our name: its name in the file, or the score}.
 
     Raises:
         ConfigurationError, ConfigurationTypeError: at construction.

@@ -124,6 +124,9 @@ def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:
     """A decorator: the function does its work on rank 0, and on all others it does nothing and returns None.
 
     The others do not wait for it. For work whose result all need: `trainer.ranks.on_rank_zero(work)`.
+
+    Args:
+        function: with any arguments; its result is rank 0's alone.
     """
 
     @functools.wraps(function)

@@ -39,9 +39,15 @@ def derive_seed(seed: int, *keys: int | str) -> int:
 def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = False) -> int:
     """Seed python, NumPy and Paddle on all devices, and return the seed.
 
-    Without `seed`, PADDLELITE_GLOBAL_SEED decides, else 0. The variable is set, so child processes follow.
-    `workers` and `verbose` are accepted for Lightning's sake: a Trainer seeds every batch in loader workers anyway, and
-    nothing is printed.
+    The variable PADDLELITE_GLOBAL_SEED is set, so child processes follow.
+
+    Args:
+        seed: from 0 to 2**32 - 1; None: what PADDLELITE_GLOBAL_SEED says, else 0.
+        workers, verbose: accepted for Lightning's sake: a Trainer seeds every batch in loader workers anyway, and
+            nothing is printed.
+
+    Raises:
+        ConfigurationError: the seed is out of this range, or the variable holds no number.
     """
     del workers, verbose
     if seed is None:

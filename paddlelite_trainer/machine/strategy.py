@@ -45,6 +45,13 @@ class Strategy:
     `name` is "single_device" (one process), "ddp" (each rank has everything, gradients are averaged), or
     "sharding_stage1" (each rank keeps the optimizer's state of its share of the parameters), "sharding_stage2" (and
     their gradients), "sharding_stage3" (and the large parameters themselves are cut, `segment_size` numbers or more).
+
+    Args:
+        name: one of these, or "auto": "ddp" with several ranks; names of other frameworks are understood.
+        find_unused_parameters: whether a step may leave parameters without a gradient; None: in "ddp" it may.
+        sync_batchnorm: let BatchNorm see the batches of all ranks.
+        num_nodes: how many machines there must be, a check alone.
+        segment_size: how many numbers a parameter has at least to be cut in stage 3.
     """
 
     name: str = "auto"
@@ -63,6 +70,7 @@ class Strategy:
 
     @property
     def finds_unused(self) -> bool:
+        """Whether a step may leave parameters without a gradient."""
         return self.stage == 0 if self.find_unused_parameters is None else self.find_unused_parameters
 
     def __str__(self) -> str:

@@ -20,14 +20,15 @@ PACKAGE = "paddlelite_trainer"
 LAYERS = (
     {"configuration"},
     {"doctor"},
-    {"tuner"},
+    {"tuner", "lr_finder"},
     {"trainer"},
     {"configured"},
     {"readable"},
+    {"surroundings"},
     {"fit"},
     {"export"},
     {"module", "defaults"},
-    {"of_network"},
+    {"module_hooks", "of_network"},
     {"run", "data", "callback", "logs", "settings", "optimizers", "layers", "gradients", "factories", "forward_inputs"},
     {"checkpoint", "reporting", "machine"},
     {"errors", "progress", "hyperparameters", "duration", "names_elsewhere", "importing"},
@@ -42,7 +43,7 @@ ROOMS_OF_PRIVATES = ("machine/paddle_internals", "machine/paddle_sharding")
 # Python's own, public in spite of their underscore: what a named tuple has, os._exit and sys._current_frames.
 OF_PYTHON = {"_fields", "_replace", "_asdict", "_exit", "_current_frames"}
 HANDED_THE_TRAINER = {"callback", "tuner", "fit/hooks", "doctor/workload", "configuration/keeping"}
-WIDE_CLASSES = {"Module", "Callback", "DataModule", "Readable"}
+WIDE_CLASSES = {"Module", "Callback", "DataModule", "Readable", "Surroundings", "ModuleHooks"}
 MOST_LINES_OF_A_FUNCTION = 60
 MOST_LINES_OF_THE_LOOP = 90
 LONGEST_LINE = 120

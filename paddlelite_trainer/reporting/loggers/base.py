@@ -63,6 +63,11 @@ class Logger:
 
     @property
     def run_dir(self) -> Path:
+        """The directory of the run that is logged.
+
+        Raises:
+            ConfigurationError: no run has begun.
+        """
         if self._run_dir is None:
             raise ConfigurationError(
                 f"{type(self).__name__} has no directory yet: the Trainer opens its loggers when a run begins. "

@@ -37,6 +37,7 @@ class CSVLogger(FileLogger):
 
     @property
     def path(self) -> Path:
+        """Of the file with the metrics."""
         return self.folder / self.FILE_NAME
 
     @property

@@ -28,6 +28,9 @@ class ServiceLogger(Logger):
     the fit ends, and whenever the run is opened again, what the service lacks is tried once more.
 
     A subclass says how its library is driven: `connect`, `stored_steps`, `send`, `disconnect`, and what else it can.
+
+    Args:
+        log_model: send the best checkpoint along as a fit ends by itself, the newest where nothing is monitored.
     """
 
     LIBRARY: str
@@ -61,11 +64,14 @@ class ServiceLogger(Logger):
         """Send numbers, and what `send_media` makes; `self.experiment` is there."""
         raise NotImplementedError
 
-    def send_hyperparams(self, params: Mapping[str, str | int | float | bool]) -> None: ...
+    def send_hyperparams(self, params: Mapping[str, str | int | float | bool]) -> None:
+        """Override it to send hyper-parameters, nested ones by names like `net.width`."""
 
-    def send_summary(self, metrics: Mapping[str, float]) -> None: ...
+    def send_summary(self, metrics: Mapping[str, float]) -> None:
+        """Override it to send a fit's last values, for the table of runs."""
 
-    def send_checkpoint(self, path: Path, name: str) -> None: ...
+    def send_checkpoint(self, path: Path, name: str) -> None:
+        """Override it to send the checkpoint in `path` along under `name`, with `log_model=True`."""
 
     def disconnect(self, status: str) -> None:
         """End the run there, "finished" or "failed"; all that was sent has arrived when it returns."""
@@ -74,6 +80,7 @@ class ServiceLogger(Logger):
     # -- what the Trainer calls ----------------------------------------------------------------------------------------
     @property
     def run_id(self) -> str:
+        """The run's id, the same in every process that goes on with it."""
         assert self._run_id is not None, "there is an id once `open` was called"
         return self._run_id
 

@@ -18,7 +18,8 @@ class VisualDLLogger(FileLogger):
     metrics are. Every process that works on a run adds one file. VisualDL keeps numbers as float32, and takes no `%` in
     a name, which becomes `_`.
 
-    `directory` is a folder inside the run directory.
+    Args:
+        directory: a folder inside the run directory.
     """
 
     def __init__(self, directory: str = "") -> None:
