@@ -101,8 +101,7 @@ class Trainer(Configured):
         Args:
             model: the module.
             train_dataloaders: a loader, a dict or list of them, batches, or a DataModule; None: the module's own.
-            val_dataloaders: a loader, batches, or a list of loaders.
-            datamodule: in place of both.
+            val_dataloaders, datamodule: a loader, batches, or a list of loaders; or both kinds of data in one object.
             ckpt_path: None (a fresh run), "last" (the newest run, or a fresh one), "best", a tag, a path or a link.
             override: what the present settings decide although the checkpoint holds it: "learning_rate",
                 "lr_schedulers", "optimizer", "callbacks", "data", "precision", "stop".
@@ -168,16 +167,13 @@ class Trainer(Configured):
         num_workers: int = 0,
         **unknown: NoReturn,
     ) -> list[dict[str, float]]:
-        """Metrics of `validation_step` over the data, one dict per loader.
-
-        Within a fit, in a hook or a step, it changes nothing of the fit.
+        """Metrics of `validation_step` over the data, one dict per loader; within a fit it changes nothing of the fit.
 
         Args:
             model: the module; None: the one of the last fit.
-            dataloaders: a loader, batches, or a list of loaders; None: the datamodule's or module's own.
+            dataloaders, datamodule: a loader, batches, a list of loaders, or a DataModule; None: the module's own.
             ckpt_path: as in `fit`; its weights are taken, and what module and datamodule keep themselves.
             verbose: print a table of the results.
-            datamodule: in place of loaders.
             batch_size, num_workers: as in `fit`.
         """
         dataloaders = loader_of("validate", "dataloaders", dataloaders, batch_size, num_workers, datamodule)
