@@ -86,6 +86,7 @@ class Configured(Readable):
         cpu_threads: int | Literal["auto"] = "auto",
         prefetch_to_device: bool | Literal["auto"] = "auto",
         look_ahead: bool = True,
+        multiprocessing_context: Literal["auto", "fork", "spawn"] = "auto",
         async_checkpoint: bool | Literal["auto"] = "auto",
         on_save_error: Literal["raise", "warn"] = "raise",
         rank_timeout: str | timedelta | Mapping[str, int] | None = "00:00:30:00",
@@ -140,6 +141,8 @@ class Configured(Readable):
             prefetch_to_device: copy the next batch to an accelerator beside the step; "auto": where it pays.
             look_ahead: False asks an iterable for a batch only when the step before it is done, as data that depend
                 on the model need; the number of batches must be known then, by a `__len__` or a limit.
+            multiprocessing_context: how DataLoaders' worker processes start: "fork", "spawn", or "auto": a fork, but
+                a spawn on Windows and macOS. The batches have the same bits.
             async_checkpoint: write checkpoints beside the training; "auto": where it pays.
             on_save_error: where a checkpoint cannot be written: "raise", or "warn" and train on.
             rank_timeout: how long ranks wait for one that does not come; None: for ever.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import multiprocessing
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +16,11 @@ from types import ModuleType
 
 from .errors import ConfigurationError
 
+LOADER_WORKER = "loader worker "
+"""How the names of spawned worker processes begin."""
+TRAINS_AS_IT_IS_IMPORTED = 78
+"""Exit code of such a process whose script would train as it is imported: EX_CONFIG of sysexits.h."""
+
 _imports: ContextVar[bool] = ContextVar("_imports", default=False)
 
 
@@ -22,9 +29,21 @@ class StopsHere(BaseException):
 
 
 def stop_if_imported() -> None:
-    """End a script that is executed for its classes alone: to look at a run must not go on with it."""
+    """End a script that is executed for its classes alone: to look at a run must not go on with it.
+
+    A spawned worker that is still importing its script ends at once and without a word; its parent tells.
+    """
     if _imports.get():
         raise StopsHere
+    if is_worker_being_spawned():
+        os._exit(TRAINS_AS_IT_IS_IMPORTED)  # nothing more of the script is to run, no `finally` either
+
+
+def is_worker_being_spawned() -> bool:
+    """Whether this process is a loader's worker that has not come to its work yet."""
+    # Its parent is known to it from then on.
+    name = multiprocessing.current_process().name
+    return name.startswith(LOADER_WORKER) and multiprocessing.parent_process() is None
 
 
 def script_as_module(path: Path) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -82,6 +83,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "async_checkpoint": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
     "prefetch_to_device": (lambda v: isinstance(v, bool) or v == "auto", "'auto', True or False"),
     "look_ahead": (lambda v: isinstance(v, bool), "True or False"),
+    "multiprocessing_context": (
+        lambda v: v in ("auto", "fork", "spawn") and (v != "fork" or "fork" in multiprocessing.get_all_start_methods()),
+        "'auto', 'spawn' or, where the system has it, 'fork'",
+    ),
     "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
     "compile": (
         lambda v: (
@@ -206,6 +211,7 @@ class Settings:
         self.profiler = make_profiler(given["profiler"])
         self.cpu_threads: int | Literal["auto"] = given["cpu_threads"]
         self.look_ahead: bool = given["look_ahead"]
+        self.multiprocessing_context: Literal["auto", "fork", "spawn"] = given["multiprocessing_context"]
         self.prefetch_to_device: bool | Literal["auto"] = given["prefetch_to_device"]
         names = ("strategy", "num_nodes", "sync_batchnorm", "find_unused_parameters", "precision")
         self.strategy: Strategy = strategy_of(**{name: given[name] for name in names})

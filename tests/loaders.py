@@ -9,11 +9,36 @@ from typing import Any
 
 import numpy as np
 import paddle
+import pytest
 from paddle.io import DataLoader, Dataset, IterableDataset
 
 from paddlelite_trainer.data.source import BatchSource
 
 SEED = 5
+_SPAWNED: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "spawn"}
+_FORKED = [
+    pytest.param({"num_workers": 2}, id="workers-2"),
+    pytest.param({"num_workers": 2, "persistent_workers": True}, id="persistent"),
+]
+# Each spawned worker imports Paddle, which takes seconds: a chosen few run always.
+_AND_SPAWNED_IN_SOAK = [
+    pytest.param(_SPAWNED, id="spawned", marks=pytest.mark.soak),
+    pytest.param({**_SPAWNED, "persistent_workers": True}, id="spawned-persistent", marks=pytest.mark.soak),
+]
+HERE = pytest.param({"num_workers": 0}, id="workers-0")
+SPAWNED = pytest.param({**_SPAWNED, "persistent_workers": True}, id="spawned-persistent")
+PROCESSES = [*_FORKED, *_AND_SPAWNED_IN_SOAK]
+WORKERS = [HERE, *PROCESSES]
+PROCESSES_SPAWNED_TOO = [*_FORKED, _AND_SPAWNED_IN_SOAK[0], SPAWNED]
+WORKERS_SPAWNED_TOO = [HERE, *PROCESSES_SPAWNED_TOO]
+
+
+class Loader(DataLoader):
+    """A DataLoader that says how its workers are to start; `source` listens."""
+
+    def __init__(self, dataset: Any, *, multiprocessing_context: str = "auto", **settings: Any) -> None:
+        super().__init__(dataset, **settings)
+        self.multiprocessing_context = multiprocessing_context
 
 
 class Augmented(Dataset):
@@ -84,13 +109,14 @@ def noisy_collate(samples: list[Any]) -> list[Any]:
 
 
 def source(loader: Any, **settings: Any) -> BatchSource:
-    return BatchSource(loader, **{"stage": "train", "seed": SEED, **settings})
+    context = getattr(loader, "multiprocessing_context", "auto")
+    return BatchSource(loader, **{"stage": "train", "seed": SEED, "multiprocessing_context": context, **settings})
 
 
 def augmented(**settings: Any) -> DataLoader:
     dataset = settings.pop("dataset", None) or Augmented()
     defaults = {} if "batch_sampler" in settings else {"batch_size": 3, "shuffle": True}
-    return DataLoader(dataset, collate_fn=noisy_collate, **{**defaults, **settings})
+    return Loader(dataset, collate_fn=noisy_collate, **{**defaults, **settings})
 
 
 def plain(batch: Any) -> Any:

@@ -9,7 +9,10 @@ order       Which samples are in batch n of epoch e, on this rank: a function of
 share       Which of these batches a rank takes, also where another number of ranks had begun the epoch.
 knows_epoch Tells the epoch to what has a `set_epoch`.
 fetch       Sample indices to one collated batch, in this process or in a worker.
-worker_pool Processes that fetch; batches come back in order, and a failure is an error here.
+worker_pool Processes that fetch, forked or spawned; batches come back in order, and a failure is an error here.
+worker_process    The life of one of them.
+worker_transport  How tasks reach it and batches come back.
+handing_over      What a spawned one is handed.
 prefetch    Copies the next batch to the accelerator while the present step runs, where that pays.
 batch       What is in a batch, how large it is, and its move to a device.
 """

@@ -109,6 +109,7 @@ class CombinedStream(Stream):
                 seed=derive_seed(self.seed, "part", str(key)),
                 limit=None,
                 name=f"{self.name}[{key!r}]",
+                multiprocessing_context=self.multiprocessing_context,
             )
             for key, loader in combined.by_key.items()
         ]

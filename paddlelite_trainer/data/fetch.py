@@ -189,12 +189,13 @@ class _Whole:
     def __reduce__(self) -> tuple[Any, ...]:
         stream = io.BytesIO()
         pickler = pickle.Pickler(stream, protocol=5)
-        pickler.dispatch_table = {**copyreg.dispatch_table, paddle.Tensor: _reduce_tensor}  # type: ignore[attr-defined]
+        pickler.dispatch_table = {**copyreg.dispatch_table, paddle.Tensor: reduce_tensor}  # type: ignore[attr-defined]
         pickler.dump(self.value)
         return pickle.loads, (stream.getvalue(),)
 
 
-def _reduce_tensor(tensor: Any) -> tuple[Any, ...]:
+def reduce_tensor(tensor: Any) -> tuple[Any, ...]:
+    """For a pickle of which the Tensor comes out on the host."""
     return to_tensor, (tensor.numpy(),)
 
 

@@ -196,7 +196,9 @@ class IterableLoaderStream(IterableStream):
 
     def __init__(self, loader: DataLoader, **settings: Any) -> None:
         super().__init__(loader, **settings)
-        self._workers = Workers(loader, seed=self.seed, name=self.name)
+        self._workers = Workers(
+            loader, seed=self.seed, name=self.name, multiprocessing_context=self.multiprocessing_context
+        )
         self.batch_size = batch_size_of_loader(loader)
 
     def look_ahead_never(self) -> None:

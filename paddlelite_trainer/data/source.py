@@ -57,12 +57,21 @@ class BatchSource:
         prefetch: Prefetch | None = None,
         look_ahead: bool = True,
         keep_float64: bool = False,
+        multiprocessing_context: str = "auto",
     ) -> None:
         _check_limit(limit, name)
         share = Share(rank, world_size, wraps=stage == "train")
         if stage != "train":
             seed = derive_seed(seed, name)  # or validation would draw the numbers of the first training epoch
-        self.stream = _stream_for(loader, share=share, seed=seed, limit=limit, name=name, keep_float64=keep_float64)
+        self.stream = _stream_for(
+            loader,
+            share=share,
+            seed=seed,
+            limit=limit,
+            name=name,
+            keep_float64=keep_float64,
+            multiprocessing_context=multiprocessing_context,
+        )
         if not look_ahead:
             self.stream.look_ahead_never()
         self.stream.read_ahead_with(prefetch)

@@ -37,10 +37,19 @@ class Stream:
     batch_size: int | None = None
 
     def __init__(
-        self, *, share: Share, seed: int, limit: int | float | None, name: str, keep_float64: bool = False
+        self,
+        *,
+        share: Share,
+        seed: int,
+        limit: int | float | None,
+        name: str,
+        keep_float64: bool = False,
+        multiprocessing_context: str = "auto",
     ) -> None:
         self.keep_float64 = keep_float64
         """Whether arrays of float64, where no DataLoader has made Tensors of them, stay in float64."""
+        self.multiprocessing_context = multiprocessing_context
+        """How a loader's worker processes are started: "fork", "spawn" or "auto"."""
         self.share = share
         self.seed = seed
         self.limit = limit
@@ -265,7 +274,9 @@ class MapStream(Stream):
         super().__init__(**settings)
         self.loader = loader
         self.order = Order(loader, share=self.share, seed=self.seed, name=self.name)
-        self._workers = Workers(loader, seed=self.seed, name=self.name)
+        self._workers = Workers(
+            loader, seed=self.seed, name=self.name, multiprocessing_context=self.multiprocessing_context
+        )
         self.batch_size = batch_size_of_loader(loader)
         if self.order.is_empty and self.limit != 0:
             raise DataError(self.order.why_empty())
@@ -435,18 +446,24 @@ def batch_size_of_loader(loader: DataLoader) -> int | None:
 class Workers:
     """The worker pool of a DataLoader: made when an epoch needs it, kept where `persistent_workers` says so."""
 
-    def __init__(self, loader: DataLoader, *, seed: int, name: str) -> None:
+    def __init__(self, loader: DataLoader, *, seed: int, name: str, multiprocessing_context: str) -> None:
         self.loader = loader
         self.seed = seed
         self.name = name
+        self.multiprocessing_context = multiprocessing_context
         self._pool: WorkerPool | None = None
 
     @contextmanager
     def of_epoch(self, epoch: int) -> Iterator[WorkerPool]:
         if self._pool is None or self._pool.closed:
-            self._pool = WorkerPool(self.loader, name=self.name, seed=derive_seed(self.seed, "workers", epoch))
+            self._pool = WorkerPool(
+                self.loader,
+                name=self.name,
+                seed=derive_seed(self.seed, "workers", epoch),
+                multiprocessing_context=self.multiprocessing_context,
+            )
         pool = self._pool
-        # What was forked for this epoch is as it was left here; what was forked for an earlier one must be told.
+        # Workers made for this epoch have what is here; those of an earlier one must be told.
         pool.begin_epoch(derive_seed(self.seed, "order", epoch), epoch if keeps_workers(self.loader) else None)
         generation = pool.generation
         try:

@@ -81,6 +81,7 @@ class Loading:
                 prefetch=self._new_prefetch(),
                 look_ahead=self.settings.look_ahead or stage != "train",
                 keep_float64=self.precision.effective == "64-true",
+                multiprocessing_context=self.settings.multiprocessing_context,
             )
             for index, loader in enumerate(loaders)
         ]

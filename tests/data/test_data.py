@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
-from loaders import Augmented, AugmentedStream, StatefulStream, noisy_collate, plain, read, source
+from loaders import (
+    PROCESSES,
+    WORKERS,
+    Augmented,
+    AugmentedStream,
+    Loader,
+    StatefulStream,
+    noisy_collate,
+    plain,
+    read,
+    source,
+)
 from paddle.io import DataLoader, IterableDataset, get_worker_info
 
 from paddlelite_trainer.data import batch as data
@@ -21,11 +32,6 @@ from paddlelite_trainer.data.source import BatchSource
 from paddlelite_trainer.errors import ConfigurationError, ConfigurationTypeError, DataError
 
 CPU = paddle.CPUPlace()
-STREAMS = [
-    pytest.param({"num_workers": 0}, id="workers-0"),
-    pytest.param({"num_workers": 2}, id="workers-2"),
-    pytest.param({"num_workers": 2, "persistent_workers": True}, id="persistent"),
-]
 Point = namedtuple("Point", ["x", "y"])
 
 
@@ -196,9 +202,9 @@ def test_an_empty_loader_is_an_error_at_once(loader: Any, text: str) -> None:
     assert list(source(loader, limit=0).epoch(0)) == []
 
 
-@pytest.mark.parametrize("settings", STREAMS)
+@pytest.mark.parametrize("settings", WORKERS)
 def test_an_iterable_without_batches_is_an_error_when_it_is_read(settings: dict[str, Any]) -> None:
-    for loader in (Reiterable(0), DataLoader(AugmentedStream(0), batch_size=2, **settings)):
+    for loader in (Reiterable(0), Loader(AugmentedStream(0), batch_size=2, **settings)):
         batches = source(loader)
         with pytest.raises(DataError, match=r"train_dataloader is empty: the \w+ yields no batch"):
             list(batches.epoch(0))
@@ -251,9 +257,9 @@ def test_the_last_batch_of_an_iterable_is_known_while_it_is_handled() -> None:
         ]
 
 
-@pytest.mark.parametrize("settings", STREAMS)
+@pytest.mark.parametrize("settings", WORKERS)
 def test_every_start_of_an_iterable_dataset_gives_the_rest(settings: dict[str, Any]) -> None:
-    batches = source(DataLoader(AugmentedStream(), batch_size=3, collate_fn=noisy_collate, **settings))
+    batches = source(Loader(AugmentedStream(), batch_size=3, collate_fn=noisy_collate, **settings))
     assert batches.length is None
     whole = [read(batches, epoch) for epoch in range(2)]
     assert len(whole[0]) == (14 if settings["num_workers"] else 7)  # each worker reads its own copy, as in Paddle
@@ -264,17 +270,22 @@ def test_every_start_of_an_iterable_dataset_gives_the_rest(settings: dict[str, A
     batches.close()
 
 
-def test_workers_of_an_iterable_dataset_that_share_it_out_end_unevenly_and_in_a_fixed_order() -> None:
-    class Shared(IterableDataset):
-        def __iter__(self) -> Iterator[int]:
-            info = get_worker_info()
-            return iter(range(3) if info.id == 0 else range(100, 107))
+class Shared(IterableDataset):
+    def __iter__(self) -> Iterator[int]:
+        info = get_worker_info()
+        return iter(range(3) if info.id == 0 else range(100, 107))
 
-    batches = source(DataLoader(Shared(), batch_size=1, num_workers=2))
+
+@pytest.mark.parametrize("settings", PROCESSES)
+def test_workers_of_an_iterable_dataset_that_share_it_out_end_unevenly_and_in_a_fixed_order(
+    settings: dict[str, Any],
+) -> None:
+    batches = source(Loader(Shared(), batch_size=1, **settings))
     order = [0, 100, 1, 101, 2, 102, 103, 104, 105, 106]
     for start in (0, 3, 8):
         seen = [(batch.item(), batches.is_last) for batch in batches.epoch(0, start)]
         assert seen == [(number, number == 106) for number in order][start:]
+    batches.close()
 
 
 def test_an_iterable_dataset_is_batched_as_paddle_does() -> None:

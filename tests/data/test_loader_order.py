@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
-from loaders import SEED, Augmented, augmented, ids, plain, read, source
+from loaders import SEED, WORKERS, WORKERS_SPAWNED_TOO, Augmented, Loader, augmented, ids, plain, read, source
 from paddle.io import BatchSampler, DataLoader, Dataset, DistributedBatchSampler, Sampler, WeightedRandomSampler
 
 from paddlelite_trainer.data.source import BatchSource
@@ -23,11 +23,6 @@ from paddlelite_trainer.errors import ConfigurationError, DataError
 from paddlelite_trainer.machine.rng import derive_seed, seed_everything
 
 HERE = Path(__file__).parents[1]
-WORKERS = [
-    pytest.param({"num_workers": 0}, id="workers-0"),
-    pytest.param({"num_workers": 2}, id="workers-2"),
-    pytest.param({"num_workers": 2, "persistent_workers": True}, id="persistent"),
-]
 
 
 class Shuffled(Sampler):
@@ -102,7 +97,7 @@ def test_no_two_samples_or_batches_draw_the_same_numbers(reference: list[Any]) -
         assert len(set(drawn)) == 3 * (20 + 7)
 
 
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("workers", WORKERS_SPAWNED_TOO)
 def test_every_start_gives_the_rest_of_the_epoch(workers: dict[str, Any], reference: list[Any]) -> None:
     batches = source(augmented(**workers))
     for epoch in (2, 0, 1):
@@ -215,7 +210,7 @@ def test_a_position_beyond_the_end_is_an_error() -> None:
 def test_every_start_with_other_samplers(sampler: str, workers: dict[str, Any]) -> None:
     def loader(**settings: Any) -> DataLoader:
         if sampler == "batch-size-none":
-            return DataLoader(Augmented(8), batch_size=None, **settings)
+            return Loader(Augmented(8), batch_size=None, **settings)
         if sampler == "drop-last":
             return augmented(drop_last=True, **settings)
         inner = {
@@ -401,20 +396,22 @@ def test_a_distributed_batch_sampler_of_another_world_is_refused() -> None:
         source(augmented(dataset=dataset, batch_sampler=sampler), rank=1, world_size=2)
 
 
-def test_batches_are_what_paddles_own_loader_gives() -> None:
-    class Mixed(Dataset):
-        def __len__(self) -> int:
-            return 5
+class Mixed(Dataset):
+    def __len__(self) -> int:
+        return 5
 
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            return {
-                "image": np.full([2, 2], index, "float32"),
-                "label": index,
-                "name": f"sample {index}",
-                "nested": [paddle.to_tensor([index]), {"weight": 0.5 * index}],
-                "half": paddle.to_tensor([index], dtype="bfloat16"),
-            }
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "image": np.full([2, 2], index, "float32"),
+            "label": index,
+            "name": f"sample {index}",
+            "nested": [paddle.to_tensor([index]), {"weight": 0.5 * index}],
+            "half": paddle.to_tensor([index], dtype="bfloat16"),
+        }
 
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_batches_are_what_paddles_own_loader_gives(workers: dict[str, Any]) -> None:
     def described(batch: Any) -> Any:
         if isinstance(batch, paddle.Tensor):
             return (
@@ -431,19 +428,21 @@ def test_batches_are_what_paddles_own_loader_gives() -> None:
         return batch
 
     paddles = [described(batch) for batch in DataLoader(Mixed(), batch_size=2)]
-    for workers in (0, 2):
-        batches = source(DataLoader(Mixed(), batch_size=2, num_workers=workers))
-        assert [described(batch) for batch in batches.epoch(0)] == paddles
+    batches = source(Loader(Mixed(), batch_size=2, **workers))
+    assert [described(batch) for batch in batches.epoch(0)] == paddles
+    batches.close()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_what_paddle_has_no_type_for_stays_as_it_is(workers: int) -> None:
-    def collate(samples: list[Any]) -> tuple[Any, ...]:
-        numbers = np.array(samples)
-        return np.array(["a", "b"]), numbers.astype("uint32"), np.zeros([0, 3]), None, {1: ()}, numbers[::-1]
+def collate_to_what_paddle_has_not(samples: list[Any]) -> tuple[Any, ...]:
+    numbers = np.array(samples)
+    return np.array(["a", "b"]), numbers.astype("uint32"), np.zeros([0, 3]), None, {1: ()}, numbers[::-1]
 
-    loader = DataLoader(list(range(24)), batch_size=2, collate_fn=collate, num_workers=workers)
-    letters, unsigned, nothing, none, nested, reverse = list(source(loader).epoch(0))[1]
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_what_paddle_has_no_type_for_stays_as_it_is(workers: dict[str, Any]) -> None:
+    batches = source(Loader(list(range(24)), batch_size=2, collate_fn=collate_to_what_paddle_has_not, **workers))
+    letters, unsigned, nothing, none, nested, reverse = list(batches.epoch(0))[1]
+    batches.close()
     assert letters.tolist() == ["a", "b"]
     assert (unsigned.dtype, unsigned.tolist()) == (np.uint32, [2, 3])
     assert (type(nothing), list(nothing.shape)) == (paddle.Tensor, [0, 3])
@@ -452,10 +451,11 @@ def test_what_paddle_has_no_type_for_stays_as_it_is(workers: int) -> None:
     assert reverse.tolist() == [3, 2]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_object_of_the_users_passes_whole(workers: int) -> None:
-    loader = DataLoader(list(range(24)), batch_size=2, collate_fn=Pair, num_workers=workers)
-    pairs = list(source(loader).epoch(0))
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_object_of_the_users_passes_whole(workers: dict[str, Any]) -> None:
+    batches = source(Loader(list(range(24)), batch_size=2, collate_fn=Pair, **workers))
+    pairs = list(batches.epoch(0))
+    batches.close()
     expected = [[first, first + 1] for first in range(0, 24, 2)]
     assert [pair.array.tolist() for pair in pairs] == expected
     assert [pair.tensor.tolist() for pair in pairs] == expected
@@ -467,15 +467,18 @@ class Pair:
         self.tensor = paddle.to_tensor(samples)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_keep_their_values_while_later_ones_are_fetched(workers: int) -> None:
-    loader = DataLoader([np.full([1000], index) for index in range(40)], batch_size=1, num_workers=workers)
-    kept = list(source(loader).epoch(0))
+@pytest.mark.parametrize("workers", WORKERS)
+def test_batches_keep_their_values_while_later_ones_are_fetched(workers: dict[str, Any]) -> None:
+    batches = source(Loader([np.full([1000], index) for index in range(40)], batch_size=1, **workers))
+    kept = list(batches.epoch(0))
+    batches.close()
     assert [int(batch[0, 0]) for batch in kept] == list(range(40))
     assert all(bool((batch == batch[0, 0]).all()) for batch in kept)
 
 
-def test_batches_may_grow_and_shrink_from_one_to_the_next() -> None:
+@pytest.mark.parametrize("workers", WORKERS)
+def test_batches_may_grow_and_shrink_from_one_to_the_next(workers: dict[str, Any]) -> None:
     sizes = [10, 200_000, 3, 0, 70_000, 1]
-    loader = DataLoader([np.arange(size) for size in sizes], batch_size=1, num_workers=2)
-    assert [batch.tolist() for batch in source(loader).epoch(0)] == [[list(range(size))] for size in sizes]
+    batches = source(Loader([np.arange(size) for size in sizes], batch_size=1, **workers))
+    assert [batch.tolist() for batch in batches.epoch(0)] == [[list(range(size))] for size in sizes]
+    batches.close()

@@ -42,6 +42,31 @@ def test_batches_are_made_on_the_host_with_the_same_numbers(workers: int) -> Non
     assert paddle.zeros([1]).place.is_custom_place()
 
 
+class OnTheDevice(Dataset):
+    """Holds a Tensor of the accelerator, and tells where it finds it and what this process has asked of the device."""
+
+    def __init__(self) -> None:
+        self.held = paddle.arange(8, dtype="float32")
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        asked = fake_gpu.memory_used() + fake_gpu.host_to_device_copies() + fake_gpu.device_to_host_copies()
+        return self.held[index] + paddle.zeros([1])[0], int(self.held.place.is_cpu_place()), asked
+
+
+def test_a_spawned_worker_finds_a_held_tensor_on_the_host_and_leaves_the_accelerator_alone() -> None:
+    dataset = OnTheDevice()
+    assert dataset.held.place.is_custom_place()
+    batches = source(DataLoader(dataset, batch_size=4, num_workers=1), multiprocessing_context="spawn")
+    held, on_host, asked = (np.concatenate(field) for field in zip(*read(batches, 0)))
+    assert plain(held) == list(range(8))
+    assert plain(on_host) == [1] * 8
+    assert plain(asked) == [0] * 8
+    assert dataset.held.place.is_custom_place()
+
+
 def test_streams_are_read_on_the_host_too() -> None:
     batches = list(source(DataLoader(AugmentedStream(4), batch_size=2, collate_fn=noisy_collate)).epoch(0))
     assert all(field.place.is_cpu_place() for batch in batches for field in batch)
