@@ -19,6 +19,7 @@ from paddlelite_trainer.errors import (
 BEST = ("best", "best_*", "imported-best", "early-stopping-best")
 """What "best" stands for: all that later checkpoints are ranked against."""
 DEFAULT = ("latest", "best", "tags")
+_WORDS = (*DEFAULT, "all")
 
 
 class RemoteCopy(Callback):
@@ -143,6 +144,10 @@ class RemoteCopy(Callback):
             tell=trainer.print,
         )
         self._copier.start()
+        for word in self.what:
+            hint = "" if word in _WORDS else did_you_mean(word, _WORDS)
+            if hint:
+                trainer.print(f"WARNING: RemoteCopy(what={word!r}) copies checkpoints that are kept as {word!r}.{hint}")
 
     def _wait_with_others(self, trainer: Trainer) -> None:
         """Let the time of each RemoteCopy begin, as they copy side by side, and wait for this one."""
