@@ -503,10 +503,13 @@ def test_several_callbacks_wait_side_by_side(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.count("WARNING: not copied") == 3
 
 
-def test_a_misspelt_word_is_told_as_the_fit_begins(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_word_is_told_as_the_fit_begins(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(tmp_path, RemoteCopy(url, what=("latest", "bset", "best_val_loss", "v1")), 1)
     out = capsys.readouterr().out
-    assert out.count("Did you mean 'best'?") == 2 and "RemoteCopy(what='bset') copies checkpoints that are kept as" in out
+    assert out.count("Did you mean 'best'?") == 2
+    assert "RemoteCopy(what='bset') copies checkpoints that are kept as" in out
     assert "what='best_val_loss'" not in out and "what='v1'" not in out
 
 
