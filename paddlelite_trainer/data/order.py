@@ -94,7 +94,7 @@ class Order:
             DataError: the sampler ends before start_batch, or does not draw what it had drawn before the checkpoint.
         """
         resume, self.resume = self.resume, None
-        is_inside = resume is not None and resume["epoch"] == epoch
+        is_inside = resume is not None and resume["epoch"] == epoch and not resume.get("is_once_more")
         if resume is not None and "pulls" in resume:
             self._play_pulls(resume, but_the_last=is_inside)
             if not is_inside:
@@ -117,7 +117,8 @@ class Order:
     def go_along_with(self, other: Order) -> None:
         """Take over the epoch that another order of the same loader has drawn, so that the sampler is not asked."""
         self.drawn, self.first = other.drawn, other.first
-        self.resume = other.resume if other.drawn is None else None  # a resumed run may have drawn none yet
+        # A resumed run may have drawn none yet. A sampler without length is asked again after what it gave the run.
+        self.resume = {**other.resume, "is_once_more": True} if other.resume and other.drawn is None else None
 
     def state_dict(self, batches_done: int) -> dict[str, Any]:
         if self._pulls:

@@ -143,8 +143,6 @@ def made_possible(choice: dict[str, str]) -> dict[str, str]:
         choice["clip"] = "None"
     if choice["max_steps"] != "-1":
         choice["min_steps"] = "0"
-    if choice["averages"] == "swa" and choice["data"].endswith("without a length"):
-        choice["data"] = "a sampler with a memory"  # its last pass cannot have the order of an epoch drawn before
     if choice["data"] in UNKNOWN_LENGTH and choice["validation"] == "every two batches":
         choice["validation"] = "every batch"
     return choice

@@ -16,6 +16,13 @@ def test_a_run_interrupted_at_random_ends_as_the_undisturbed_one(seed: int) -> N
     assert not differences(choice, lives), told(*reduced(choice, lives))
 
 
+@pytest.mark.parametrize("data", ["a sampler without a length", "a sampler with a state, without a length"])
+def test_the_pass_of_weight_averages_goes_on_from_what_a_sampler_remembers(data: str) -> None:
+    choice = {name: options[0] for name, options in CHOICES.items()}
+    choice.update(data=data, averages="swa", checkpoints="every other epoch", max_epochs="2")
+    assert not differences(choice, [("on_fit_end", 1, "kill")])
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("first", range(1000, 3000, 250))
