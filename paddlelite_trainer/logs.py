@@ -55,7 +55,8 @@ class Logs:
             add_dataloader_idx: end the name in `/dataloader_idx_<i>` where there are several loaders.
             batch_size: what the batch weighs; by default the samples that the DataLoader drew for it, and where there
                 is no DataLoader what the parts of the batch agree on.
-            sync_dist, rank_zero_only: accepted for Lightning's sake.
+            sync_dist: accepted for Lightning's sake.
+            rank_zero_only: likewise.
 
         Raises:
             ConfigurationError: not a single number; the name was logged before with other options.

@@ -14,7 +14,7 @@ from .data.whole import loader_of
 from .errors import CheckpointError, ConfigurationError
 from .fit import state as fit_state
 from .fit.apart import (
-    checkpoint_of,
+    checkpoint_to_export,
     let_log,
     module_of,
     refuse_other_weights_in_fit,
@@ -101,12 +101,14 @@ class Trainer(Configured):
         Args:
             model: the module.
             train_dataloaders: a loader, a dict or list of them, batches, or a DataModule; None: the module's own.
-            val_dataloaders, datamodule: a loader, batches, or a list of loaders; or both kinds of data in one object.
+            val_dataloaders: a loader, batches, or a list of loaders.
+            datamodule: in place of both.
             ckpt_path: None (a fresh run), "last" (the newest run, or a fresh one), "best", a tag, a path or a link.
             override: what the present settings decide although the checkpoint holds it: "learning_rate",
                 "lr_schedulers", "optimizer", "callbacks", "data", "precision", "stop".
             init_from: a checkpoint, of any Paddle tool, whose weights a fresh run starts from, or an `InitFrom`.
-            batch_size, num_workers: of a dataset, arrays (X, Y) or samples; training's are shuffled.
+            batch_size: then the data are a dataset, arrays (X, Y) or samples, not loaders; training's are shuffled.
+            num_workers: processes that read them.
 
         Raises:
             ConfigurationError: this Trainer runs; TrainerError: see errors.py.
@@ -171,10 +173,12 @@ class Trainer(Configured):
 
         Args:
             model: the module; None: the one of the last fit.
-            dataloaders, datamodule: a loader, batches, a list of loaders, or a DataModule; None: the module's own.
+            dataloaders: a loader, batches, a list of loaders, or a DataModule; None: the module's own.
             ckpt_path: as in `fit`; its weights are taken, and what module and datamodule keep themselves.
             verbose: print a table of the results.
-            batch_size, num_workers: as in `fit`.
+            datamodule: in place of loaders.
+            batch_size: as in `fit`.
+            num_workers: likewise.
         """
         dataloaders = loader_of("validate", "dataloaders", dataloaders, batch_size, num_workers, datamodule)
         return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule, unknown)
@@ -352,15 +356,10 @@ class Trainer(Configured):
         refuse_unknown(self.export, unknown)
         wanted = Wanted(format or format_of(path), input_spec, batch, weights, tolerance, opset_version)
         module = module_of("export", model, self.model)
-        has_fitted = self._fit.subject is not None
         entry = None
         if checkpoint is not None:
-            run, callbacks = self._fit.run, self.callbacks
             monitors = any(one.monitor for one in self.checkpoint_callbacks)
-            if checkpoint == "best" and has_fitted and run.holds_checkpoints and not monitors:
-                self.print("export: nothing is monitored, so the newest checkpoint is taken")
-                checkpoint = "last"
-            entry = checkpoint_of("export", checkpoint, run, self.print, has_fitted, "checkpoint", callbacks)
+            entry = checkpoint_to_export(checkpoint, self._fit, self.callbacks, self.print, monitors=monitors)
         averages = averages_of(self.callbacks)
         keep = not (dry_run or self.fast_dev_run)
         exported = self.ranks.on_rank_zero(lambda: export_module(module, path, wanted, entry, averages, keep=keep))

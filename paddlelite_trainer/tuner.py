@@ -69,9 +69,11 @@ class Tuner:
         Args:
             model: the module, which is left as it is found.
             train_dataloaders: as `fit` takes it.
-            val_dataloaders, method: accepted for Lightning's sake: a try does not validate, and "fit" is the method.
+            val_dataloaders: accepted for Lightning's sake; a try does not validate.
             datamodule: in place of loaders.
-            min_lr, max_lr: the first rate and the last.
+            method: accepted for Lightning's sake; "fit" is the method.
+            min_lr: the first rate.
+            max_lr: the last rate.
             num_training: steps.
             mode: "exponential" or "linear" growth of the rate.
             early_stop_threshold: see above; None: go on to the end.
@@ -143,7 +145,8 @@ class Tuner:
 
         Args:
             model: the module, which is left as it is found.
-            train_dataloaders, datamodule: a datamodule, where the module has no `train_dataloader`.
+            train_dataloaders: a datamodule, where the module has no `train_dataloader`.
+            datamodule: the same.
             method: accepted for Lightning's sake; "fit" is the method.
             mode: "power" doubles until memory runs out; "binsearch" then narrows it down to the unit.
             steps_per_trial: steps that a size must train.

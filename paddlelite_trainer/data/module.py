@@ -73,7 +73,8 @@ class DataModule:
         Args:
             train_dataset: a dataset, a list or dict of several; shuffled where it has a length.
             val_dataset: a dataset, or a list of several.
-            test_dataset, predict_dataset: likewise.
+            test_dataset: likewise.
+            predict_dataset: likewise.
             batch_size: samples in a batch, of each process.
             num_workers: processes that read; 0: this one.
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..reporting.book import Book
     from ..run.identity import Run
     from .evaluation import Evaluation, Stage
+    from .fit import Fit
     from .subject import Subject
 
 
@@ -98,6 +99,17 @@ def checkpoint_of(
     if argument == "ckpt_path":
         print_(f"Weights of {from_here(resolution.entry.path)}{resolution.came_from}")
     return resolution.entry.path
+
+
+def checkpoint_to_export(
+    checkpoint: str | Path, fit: Fit, callbacks: Sequence[object], print_: Callable[..., None], *, monitors: bool
+) -> Path:
+    """The checkpoint whose weights are exported; the newest in place of the best, where nothing is monitored."""
+    has_fitted = fit.subject is not None
+    if checkpoint == "best" and has_fitted and fit.run.holds_checkpoints and not monitors:
+        print_("export: nothing is monitored, so the newest checkpoint is taken")
+        checkpoint = "last"
+    return checkpoint_of("export", checkpoint, fit.run, print_, has_fitted, "checkpoint", callbacks)
 
 
 def tell_of_weights(run: Run, step: int, print_: Callable[..., None]) -> None:

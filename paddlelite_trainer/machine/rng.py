@@ -43,8 +43,8 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
 
     Args:
         seed: from 0 to 2**32 - 1; None: what PADDLELITE_GLOBAL_SEED says, else 0.
-        workers, verbose: accepted for Lightning's sake: a Trainer seeds every batch in loader workers anyway, and
-            nothing is printed.
+        workers: accepted for Lightning's sake; a Trainer seeds every batch in loader workers anyway.
+        verbose: accepted for Lightning's sake; nothing is printed.
 
     Raises:
         ConfigurationError: the seed is out of this range, or the variable holds no number.

@@ -42,9 +42,8 @@ class PublicName:
 
     @property
     def documented_arguments(self) -> set[str]:
-        """The names before the colons of `Args:`; one line may have several."""
-        heads = re.findall(r"^    (?! )([\w*, ]+?):", self.section("Args"), re.MULTILINE)
-        return {name for head in heads for name in head.replace("*", "").split(", ")}
+        """The names before the colons of `Args:`, one a line, as the site reads them."""
+        return {head.strip("*") for head in re.findall(r"^    (?! )([\w*, ]+?):", self.section("Args"), re.MULTILINE)}
 
 
 def public_names() -> list[PublicName]:
