@@ -8,6 +8,7 @@ import mmap
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class SavedCheckpoint:
         """What can be asked for; a file that is there in parts is one."""
         self._stored = stored
         self._data = data
-        self._dtypes: dict[str, dict[str, str]] = {}  # of the files that were asked for
+        self._places: dict[str, dict[str, list[tuple[str, Any]]]] = {}  # of the files that were asked for
 
     def tensors(self, file: str) -> dict[str, np.ndarray]:
         """The tensors of one file by name, as arrays over its mapped bytes; changing them never reaches the file.
@@ -54,6 +55,42 @@ class SavedCheckpoint:
         data = self._data[self._known(file)]
         return {block.name: array_at(data, block) for block in self._blocks(file)}
 
+    def shapes(self, file: str) -> dict[str, tuple[int, ...]]:
+        """The tensors of one file by name; nothing of them is read."""
+        whole = self._wholes.get(file)
+        cut = whole.cut if whole is not None else {}
+        return {name: cut.get(name, tuple(found[0][1].shape)) for name, found in self._found(file).items()}
+
+    def piece(self, file: str, name: str, start: int, end: int) -> np.ndarray:
+        """What lies between two places of a tensor laid flat, and zeros behind its end; a view where that can be."""
+        found = self._found(file).get(name)
+        if found is None:
+            raise CheckpointNotFoundError(f"{self.entry.path / file} has no tensor {name!r}")
+        last, place = min(end, prod(self.shapes(file)[name])), 0
+        pieces: list[np.ndarray] = []
+        for part, block in found:
+            flat = array_at(self._data[part], block).reshape(-1)
+            pieces.append(flat[max(start - place, 0) : max(last - place, 0)])
+            place += flat.size
+        behind = end - max(last, start)
+        filled = [piece for piece in pieces if piece.size] + [np.zeros(behind, pieces[0].dtype)] * (behind > 0)
+        return filled[0] if len(filled) == 1 else np.concatenate(filled or pieces)
+
+    def tensor(self, file: str, name: str) -> np.ndarray:
+        """One tensor of a file; see `tensors`."""
+        shape = self.shapes(file).get(name, ())
+        return self.piece(file, name, 0, prod(shape)).reshape(shape)
+
+    def _found(self, file: str) -> dict[str, list[tuple[str, Any]]]:
+        """{tensor: [(part, where it stands in it)]}"""
+        if file not in self._places:
+            places: dict[str, list[tuple[str, Any]]] = {}
+            for part in self._wholes[file].files if file in self._wholes else (file,):
+                for block in self._blocks(part):
+                    places.setdefault(block.name, []).append((part, block))
+            self._places[file] = places
+        return self._places[file]
+
     def is_in_parts(self, file: str) -> bool:
         """Whether no file has this name, and several hold its tensors."""
         return file in self._wholes
@@ -65,13 +102,9 @@ class SavedCheckpoint:
 
     def dtype_of(self, file: str, name: str) -> str:
         """The element type that a tensor was saved with: `float32`, `bfloat16`, ..."""
-        if file not in self._dtypes:
-            parts = self._wholes[file].files if file in self._wholes else (file,)
-            blocks = (block for part in parts for block in self._blocks(part))
-            self._dtypes[file] = {block.name: str(block.dtype) for block in blocks}
-        if name not in self._dtypes[file]:
+        if name not in self._found(file):
             raise CheckpointNotFoundError(f"{self.entry.path / file} has no tensor {name!r}")
-        return self._dtypes[file][name]
+        return str(self._found(file)[name][0][1].dtype)
 
     def state(self, file: str, *, return_numpy: bool = False) -> Any:
         """The state tree that was saved as `file`; Tensors come back as Tensors, or as arrays with `return_numpy`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointMismatchError
 from ..machine.engine import Engine
 from ..optimizers import optimizer_state, restore_optimizer
+from ..run.weights import MODEL
 from .rank_parts import RankParts
 
 if TYPE_CHECKING:
@@ -27,15 +28,23 @@ def optimizer_tensors(fit: Fit) -> dict[str, Any]:
     return tensors
 
 
-def rank_parts(fit: Fit) -> RankParts | None:
-    """What this rank writes of a checkpoint itself; None where rank 0 has everything."""
-    if fit.engine is None or not fit.engine.is_sharded:
+def rank_parts(fit: Fit, weights: Mapping[str, Any], *, weights_only: bool) -> RankParts | None:
+    """What this rank writes of a checkpoint itself, of these weights too; None where rank 0 has everything."""
+    engine = fit.engine
+    if engine is None or not engine.is_sharded:
         return None
-    tensors = optimizer_tensors(fit)
-    cut = fit.engine.cut(tensors)
-    if fit.ranks.rank and fit.engine.everyone_keeps:  # the rest is rank 0's to write
-        tensors = {name: tensor for name, tensor in tensors.items() if name in cut}
-    return RankParts(fit.ranks, {OPTIMIZER: tensors}, {OPTIMIZER: cut})
+    mine: dict[str, dict[str, Any]] = {}
+    cut: dict[str, Mapping[str, tuple[int, ...]]] = {}
+    if not weights_only:
+        mine[OPTIMIZER] = optimizer_tensors(fit)
+        cut[OPTIMIZER] = engine.cut(mine[OPTIMIZER])
+    if engine.keeps_cut:
+        slices = engine.slices(weights)
+        mine[MODEL] = {name: slices[name][0] if name in slices else weight for name, weight in weights.items()}
+        cut[MODEL] = {name: tuple(weights[name].shape) for name in slices}
+    if fit.ranks.rank and engine.everyone_keeps:  # the rest is rank 0's to write
+        mine = {file: {name: tensors[name] for name in tensors if name in cut[file]} for file, tensors in mine.items()}
+    return RankParts(fit.ranks, mine, cut) if mine else None
 
 
 def state_names(fit: Fit) -> Mapping[str, str]:
@@ -62,14 +71,11 @@ def restore_optimization(fit: Fit, saved: Saved, override: Sequence[str]) -> lis
 def restore_optimizers(fit: Fit, saved: Saved, keep_learning_rate: bool) -> list[str]:
     assert fit.optimization is not None
     notes = []
-    tensors, names = saved.checkpoint.tensors(OPTIMIZER), fit.optimization.parameter_names
+    names = fit.optimization.parameter_names
     engine = fit.engine if fit.engine is not None else Engine()
     elsewhere = {structured for name, structured in names.items() if not engine.keeps(name)}
     for index, (optimizer, rest) in enumerate(zip(fit.optimization.optimizers, saved.tree["optimizers"])):
-        prefix = f"optimizer_{index}/"
-        named = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        of = {name: name.rpartition("/")[0] for name in named}
-        own = {name: engine.part_of(of[name], named[name]) for name in named if of[name] not in elsewhere}
+        own = _own_state(saved, engine, f"optimizer_{index}/", elsewhere)
         before = rest["learning_rate"]
         present = None if before is None else float(optimizer.get_lr())
         with engine.state_in(optimizer):
@@ -82,6 +88,20 @@ def restore_optimizers(fit: Fit, saved: Saved, keep_learning_rate: bool) -> list
                 f"The run goes on with {kept:g}, not {left:g} ({how})."
             )
     return notes
+
+
+def _own_state(saved: Saved, engine: Engine, prefix: str, elsewhere: set[str]) -> dict[str, Any]:
+    """Of an optimizer's saved state what this rank keeps; no more is read."""
+    own = {}
+    for full, shape in saved.checkpoint.shapes(OPTIMIZER).items():
+        name = full.removeprefix(prefix)
+        parameter = name.rpartition("/")[0]
+        if name == full or parameter in elsewhere:
+            continue
+        bounds = engine.part_of(parameter, shape)
+        read = saved.checkpoint
+        own[name] = read.tensor(OPTIMIZER, full) if bounds is None else read.piece(OPTIMIZER, full, *bounds)
+    return own
 
 
 def _add_param_groups_of(fit: Fit, groups: Sequence[Mapping[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def save(
     fit: Fit, candidate: Entry | None, pins: Mapping[str, Sequence[str]], weights_only: bool, as_of: Mark | None
 ) -> Entry:
     """Write one checkpoint of everything, as of a mark where there is one; every rank calls it, rank 0 writes."""
-    with fit.whole_weights():
+    with nullcontext() if fit.engine is not None and fit.engine.keeps_cut else fit.whole_weights():
         return _save(fit, candidate, pins, weights_only, as_of)
 
 
@@ -66,7 +67,10 @@ def _save(
     fit: Fit, candidate: Entry | None, pins: Mapping[str, Sequence[str]], weights_only: bool, as_of: Mark | None
 ) -> Entry:
     """What is sharded each rank writes itself, into the same directory."""
-    parts = rank_parts(fit) if not weights_only else None
+    weights = model_weights(fit.module)
+    if as_of is not None:
+        weights = as_of.weights(weights)
+    parts = rank_parts(fit, weights, weights_only=weights_only)
     found = fit.ranks.gather_object((rank_tree(fit, as_of), parts is None or is_healthy(fit)))
     if not fit.ranks.is_zero:
         if parts is not None:
@@ -75,7 +79,7 @@ def _save(
     contents: dict[str, Any] | Exception
     try:
         # Here, for user's hooks belong to the thread they know.
-        contents = _contents(fit, candidate, [tree for tree, _ in found], weights_only, as_of)
+        contents = _contents(fit, candidate, weights, [tree for tree, _ in found], weights_only, as_of)
         if parts is not None:
             contents["healthy"] &= all(is_sound for _, is_sound in found)
             contents["files"] = {name: one for name, one in contents["files"].items() if name not in parts.wholes}
@@ -113,12 +117,14 @@ def candidate(fit: Fit) -> Entry:
 
 
 def _contents(
-    fit: Fit, candidate: Entry | None, ranks: Sequence[Mapping[str, Any]], weights_only: bool, as_of: Mark | None
+    fit: Fit,
+    candidate: Entry | None,
+    weights: dict[str, Any],
+    ranks: Sequence[Mapping[str, Any]],
+    weights_only: bool,
+    as_of: Mark | None,
 ) -> dict[str, Any]:
     """What `CheckpointStore.save` is given, apart from pins."""
-    weights = model_weights(fit.module)
-    if as_of is not None:
-        weights = as_of.weights(weights)
     files: dict[str, dict[str, Any]] = {MODEL: weights}
     states: dict[str, Any] = {}
     tree = trainer_tree(fit, as_of)
@@ -294,8 +300,7 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     notes = check(fit, saved, override)
     if not {"optimizer", "precision"} & set(override):  # first: in another precision the weights' types differ too
         fit.precision.load_state_dict(tree["precision"])
-    with fit.whole_weights():
-        load_weights_into(fit.module, saved.checkpoint)
+    _load_weights(fit, saved)
     names = set(tree["untrained"])
     for name, parameter in fit.module.named_parameters():
         parameter.stop_gradient = name in names
@@ -321,6 +326,12 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     return notes
 
 
+def _load_weights(fit: Fit, saved: Saved) -> None:
+    """Of what is cut each rank reads its own."""
+    slices = {} if fit.engine is None else fit.engine.slices(fit.module.state_dict())
+    load_weights_into(fit.module, saved.checkpoint, slices=slices)
+
+
 def roll_back(fit: Fit) -> Entry:
     """Put back weights, optimizers and loss scale of the newest healthy checkpoint; see Trainer.roll_back."""
     entry = fit.ranks.on_rank_zero(lambda: fit.run.checkpoints.newest(complete=True))
@@ -331,8 +342,7 @@ def roll_back(fit: Fit) -> Entry:
     saved = open_saved(entry)
     fit.progress.begin_step()  # what a mark remembers of the weights is over
     _call_on_load(fit, saved)
-    with fit.whole_weights():
-        load_weights_into(fit.module, saved.checkpoint)
+    _load_weights(fit, saved)
     restore_optimizers(fit, saved, keep_learning_rate=True)
     fit.precision.load_state_dict(saved.tree["precision"])
     return entry

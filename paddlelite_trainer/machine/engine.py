@@ -56,6 +56,16 @@ class Engine:
         """What this rank has of these weights: slices of those that are cut."""
         return weights
 
+    def slices(self, weights: Mapping[str, Any]) -> dict[str, tuple[Any, int, int]]:
+        """Of those weights that are cut what is here: {name: (flat and padded, its first number in the whole, its last
+        + 1)}."""
+        return {}
+
+    @property
+    def keeps_cut(self) -> bool:
+        """Whether weights are to stay cut, in saves too."""
+        return False
+
     def state_names(self, names: Mapping[str, str]) -> Mapping[str, str]:
         """{name in Paddle, by which an optimizer keeps state: name in the module}."""
         return names
@@ -64,9 +74,10 @@ class Engine:
         """The whole shapes of those of the optimizers' tensors that are cut."""
         return {}
 
-    def part_of(self, parameter: str, array: Any) -> Any:
-        """Of a whole tensor of the optimizer's, for the parameter of that name in the module, what is kept here."""
-        return array
+    def part_of(self, parameter: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """Of a whole tensor of an optimizer's, for the parameter of that name in the module, the first number that is
+        kept here and the last + 1; None: all of it."""
+        return None
 
     def state_in(self, optimizer: Any) -> AbstractContextManager[None]:
         """Within, the optimizer's parameters are those that it keeps state of."""

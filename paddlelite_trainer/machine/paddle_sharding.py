@@ -255,15 +255,15 @@ class CutWeights:
             self._give_back(self.own)
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
-        """Within, every parameter is whole on every rank; what is written into it, its slices have afterwards."""
+    def whole(self, only: Any = None) -> Iterator[None]:
+        """Within, every parameter, or one, is whole on every rank; what is written into it its slices have then."""
         from paddle.distributed.fleet.meta_parallel.sharding import group_sharded_stage3 as paddle_s
 
-        wrapped = self.wrapped
+        wrapped, cut = self.wrapped, self.cut if only is None else [only]
         flow = paddle_s.TaskFlow({}, {}, {})
         with paddle.no_grad():
             paddle_s._allgather_buffer(
-                self.cut,
+                cut,
                 wrapped._group,
                 param2buffer_size=wrapped._param2buffer_size,
                 use_calc_stream=True,
@@ -274,7 +274,7 @@ class CutWeights:
             yield
         finally:
             with paddle.no_grad():
-                paddle_s._release_param(self.cut, wrapped._param2buffer, wrapped._rank, flow)
+                paddle_s._release_param(cut, wrapped._param2buffer, wrapped._rank, flow)
 
     def let_go(self) -> None:
         """Make the module whole again, and its layers plain ones."""
@@ -282,10 +282,10 @@ class CutWeights:
             for hooks, known in ((layer._forward_pre_hooks, before), (layer._forward_post_hooks, after)):
                 for key in [key for key in hooks if key not in known]:
                     del hooks[key]
-        with self.whole():
-            values = [(one, one.clone().detach()) for one in self.cut]
         with paddle.no_grad():
-            for parameter, value in values:
+            for parameter in self.cut:  # one by one, so that there is room for one twice
+                with self.whole(parameter):
+                    value = parameter.clone().detach()
                 value._share_buffer_to(parameter)
                 for name in ("fw_storage", "bw_storage", "master_weight", "status", "use_count"):
                     vars(parameter).pop(name, None)

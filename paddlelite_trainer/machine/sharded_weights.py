@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import paddle
 
 from ..errors import ConfigurationError, TrainingError
@@ -93,6 +92,17 @@ class ShardedWeights(Engine):
     def held(self, weights: list[Any]) -> list[Any]:
         return weights if self.is_over else self.cutting.held(weights)
 
+    def slices(self, weights: Mapping[str, Any]) -> dict[str, tuple[Any, int, int]]:
+        if self.is_over:
+            return {}
+        cut = {one.name for one in self.cutting.cut}
+        of = {name: weight for name, weight in weights.items() if weight.name in cut}
+        return {name: (weight.fw_storage, *self.cutting.bounds(weight)) for name, weight in of.items()}
+
+    @property
+    def keeps_cut(self) -> bool:
+        return self.strategy.keep_cut and not self.is_over
+
     # -- the optimizer's state -----------------------------------------------------------------------------------------
     def state_names(self, names: Mapping[str, str]) -> dict[str, str]:
         return {**names, **{paddle_sharding.SLICE + one.name: names[one.name] for one in self.cutting.cut}}
@@ -105,13 +115,10 @@ class ShardedWeights(Engine):
                 found[name] = shape
         return found
 
-    def part_of(self, parameter: str, array: Any) -> Any:
-        shape = self.shapes.get(parameter)
-        if shape is None or tuple(array.shape) != shape:
-            return array
-        start, end = self.cutting.bounds(next(one for one in self.cutting.cut if self.names[one.name] == parameter))
-        flat = np.asarray(array).reshape(-1)[start:end]
-        return np.concatenate([flat, np.zeros(end - start - flat.size, flat.dtype)])
+    def part_of(self, parameter: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        if self.shapes.get(parameter) != shape:
+            return None
+        return self.cutting.bounds(next(one for one in self.cutting.cut if self.names[one.name] == parameter))
 
     @contextlib.contextmanager
     def state_in(self, optimizer: Any) -> Iterator[None]:

@@ -62,6 +62,8 @@ class Strategy:
     """Machines of the job; None: as it was started."""
     segment_size: int = 2**20
     """Numbers that a parameter has at least to be cut in stage 3; Paddle's default."""
+    keep_cut: bool = False
+    """In stage 3 let each rank write its slices of the weights into a checkpoint, so that none gathers them for it."""
 
     @property
     def stage(self) -> int:
@@ -107,6 +109,8 @@ def strategy_of(
         )
     if given.segment_size < 0:
         raise ConfigurationError(f"Strategy(segment_size=...) must be >= 0, got {given.segment_size!r}")
+    if given.keep_cut and given.stage != 3:
+        raise ConfigurationError(f"Strategy(keep_cut=True) is for 'sharding_stage3': {given.name!r} cuts no weights")
     settled = replace(
         given,
         find_unused_parameters=asked,

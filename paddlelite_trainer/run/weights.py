@@ -17,21 +17,33 @@ if TYPE_CHECKING:
 MODEL, TRAINER = "model.pdparams", "trainer.json"
 
 
-def load_weights_into(module: paddle.nn.Layer, checkpoint: SavedCheckpoint, file: str = MODEL) -> None:
+def load_weights_into(
+    module: paddle.nn.Layer,
+    checkpoint: SavedCheckpoint,
+    file: str = MODEL,
+    slices: Mapping[str, tuple[Any, int, int]] | None = None,
+) -> None:
     """Set every weight; names, shapes and types must all fit, and nothing is changed where one does not.
+
+    `slices` are of those that are cut over ranks: {name: (flat tensor, its first number in the whole, its last + 1)}.
+    Of these no more is read.
 
     Raises:
         CheckpointMismatchError: lists each name with saved and present shape or type.
     """
     refuse_other_weights(module, checkpoint, file)
-    saved = checkpoint.tensors(file)
+    slices = slices or {}
     for name, tensor in module.state_dict().items():
-        tensor.set_value(saved[name])
+        if name in slices:
+            mine, start, end = slices[name]
+            mine.set_value(checkpoint.piece(file, name, start, end))
+        else:
+            tensor.set_value(checkpoint.tensor(file, name))
 
 
 def refuse_other_weights(module: paddle.nn.Layer, checkpoint: SavedCheckpoint, file: str = MODEL) -> None:
     """Raise CheckpointMismatchError for names, shapes and types that do not fit."""
-    saved = checkpoint.tensors(file)
+    saved = checkpoint.shapes(file)
     present = module.state_dict()
     problems = [
         f"{name}: in this module, not in the checkpoint.{did_you_mean(name, saved)}"
@@ -46,8 +58,8 @@ def refuse_other_weights(module: paddle.nn.Layer, checkpoint: SavedCheckpoint, f
     for name in present.keys() & saved.keys():
         shape, dtype = list(present[name].shape), str(present[name].dtype).rpartition(".")[2]
         saved_dtype = checkpoint.dtype_of(file, name)
-        if list(saved[name].shape) != shape:
-            problems.append(f"{name}: saved shape {list(saved[name].shape)}, now {shape}")
+        if list(saved[name]) != shape:
+            problems.append(f"{name}: saved shape {list(saved[name])}, now {shape}")
         elif saved_dtype != dtype:
             problems.append(f"{name}: saved as {saved_dtype}, now {dtype}")
     if problems:

@@ -1,6 +1,6 @@
 """Jobs of two ranks on fake accelerators, whose optimizer is sharded: copied to a remote, killed in a save, weighed.
 
-python sharded_saves.py ROOT, in fake_gpu's environment; ROOT/found.json has what was found
+python sharded_saves.py ROOT ["kept cut"], in fake_gpu's environment; ROOT/found.json has what was found
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import paddle
 from forked import job
+from paddle.distributed.fleet.meta_parallel.sharding import group_sharded_stage3
 
 from paddlelite_trainer import Callback, Module, Strategy, Trainer
 from paddlelite_trainer.callbacks import GradientNormWatch, ModelCheckpoint, RemoteCopy
@@ -110,12 +111,35 @@ class Weighs(Callback):
         )
 
 
+class CountsWhole(Callback):
+    """How many parameters that are cut are whole at once, from the fit's start to its end."""
+
+    most = 0
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        self.gather, self.module = group_sharded_stage3._allgather_buffer, module
+        group_sharded_stage3._allgather_buffer = self.counted
+
+    def counted(self, *given: Any, **named: Any) -> Any:
+        flow = self.gather(*given, **named)
+        cut = [one for one in self.module.parameters() if hasattr(one, "fw_storage")]
+        self.most = max(self.most, sum(one._is_initialized() for one in cut))
+        return flow
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        group_sharded_stage3._allgather_buffer = self.gather
+
+
+KEPT_CUT = "sharding_stage3, kept cut"
+
+
 def fit(
     root: Path, max_steps: int, *more: Callback, width: int = 16, depth: int = 2, strategy: str = "sharding_stage2"
 ) -> tuple[Trainer, Module]:
+    name, _, keep_cut = strategy.partition(", ")
     trainer = Trainer(
         max_steps=max_steps,
-        strategy=Strategy(strategy, segment_size=1000),
+        strategy=Strategy(name, segment_size=1000 if width > 16 else 100, keep_cut=bool(keep_cut)),
         default_root_dir=root,
         callbacks=[*more, ModelCheckpoint(every_n_train_steps=1, save_top_k=-1, monitor="step")],
         seed=5,
@@ -133,13 +157,23 @@ def tensors_of(trainer: Trainer, module: Module) -> tuple[list[Any], list[Any]]:
     return list(module.state_dict().values()), [one for found in by_name for one in found.values()]
 
 
-def trains(out: Path, root: Path, max_steps: int, remote: Path | None, dying: int | None, rank: int) -> None:
+def trains(
+    out: Path, root: Path, max_steps: int, remote: Path | None, dying: int | None, strategy: str, rank: int
+) -> None:
     more: list[Callback] = [RemoteCopy(f"file://{remote}")] if remote is not None else []
     more += [DiesInItsPart()] if dying == rank else []
-    trainer, module = fit(root, max_steps, *more)
+    trainer, module = fit(root, max_steps, *more, strategy=strategy)
     weights, moments = tensors_of(trainer, module)
     digest = hashlib.sha256(b"".join(one.numpy().tobytes() for one in [*weights, *moments])).hexdigest()
     (out / f"rank{rank}").write_text(json.dumps([digest, trainer.global_step, trainer.history]))
+
+
+def learned(out: Path, root: Path, max_steps: int, strategy: str, rank: int) -> None:
+    """The weights alone, which all strategies have alike, and how many were whole at once where they are kept cut."""
+    count = CountsWhole()
+    _, module = fit(root, max_steps, *([count] if strategy == KEPT_CUT else []), strategy=strategy)
+    weights = hashlib.sha256(b"".join(one.numpy().tobytes() for one in module.state_dict().values()))
+    (out / f"rank{rank}").write_text(json.dumps([weights.hexdigest(), count.most]))
 
 
 def weighs(out: Path, root: Path, strategy: str, rank: int) -> None:
@@ -166,19 +200,62 @@ def both(out: Path, work: Any) -> list[Any]:
 
 
 def saved(root: Path) -> dict[str, str]:
-    """{checkpoint: its optimizer's digest, every file of it verified}."""
+    """{checkpoint: its weights' and its optimizer's digest, every file of it verified}."""
     found = {}
     for path in sorted((root / "version_0/checkpoints").iterdir()):
         if path.is_dir() and not path.name.startswith("."):
-            tensors = open_checkpoint(path).tensors("optimizer.pdopt")
-            found[path.name] = hashlib.sha256(b"".join(tensors[name].tobytes() for name in sorted(tensors))).hexdigest()
+            opened = open_checkpoint(path)
+            files = [opened.tensors(file) for file in ("model.pdparams", "optimizer.pdopt")]
+            arrays = [tensors[name] for tensors in files for name in sorted(tensors)]
+            found[path.name] = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+    return found
+
+
+def kept_cut(root: Path) -> dict[str, Any]:
+    """Checkpoints of slices: the same as whole ones, gone on from under any strategy, one killed in its midst."""
+
+    def run(name: str, place: Path, max_steps: int, strategy: str, dying: int | None = None) -> list[Any]:
+        return both(root / "jobs" / name, lambda out, rank: trains(out, place, max_steps, None, dying, strategy, rank))
+
+    def weights(name: str, place: Path, max_steps: int, strategy: str) -> list[Any]:
+        return both(root / "jobs" / name, lambda out, rank: learned(out, place, max_steps, strategy, rank))
+
+    found: dict[str, Any] = {"whole": run("gathered", root / "gathered", STEPS, "sharding_stage3")}
+    found["saved whole"] = saved(root / "gathered")
+    found["cut"] = run("cut", root / "cut", STEPS, KEPT_CUT)
+    found["saved cut"] = saved(root / "cut")
+    newest = (root / "cut/version_0/latest").resolve()
+    found["files"] = sorted(path.name for path in newest.iterdir() if path.name.startswith("model"))
+    try:
+        run("cut, killed", root / "cut killed", STEPS, KEPT_CUT, dying=1)
+    except RuntimeError as error:
+        found["dies"] = str(error)
+    found["saved before the kill"] = saved(root / "cut killed")
+    found["again"] = run("cut, again", root / "cut killed", STEPS, KEPT_CUT)
+    found["saved again"] = saved(root / "cut killed")
+    found["weights"] = weights("weights", root / "weights", STEPS, KEPT_CUT)
+    for one, other in (
+        ("ddp", KEPT_CUT),
+        (KEPT_CUT, "ddp"),
+        (KEPT_CUT, "sharding_stage2"),
+        ("sharding_stage3", KEPT_CUT),
+    ):
+        place = root / f"{one} to {other}"
+        weights(f"{place.name}, first", place, CUT, one)
+        found[place.name] = weights(f"{place.name}, then", place, STEPS, other)
     return found
 
 
 def main(root: Path) -> None:
     def run(name: str, place: Path, max_steps: int, remote: Path | None = None, dying: int | None = None) -> list[Any]:
-        return both(root / "jobs" / name, lambda out, rank: trains(out, place, max_steps, remote, dying, rank))
+        strategy = "sharding_stage2"
+        return both(
+            root / "jobs" / name, lambda out, rank: trains(out, place, max_steps, remote, dying, strategy, rank)
+        )
 
+    if sys.argv[2:] == ["kept cut"]:
+        (root / "found.json").write_text(json.dumps(kept_cut(root)))
+        return
     found: dict[str, Any] = {"whole": run("whole", root / "whole", STEPS), "saved": saved(root / "whole")}
     remote = root / "remote"
     run("before the machine is lost", root / "lost", CUT, remote)
@@ -195,7 +272,7 @@ def main(root: Path) -> None:
         found[f"latest after the kill of rank {rank}"] = (place / "version_0/latest").resolve().name
         found[f"again after rank {rank}"] = run(f"again {rank}", place, STEPS)
         found[f"saved again after rank {rank}"] = saved(place)
-    for strategy in ("ddp", "sharding_stage2", "sharding_stage3"):
+    for strategy in ("ddp", "sharding_stage2", "sharding_stage3", KEPT_CUT):
         found[f"weight of {strategy}"] = both(
             root / "jobs" / strategy,
             lambda out, rank: weighs(out, root / strategy, strategy, rank),  # noqa: B023

@@ -68,6 +68,7 @@ class DDPStrategy:
             ["contradicts find_unused_parameters=False"],
         ),
         ({"strategy": "fsdp", "find_unused_parameters": True}, ["cannot be with strategy='sharding_stage3'"]),
+        ({"strategy": Strategy("ddp", keep_cut=True)}, ["keep_cut=True) is for 'sharding_stage3'", "'ddp' cuts no"]),
         ({"strategy": "os_g", "precision": "64-true"}, ["cannot be with precision='64-true'"]),
         ({"strategy": "os_g", "devices": 2, "accelerator": "cpu"}, ["does not shard on the CPU", "Use strategy='ddp'"]),
     ],
