@@ -16,6 +16,7 @@ from ..reporting.book import Book
 from ..reporting.log_target import LogTarget
 from ..reporting.metrics import MetricCollector, paddle_metrics_of
 from ..reporting.train_log import TrainLog
+from ..run.epochs import Epochs
 from ..run.identity import Run
 from ..run.journal import Journal
 from .evaluation import Evaluation
@@ -69,6 +70,7 @@ class Fit:
             may_fail=settings.on_save_error == "warn",
         )
         self.run = Run(settings, self.ranks)
+        self.epochs = Epochs()
         self.plain_tensors = PlainTensors()
         # What preparation adds, once.
         self.subject: Subject | None = None

@@ -23,6 +23,7 @@ from ..layers import in_eval_mode, put_into_modes
 from ..machine import paddle_internals
 from ..optimizers import optimizer_state
 from ..progress import Progress
+from ..run.epochs import epochs_before
 from ..run.weights import MODEL, TRAINER, load_weights_into, shown_to_hooks
 from .changes import check, fingerprint
 from .logs import class_of, saved_logs
@@ -179,7 +180,7 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
     `restore` reads it back.
     """
     optimization, schedules, subject = fit.optimization, fit.schedules, fit.subject
-    assert optimization is not None and schedules is not None and subject is not None
+    assert optimization is not None and schedules is not None and subject is not None and fit.run.path is not None
     optimizers = [optimizer_state(one, state_names(fit))[1] for one in optimization.optimizers]
     marked = as_of.callbacks if as_of is not None else {}
     callbacks = {
@@ -195,7 +196,7 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "lr_schedulers": schedules.state_dict(),
         "precision": fit.precision.state_dict(),
         "callback_metrics": fit.book.as_numbers(),
-        "history": fit.book.history,
+        **fit.epochs.in_checkpoint(fit.book.history, fit.run.path),
         "epoch_record": fit.book.epoch_record,
         "callbacks": callbacks,
         "loggers": saved_logs(fit.book.loggers, as_of),
@@ -311,7 +312,9 @@ def restore(fit: Fit, saved: Saved, override: Sequence[str]) -> list[str]:
     if "data" in override and fit.progress.epoch_is_open:
         fit.progress.begin_epoch_again()
         notes.append(f"data: epoch {fit.progress.current_epoch} begins again, as override asks.")
-    fit.book.load_state_dict(tree)
+    older, finding = epochs_before(tree, saved.entry.path)
+    notes += [] if finding is None else [f"history: {finding}."]
+    fit.book.load_state_dict(tree, older)
     if "stop" not in override:
         fit.stopping.load_state_dict(tree)
     notes += restore_rank(fit, saved, override)

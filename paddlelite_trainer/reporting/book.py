@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .loggers import Logger
 
 
+_EPOCHS_TAKEN_BACK = 100  # more than a mark outlives
+
+
 class LoggedRun(Protocol):
     """What loggers are told of a run: its RunDirectory."""
 
@@ -272,23 +275,25 @@ class Book:
             self._told.add(str(error))
             self.print(f"WARNING: {error}. Training goes on as on_save_error='warn' asks, and what is logged waits.")
 
-    def load_state_dict(self, tree: Mapping[str, Any]) -> None:
+    def load_state_dict(self, tree: Mapping[str, Any], epochs_before: Sequence[dict[str, Any]] = ()) -> None:
         """Take back what a checkpoint holds of it; the epoch's sums, which differ between ranks, come apart."""
         self.published.update(tree["callback_metrics"])
-        self.history = list(tree["history"])
+        self.history = [*epochs_before, *tree["history"]]
         self.epoch_record = dict(tree["epoch_record"])
 
     # -- going back ----------------------------------------------------------------------------------------------------
     def snapshot(self) -> tuple[Any, ...]:
         """What a batch, a validation or an epoch's end may change, apart from the logs themselves."""
         counts = [(metric, counts_of(metric)) for metric in self.train.paddle_metrics().values()]
-        return self.train.copy(), counts, dict(self.published), dict(self.epoch_record), list(self.history)
+        history = len(self.history), self.history[-_EPOCHS_TAKEN_BACK:]
+        return self.train.copy(), counts, dict(self.published), dict(self.epoch_record), history
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
-        train, counts, published, epoch_record, history = snapshot
+        train, counts, published, epoch_record, (epochs, newest) = snapshot
         self.train.become(train)  # the same object, which self.log writes into
         self.published, self.epoch_record = dict(published), dict(epoch_record)
-        self.history[:] = history
+        assert len(self.history) >= epochs - len(newest)
+        self.history[max(0, epochs - len(newest)) :] = newest
         for metric, numbers in counts:
             set_counts(metric, numbers)
 

@@ -18,6 +18,7 @@ from ...checkpoint.pins import PINS_FILE
 from ...errors import CheckpointError
 from ...reporting.train_log import TRAIN_LOG
 from ...run.directory import RunInfo, read_run
+from ...run.epochs import epochs_before
 from ...run.journal import JOURNAL
 from ...run.whose import RUN_FILE
 from .curves import METRICS, Table, curve_of, number, read_metrics
@@ -78,7 +79,7 @@ def run_at(path: Path, info: RunInfo | None, points: int) -> dict[str, Any]:
     if not table.values:
         problems += _from_history(rows, table, path)
     sessions = told(journal.sessions, info)
-    state = _newest_state(rows) if not journal.sessions else {}
+    state = _newest_state(rows)[1] if not journal.sessions else {}
     monitor, mode = _monitor_of(journal.sessions, rows)
     epochs = _epoch_ends(table.values.pop("epoch", ((), ())), journal.sessions, rows)
     return {
@@ -167,21 +168,23 @@ def _best(rows: Sequence[Row], monitor: str | None, mode: str | None, table: Tab
     return {"value": number(sign * value), "step": number(step), "checkpoint": None}
 
 
-def _newest_state(rows: Sequence[Row]) -> dict[str, Any]:
-    """What the newest readable checkpoint holds of the trainer, for runs that have no journal."""
+def _newest_state(rows: Sequence[Row]) -> tuple[Path, dict[str, Any]]:
+    """Where it lies and what the newest readable checkpoint holds of the trainer, for runs that have no journal."""
     for row in reversed(rows):
         if row.entry is not None:
             try:  # the one file alone: the others may be large
                 state = json.loads((row.path / "trainer.json").read_bytes())
             except (OSError, ValueError):
                 continue
-            return state if isinstance(state, dict) else {}
-    return {}
+            return row.path, state if isinstance(state, dict) else {}
+    return Path(), {}
 
 
 def _from_history(rows: Sequence[Row], table: Table, run: Path) -> list[str]:
     """Without a CSVLogger the newest checkpoint's history has a value for each epoch."""
-    for record in _newest_state(rows).get("history", ()):
+    path, state = _newest_state(rows)
+    older, finding = epochs_before(state, path)
+    for record in (*older, *state.get("history", ())):
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "step":
                 steps, values = table.values.setdefault(name, (array("d"), array("d")))
@@ -190,7 +193,8 @@ def _from_history(rows: Sequence[Row], table: Table, run: Path) -> list[str]:
     if (run / METRICS).exists() and not table.values:
         return [] if table.problems else [f"{METRICS} has no values yet"]
     said = "the curves are the epochs' values out of the newest checkpoint" if table.values else "there are no curves"
-    return [f"no {METRICS}: {said}; Trainer(logger=...) with a CSVLogger keeps them"]
+    told = f"no {METRICS}: {said}; Trainer(logger=...) with a CSVLogger keeps them"
+    return [told] if finding is None else [told, finding]
 
 
 # -- time ------------------------------------------------------------------------------------------------------------
