@@ -35,6 +35,11 @@ def stop_if_imported() -> None:
     """
     if _imports.get():
         raise StopsHere
+    stop_if_spawned()
+
+
+def stop_if_spawned() -> None:
+    """End a worker that imports its script, before it does what belongs to the process that trains."""
     if is_worker_being_spawned():
         os._exit(TRAINS_AS_IT_IS_IMPORTED)  # nothing more of the script is to run, no `finally` either
 

@@ -13,6 +13,7 @@ import paddle
 
 from ..errors import CheckpointError, ConfigurationError, ConfigurationTypeError, did_you_mean
 from ..hyperparameters import HyperParameters, constructed, keep
+from ..machine.paddle_internals import loader_with_workers
 from .batch import move_to_device
 
 DataModuleType = TypeVar("DataModuleType", bound="DataModule")
@@ -194,7 +195,7 @@ def _loaders(dataset: Any, is_training: bool, batch_size: int, num_workers: int)
     if isinstance(dataset, dict):
         return {name: _loaders(one, is_training, batch_size, num_workers) for name, one in dataset.items()}
     shuffles = is_training and not isinstance(dataset, paddle.io.IterableDataset)
-    return paddle.io.DataLoader(dataset, batch_size=batch_size, shuffle=shuffles, num_workers=num_workers)
+    return loader_with_workers(dataset, batch_size=batch_size, shuffle=shuffles, num_workers=num_workers)
 
 
 HOOKS = frozenset(name for name, value in vars(DataModule).items() if callable(value) and not name.startswith("_"))

@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from ..errors import ConfigurationError, ConfigurationTypeError
+from ..machine.paddle_internals import loader_with_workers
 from .module import DataModule
 
 
@@ -88,7 +89,7 @@ def loader_of(
         }
     dataset = _dataset(where, name, data, batch_size)
     shuffles = shuffle and not isinstance(dataset, paddle.io.IterableDataset)
-    return paddle.io.DataLoader(dataset, batch_size=batch_size, shuffle=shuffles, num_workers=num_workers)
+    return loader_with_workers(dataset, batch_size=batch_size, shuffle=shuffles, num_workers=num_workers)
 
 
 def _dataset(where: str, name: str, data: Any, batch_size: int) -> Any:

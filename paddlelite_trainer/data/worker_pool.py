@@ -191,8 +191,9 @@ class WorkerPool:
         who = f"{self.name}: worker {worker.number} (pid {pid})"
         if code == TRAINS_AS_IT_IS_IMPORTED:
             return DataError(
-                f"{self.name}: this script trains as it is imported, and a spawned worker imports it to find the "
-                "classes of its dataset. Put what trains under `if __name__ == '__main__':`. "
+                f"{self.name}: this script trains, or makes a Trainer of several ranks, as it is imported, and a "
+                "spawned worker imports it to find the classes of its dataset. Put that under "
+                "`if __name__ == '__main__':`. "
                 f"{self._instead()}"
             )
         killed = code is not None and code < 0

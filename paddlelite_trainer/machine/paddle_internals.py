@@ -333,6 +333,13 @@ def notes_of_traces() -> list[dict[Any, Any]]:
 # -- DataLoader (io/) --------------------------------------------------------------------------------------------------
 
 
+def loader_with_workers(dataset: Any, *, batch_size: int, shuffle: bool, num_workers: int) -> Any:
+    """A DataLoader with so many workers: its constructor gives it none on Windows and macOS; io/reader.py."""
+    loader = paddle.io.DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
+    vars(loader)["num_workers"] = num_workers
+    return loader
+
+
 def keeps_workers(loader: Any) -> bool:
     """DataLoader(persistent_workers=...), which has no public name; io/reader.py."""
     return bool(loader._persistent_workers)

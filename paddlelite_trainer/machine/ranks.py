@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 
 from ..errors import ConfigurationError, TrainingError
+from ..importing import stop_if_spawned
 from .aborting import call_on_abort
 from .board import Board
 from .device import accelerator_type, indices_of, refuse_missing_devices
@@ -159,6 +160,7 @@ class Ranks:
         self._meeting: Meeting | None = None
         self._uses_gloo = False
         if self.world_size > 1:
+            stop_if_spawned()  # of a rank: it has that one's number
             if not paddle.distributed.is_initialized():
                 log_errors_only()
                 with without_modified_flags():

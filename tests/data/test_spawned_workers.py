@@ -29,6 +29,8 @@ from paddle.io import Dataset, IterableDataset, TensorDataset
 from paddlelite_trainer import Trainer
 from paddlelite_trainer.data import worker_pool
 from paddlelite_trainer.data.handing_over import handed_over
+from paddlelite_trainer.data.module import DataModule
+from paddlelite_trainer.data.whole import loader_of
 from paddlelite_trainer.errors import ConfigurationError, DataError
 
 pytestmark = pytest.mark.timeout(120)
@@ -209,6 +211,15 @@ def test_another_way_is_refused_and_so_is_a_fork_where_there_is_none(monkeypatch
         Trainer(max_epochs=1, multiprocessing_context="fork")
 
 
+def test_the_loaders_made_here_have_workers_where_paddle_s_own_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.warns(UserWarning, match="num_workers = 0"):
+        assert Loader(Holding(1), num_workers=2).num_workers == 0
+    datamodule = DataModule.from_datasets(Holding(1), batch_size=2, num_workers=2)
+    assert loader_of("fit", "train_dataloaders", [1, 2], 2, 3, None).num_workers == 3
+    assert datamodule.train_dataloader().num_workers == 2
+
+
 # -- what cannot be handed over ----------------------------------------------------------------------------------------
 
 
@@ -357,8 +368,8 @@ def test_a_script_s_workers_are_quiet_and_import_it_without_training(tmp_path: P
 def test_a_script_that_trains_as_it_is_imported_is_one_clear_error(tmp_path: Path) -> None:
     done = run_script(tmp_path, "train()")
     assert done.returncode == 1
-    assert "train_dataloader: this script trains as it is imported" in done.stderr
-    assert "Put what trains under `if __name__ == '__main__':`" in done.stderr
+    assert "train_dataloader: this script trains, or makes a Trainer of several ranks, as it is imported" in done.stderr
+    assert "Put that under `if __name__ == '__main__':`" in done.stderr
     assert done.stderr.count("Traceback") == 1
     assert "TRAINED" not in done.stdout
     assert len(list((tmp_path / "runs").iterdir())) == 1
