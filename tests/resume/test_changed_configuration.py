@@ -213,12 +213,16 @@ def test_what_may_change_is_told_once_and_the_run_goes_on(
     assert trainer.current_epoch == 3
 
 
-def test_workers_change_nothing_and_are_not_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_workers_and_how_they_start_change_nothing_and_are_not_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = fit(tmp_path / "whole")
-    fit(tmp_path / "cut", **WITHIN)
+    fit(tmp_path / "cut", max_steps=3)
+    fit(tmp_path / "cut", workers=2, max_steps=11)
     capsys.readouterr()
-    trainer = fit(tmp_path / "cut", workers=2)
-    assert "saved 0, now 2" not in capsys.readouterr().out
+    trainer = fit(tmp_path / "cut", workers=1, multiprocessing_context="spawn")
+    told = capsys.readouterr().out
+    assert "now 1" not in told and "spawn" not in told
     for name, weight in whole.model.state_dict().items():
         assert (weight.numpy() == trainer.model.state_dict()[name].numpy()).all(), name
 

@@ -395,6 +395,11 @@ VARIANTS: dict[str, Callable[[], Setup]] = {
     "accumulate by epoch": partial(plain, accumulate_grad_batches={0: 1, 1: 3, 2: 2}, max_epochs=4),
     "workers 2": partial(plain, train=lambda: loader(num_workers=2)),
     "workers 2 persistent": partial(plain, train=lambda: loader(num_workers=2, persistent_workers=True)),
+    "workers 2 spawned": partial(
+        plain,
+        train=lambda: loader(num_workers=2, persistent_workers=True),
+        multiprocessing_context="spawn",
+    ),
     "two optimizers": partial(plain, net=lambda: Adversaries(two_optimizers), gradient_clip_val=None),
     "val_check_interval 4": partial(plain, val_check_interval=4),
     "val_check_interval 0.5": partial(plain, val_check_interval=0.5),
@@ -414,6 +419,13 @@ VARIANTS: dict[str, Callable[[], Setup]] = {
     "iterable, read again": partial(plain, train=lambda: DataLoader(Stream(), batch_size=BATCH, collate_fn=collate)),
     "iterable, workers 2": partial(
         plain, train=lambda: DataLoader(Stream(30), batch_size=BATCH, collate_fn=collate, num_workers=2)
+    ),
+    "iterable, workers 2 spawned": partial(
+        plain,
+        train=lambda: DataLoader(
+            Stream(30), batch_size=BATCH, collate_fn=collate, num_workers=2, persistent_workers=True
+        ),
+        multiprocessing_context="spawn",
     ),
     "any iterable": partial(plain, train=Batches, max_epochs=3),
     "list of batches": partial(plain, train=lambda: list(Batches(augment=False)), max_epochs=3),
