@@ -111,6 +111,13 @@ def test_spawned_workers_read_an_iterable_dataset_as_forked_ones(workers: int) -
 
 
 @pytest.mark.soak
+def test_a_worker_s_import_is_no_part_of_the_time_that_a_batch_may_take() -> None:
+    batches = source(Loader(SlowToArrive(4), batch_size=2, num_workers=1, timeout=2), multiprocessing_context="spawn")
+    assert read(batches, 0) == [[0, 1], [2, 3]]
+    batches.close()
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("settings", [{}, {"persistent_workers": True}])
 def test_batches_through_the_pipe_are_the_same(settings: dict[str, Any], through_the_pipe: None) -> None:
     reference = [read(source(augmented()), epoch) for epoch in range(2)]
@@ -181,6 +188,21 @@ class Broken(Dataset):
                 time.sleep(60)
             raise KeyError("no such picture")
         return index
+
+
+class SlowToArrive(Dataset):
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        time.sleep(3)
+        self.__dict__.update(state)
 
 
 # -- which way they start ----------------------------------------------------------------------------------------------
