@@ -76,6 +76,7 @@ class Module(Logs, ModuleHooks, MadeOfNetwork, paddle.nn.Layer):
         self._run: RunOfModule | None = None
         self.log_target: LogTarget | None = None
         self.hparams = HyperParameters()
+        """What `save_hyperparameters` has kept; the keys are attributes too."""
         self.hparams_initial = HyperParameters()
         """As `save_hyperparameters` was given them, whatever `hparams` becomes."""
         self.hparams_name: str | None = None

@@ -83,17 +83,17 @@ class Trainer(Configured):
             resolve ckpt_path; setup; configure_optimizers; restore everything
             on_fit_start; sanity validation, which leaves no trace; on_train_start
             each epoch:
-                on_train_epoch_start                       (when resuming inside the epoch: on_train_epoch_resume)
+                on_train_epoch_start           (when resuming inside the epoch: on_train_epoch_resume)
                 each batch:
                     move to the device; on_train_batch_start
                     training_step, under autocast; on_before_backward; backward; on_after_backward
-                    at the end of an accumulation window:  (the last may be shorter, and is averaged over its length)
-                        unscale; on_before_optimizer_step; clip; optimizer step; clear_grad; global_step += 1
+                    at the end of a window:    (the last may be shorter; the mean is over its length)
+                        unscale; on_before_optimizer_step; clip; step; clear_grad; global_step += 1
                     on_train_batch_end; counters; validation if due
-                    at a window's end: schedulers of interval "step", ReduceOnPlateau with the newest value; SAVE POINT
-                schedulers of interval "epoch", ReduceOnPlateau with this epoch's metric
+                    at the end of a window: schedulers of interval "step"; SAVE POINT
+                schedulers of interval "epoch", ReduceOnPlateau with the metric of this epoch
                 on_train_epoch_end; history; counters; SAVE POINT
-            on_train_end; on_fit_end; teardown             (ended within an epoch: on_train_epoch_end before)
+            on_train_end; on_fit_end; teardown (ended within an epoch: on_train_epoch_end before)
 
         Where schedulers are about to lower the rate in one jump and a callback wants it, there is a SAVE POINT
         "lr_drop" before them.

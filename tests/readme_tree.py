@@ -56,7 +56,7 @@ def expected() -> dict[Path, str]:
         count += len(said)
     lines += [_line(name, phrase) for name, phrase in OTHERS.items() if (ROOT / name).exists()]
     return {
-        ROOT / "docs/files.md": f"```\n{''.join(lines)}```\n",
+        ROOT / "docs/files.md": f"```output\n{''.join(lines)}```\n",
         ROOT / "README.md": f"What each of the {count} files is, in a sentence: [docs/files.md](docs/files.md).\n",
     }
 

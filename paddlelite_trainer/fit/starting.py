@@ -42,8 +42,8 @@ _EPOCH_KEYS = ("best_epoch", "epoch")
 class InitFrom:
     """What `fit(init_from=...)` takes of a checkpoint of paddle.Model, PaddleOCR, PaddleClas, ... or of ours.
 
-        trainer.fit(module, loader, init_from="pretrained/best_accuracy")              # weights, all of which must fit
-        trainer.fit(module, loader, init_from=InitFrom("pretrained", strict=False))    # those that fit
+        trainer.fit(module, loader, init_from="pretrained/best_accuracy")  # all must fit
+        trainer.fit(module, loader, init_from=InitFrom("pretrained", strict=False))
         trainer.fit(module, loader, ckpt_path="last",
                     init_from=InitFrom("output/rec/latest", training_state=True, best={"val_acc": "acc"}))
 
