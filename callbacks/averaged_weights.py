@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import paddle
 
 from paddlelite_trainer import Callback, Module, Trainer
@@ -18,7 +19,8 @@ class AveragedWeights(Callback):
 
     Averaged is every floating-point parameter, in float32 at least; where the optimizer keeps float32 masters of half
     precision weights, those. In Paddle the running statistics of BatchNorm are parameters too. Buffers are not
-    averaged: evaluation uses the live ones.
+    averaged: evaluation uses the live ones. With strategy "sharding_stage3" each rank averages its slices, and writes
+    them into its part of the file.
 
     A checkpoint holds the live weights in `model.pdparams`, always, and the averages in a file of their own, which is a
     complete set of weights: `Module.load_from_checkpoint("runs/version_0/best/ema.pdparams")`. Validation during fit,
@@ -34,6 +36,8 @@ class AveragedWeights(Callback):
         self.file = file
         self.evaluate_with_average = evaluate_with_average
         self._averages: dict[str, Any] = {}
+        self._cut: set[str] = set()  # names of averages that are of this rank's slices
+        self._is_whole_on_host = False  # what was loaded before it is known what is cut
         self._averaged_module: Module | None = None
         # {(average's type, whether it is wider than the parameter's): [(average, parameter)]}, found once
         self._pairs: dict[tuple[Any, bool], list[tuple[Any, Any]]] = {}
@@ -42,35 +46,39 @@ class AveragedWeights(Callback):
 
     @property
     def averages(self) -> dict[str, Any]:
-        """The averages by parameter name; empty before the first. Only this callback changes them."""
+        """The averages by parameter name, of what is cut over ranks this one's slices; empty before the first.
+
+        Only this callback changes them.
+        """
         return self._averages
 
     # -- for subclasses ------------------------------------------------------------------------------------------------
     def begin(self, trainer: Trainer, module: Module) -> None:
         """Make the averages a copy of the present weights."""
-        masters = _masters(trainer)
+        masters, cut = _masters(trainer), trainer.cut_weights
         with paddle.no_grad():
             self._averages = {
-                name: _widened(masters.get(parameter.name, parameter)).clone()
+                name: _widened(cut[name][0] if name in cut else masters.get(parameter.name, parameter)).clone()
                 for name, parameter in _averaged_parameters(module)
             }
-        self._averaged_module, self._pairs = module, {}
+        self._averaged_module, self._pairs, self._cut, self._is_whole_on_host = module, {}, set(cut), False
 
     def move(self, trainer: Trainer, module: Module, share: float) -> None:
         """average += share * (weight - average), on the device."""
-        if not self._pairs:
+        self._bring_to_device(trainer)
+        if not self._pairs or self._cut:
+            self._pairs, cut = {}, trainer.cut_weights  # each step makes other slices
             for name, parameter in _averaged_parameters(module):
-                average = self._averages[name]
-                kind = average.dtype, average.dtype != parameter.dtype
-                self._pairs.setdefault(kind, []).append((average, parameter))
+                average, weight = self._averages[name], cut[name][0] if name in cut else parameter
+                self._pairs.setdefault((average.dtype, average.dtype != weight.dtype), []).append((average, weight))
         with paddle.no_grad():
             for (dtype, is_wider), pairs in self._pairs.items():
-                weight = self._share(share, dtype)
+                towards = self._share(share, dtype)
                 if is_wider:
                     masters = _masters(trainer)
                     pairs = [(average, _widened(masters.get(one.name, one))) for average, one in pairs]
-                for average, parameter in pairs:
-                    move_towards(average, parameter, weight)
+                for average, weight in pairs:
+                    move_towards(average, weight, towards)
 
     def _share(self, share: float, dtype: Any) -> Any:
         # A tensor, kept: made for every parameter it would take 30 us.
@@ -80,13 +88,18 @@ class AveragedWeights(Callback):
         return kept[1]
 
     def put_averages_in_place(self, module: Module, averages: dict[str, Any]) -> None:
-        """Let the module's parameters hold the averages; `put_live_weights_back` undoes it, bit for bit."""
+        """Let the module's parameters hold the averages; `put_live_weights_back` undoes it, bit for bit.
+
+        Where slices are averaged the parameters must be whole, as in evaluations; all ranks call it.
+        """
         assert not self._live_copies
+        cut = self._cut if averages is self._averages else set()
         with paddle.no_grad():
             for name, parameter in module.named_parameters():
                 if name in averages:
                     self._live_copies.append((parameter, parameter.clone()))
-                    parameter.copy_(averages[name].astype(parameter.dtype), True)
+                    average = _gathered(averages[name], parameter) if name in cut else averages[name]
+                    parameter.copy_(average.astype(parameter.dtype), True)
 
     def put_live_weights_back(self) -> None:
         """Does nothing where they are in place."""
@@ -95,9 +108,28 @@ class AveragedWeights(Callback):
                 parameter, live = self._live_copies.pop()
                 parameter.copy_(live, True)
 
-    def keep_averages_in_place(self) -> None:
+    def let_averages_be_weights(self, trainer: Trainer, module: Module) -> None:
         """The averages are the module's weights from now on."""
-        self._live_copies.clear()
+        self._bring_to_device(trainer)
+        cut = trainer.cut_weights
+        with paddle.no_grad():
+            for name, parameter in module.named_parameters():
+                if name in self._averages:
+                    weight = cut[name][0] if name in cut else parameter
+                    weight.copy_(self._averages[name].astype(weight.dtype), True)
+
+    def _bring_to_device(self, trainer: Trainer) -> None:
+        """Of what was loaded, what is this rank's."""
+        if not self._is_whole_on_host:
+            return
+        cut = trainer.cut_weights
+        for name, array in self._averages.items():
+            if name in cut:
+                _, start, end = cut[name]
+                flat = np.asarray(array).reshape(-1)[start:end]
+                array = np.concatenate([flat, np.zeros(end - start - flat.size, flat.dtype)])
+            self._averages[name] = paddle.to_tensor(array)
+        self._cut, self._is_whole_on_host = set(cut), False
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         rivals = [
@@ -110,36 +142,64 @@ class AveragedWeights(Callback):
                 f"evaluation can use one average, and {' and '.join(type(rival).__name__ for rival in rivals)} both "
                 "have evaluate_with_average=True: set it to False for all but one"
             )
-        if trainer.strategy.stage == 3:
-            raise ConfigurationError(
-                f"{type(self).__name__} cannot be with strategy='sharding_stage3', which cuts the weights: use "
-                "'sharding_stage2', which shards the optimizer and keeps them whole"
-            )
         if stage == "fit":
             self._averages, self._averaged_module, self._pairs = {}, None, {}
+            self._cut, self._is_whole_on_host = set(), False
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        self._bring_to_device(trainer)
+
+    def on_already_over(self, trainer: Trainer, module: Module) -> None:
+        self._bring_to_device(trainer)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         # A save inside a validation (after an exception, by another callback): the file of live weights must hold them.
         self.put_live_weights_back()
-        if not self._averages:
+        self._bring_to_device(trainer)
+        if not self._averages or self._cut:
             return
         if self.file in checkpoint["files"]:
             raise ConfigurationError(
                 f"two callbacks keep averages in {self.file}; give one of them another name: "
                 f"{type(self).__name__}(name=...)"
             )
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
         checkpoint["files"][self.file] = {
-            name: self._averages.get(names.get(id(value), ""), value) for name, value in module.state_dict().items()
+            name: value if of is None else self._averages[of] for name, value, of in self._places(module)
         }
+
+    def files_in_slices(self, module: Module) -> dict[str, tuple[dict[str, Any], set[str]]]:
+        """Where slices are averaged, what each rank has of the file, and the names of those that are slices in it.
+
+        The trainer asks it on every rank, and lets each write its part.
+        """
+        if not self._cut:
+            return {}
+        tensors = {name: value if of is None else self._averages[of] for name, value, of in self._places(module)}
+        return {self.file: (tensors, {name for name, _, of in self._places(module) if of in self._cut})}
+
+    def _places(self, module: Module) -> list[tuple[str, Any, str | None]]:
+        """The module's state by name, and the name of the average that stands in its place."""
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        of = {name: names.get(id(value)) for name, value in module.state_dict().items()}
+        return [
+            (name, value, of[name] if of[name] in self._averages else None)
+            for name, value in module.state_dict().items()
+        ]
 
     def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         self.put_live_weights_back()
         self._averaged_module, self._pairs = module, {}
-        self._averages = (
-            _averages_in(checkpoint["files"][self.file], module) if self.file in checkpoint["files"] else {}
-        )
+        arrays = checkpoint["files"].get(self.file)
+        self._cut, self._is_whole_on_host = set(), False
+        if arrays is None:
+            self._averages = {}
+        elif trainer.strategy.stage == 3:
+            self._averages, self._is_whole_on_host = _checked(arrays, module), True
+            if trainer.cut_weights:  # else the fit begins only now
+                self._bring_to_device(trainer)
+        else:
+            self._averages = _averages_in(arrays, module)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
@@ -197,8 +257,19 @@ def _widened(value: Any) -> Any:
 
 
 def _averages_in(arrays: dict[str, Any], module: Module) -> dict[str, Any]:
+    return {name: paddle.to_tensor(array) for name, array in _checked(arrays, module).items()}
+
+
+def _checked(arrays: dict[str, Any], module: Module) -> dict[str, Any]:
     parameters = [name for name, _ in _averaged_parameters(module)]
     missing = [f"{name}: in this module, not among the averages" for name in parameters if name not in arrays]
     if missing:
         raise CheckpointMismatchError(f"the averaged weights do not fit {type(module).__name__}:", missing)
-    return {name: paddle.to_tensor(arrays[name]) for name in parameters}
+    return {name: arrays[name] for name in parameters}
+
+
+def _gathered(average: Any, parameter: Any) -> Any:
+    """All ranks' slices of an average, as the parameter is shaped; a collective."""
+    slices: list[Any] = []
+    paddle.distributed.all_gather(slices, average)
+    return paddle.concat(slices)[: int(parameter.size)].reshape(parameter.shape)

@@ -104,6 +104,7 @@ class StochasticWeightAveraging(AveragedWeights):
             )
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        super().on_fit_start(trainer, module)
         if len(self.swa_lrs) not in (1, len(trainer.optimizers)):
             raise ConfigurationError(
                 f"StochasticWeightAveraging(swa_lrs=...) has {len(self.swa_lrs)} learning rates for "
@@ -178,14 +179,14 @@ class StochasticWeightAveraging(AveragedWeights):
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         if not self.averages or trainer.signals.received is not None:  # a run cut short goes on with its live weights
             return
-        self.put_averages_in_place(module, self.averages)
-        self.keep_averages_in_place()
+        self.let_averages_be_weights(trainer, module)
         update_batch_norm(module, trainer.train_batches())
         for name, parameter in module.named_parameters():  # the average's file gets the new statistics too
-            if name.endswith(("._mean", "._variance")):
+            if name.endswith(("._mean", "._variance")) and name not in trainer.cut_weights:
                 self.averages[name].copy_(parameter, True)
 
     def on_already_over(self, trainer: Trainer, module: Module) -> None:
+        super().on_already_over(trainer, module)
         self.on_train_end(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:

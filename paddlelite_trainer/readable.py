@@ -231,6 +231,15 @@ class Readable(Surroundings):
         """{Paddle's name of a parameter: its name in the module}."""
         return self._fit.optimization.parameter_names if self._fit.optimization is not None else {}
 
+    @property
+    def cut_weights(self) -> dict[str, tuple[Any, int, int]]:
+        """Of each parameter that "sharding_stage3" has cut: this rank's slice, flat, where it begins and where it ends.
+
+        Places are in the whole, which is flat too, with zeros behind it. Empty outside a fit and with other strategies.
+        """
+        engine = self._fit.engine
+        return {} if engine is None else engine.slices(dict(self._fit.module.named_parameters()))
+
     # -- the run -------------------------------------------------------------------------------------------------------
     @property
     def run(self) -> RunDirectory | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointMismatchError
+from ..errors import CheckpointMismatchError, ConfigurationError
 from ..machine.engine import Engine
 from ..optimizers import optimizer_state, restore_optimizer
 from ..run.weights import MODEL
@@ -42,9 +42,18 @@ def rank_parts(fit: Fit, weights: Mapping[str, Any], *, weights_only: bool) -> R
         slices = engine.slices(weights)
         mine[MODEL] = {name: slices[name][0] if name in slices else weight for name, weight in weights.items()}
         cut[MODEL] = {name: tuple(weights[name].shape) for name in slices}
+    for callback in fit.subject.callbacks if fit.subject is not None else ():
+        for file, (tensors, of_slices) in getattr(callback, "files_in_slices", _none)(fit.module).items():
+            if file in mine:
+                raise ConfigurationError(f"two callbacks keep {file}: give one of them another name")
+            mine[file], cut[file] = tensors, {name: tuple(weights[name].shape) for name in of_slices}
     if fit.ranks.rank and engine.everyone_keeps:  # the rest is rank 0's to write
         mine = {file: {name: tensors[name] for name in tensors if name in cut[file]} for file, tensors in mine.items()}
     return RankParts(fit.ranks, mine, cut) if mine else None
+
+
+def _none(module: Any) -> dict[str, Any]:
+    return {}
 
 
 def state_names(fit: Fit) -> Mapping[str, str]:

@@ -20,7 +20,7 @@ import paddle.distributed as dist
 from paddle.nn import functional as F
 
 from paddlelite_trainer import Module, Strategy, Trainer
-from paddlelite_trainer.callbacks import ModelCheckpoint
+from paddlelite_trainer.callbacks import ExponentialMovingAverage, ModelCheckpoint
 from paddlelite_trainer.checkpoint import open_checkpoint
 
 STEPS, EPOCH = 9, 4  # in all, in an epoch on each rank
@@ -65,7 +65,10 @@ def fit(root: Path, strategy: str, precision: str, ckpt_path: Any) -> tuple[Any,
         precision=precision,
         gradient_clip_val=0.5,
         default_root_dir=root,
-        callbacks=[ModelCheckpoint(every_n_train_steps=1, save_top_k=-1, monitor="step")],
+        callbacks=[
+            ModelCheckpoint(every_n_train_steps=1, save_top_k=-1, monitor="step"),
+            ExponentialMovingAverage(0.9),
+        ],
         seed=5,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -77,7 +80,8 @@ def fit(root: Path, strategy: str, precision: str, ckpt_path: Any) -> tuple[Any,
     trainer.fit(module, loader, paddle.io.DataLoader(Numbers(), batch_size=7), ckpt_path=ckpt_path)
     saved = open_checkpoint(Path(trainer.run_dir, "latest"))
     arrays = [one.numpy() for one in module.state_dict().values()]
-    arrays += [array for _, array in sorted(saved.tensors("optimizer.pdopt").items())]
+    for file in ("optimizer.pdopt", "ema.pdparams"):
+        arrays += [array for _, array in sorted(saved.tensors(file).items())]
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
     return digest, repr(trainer.history), trainer.precision.effective, str(trainer.strategy)
 

@@ -18,7 +18,7 @@ import paddle.distributed as dist
 from paddle.nn import functional as F
 
 from paddlelite_trainer import Callback, Module, Strategy, Trainer
-from paddlelite_trainer.callbacks import ExponentialMovingAverage, ModelCheckpoint
+from paddlelite_trainer.callbacks import ExponentialMovingAverage, ModelCheckpoint, StochasticWeightAveraging
 from paddlelite_trainer.checkpoint import open_checkpoint
 from paddlelite_trainer.errors import TrainerError
 
@@ -60,6 +60,9 @@ class Net(Module):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
         self.log("val_loss", F.cross_entropy(self.net(x), y))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.net(batch[0])
 
     def configure_optimizers(self) -> Any:
         rate = paddle.optimizer.lr.CosineAnnealingDecay(0.01, 20)
@@ -128,18 +131,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulated and clipped": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
     "16-mixed": {"precision": "16-mixed", "gradient_clip_val": 0.1},
-    "averaged": {"averages": True},
+    "averaged": {"averages": "ema"},
+    "averaged in the end": {"averages": "swa", "limit_train_batches": 2},
     "unused": {"unused": True, "find_unused_parameters": True, "gradient_clip_val": 0.1},
 }
 
+AVERAGED = ["averaged", "averaged in the end"]
 # Stage 1 Paddle does as stage 2; stage 3 cuts the weights, and rounds a norm over slices in another order.
-ONLY = {"sharding_stage1": ["plain"], "sharding_stage3": ["plain", "accumulated and clipped", "16-mixed"]}
+ONLY = {"sharding_stage1": ["plain"], "sharding_stage3": ["plain", "accumulated and clipped", "16-mixed", *AVERAGED]}
 
 
-def fit(root: Path, max_steps: int, *, unused: bool = False, averages: bool = False, **settings: Any) -> dict[str, Any]:
+def fit(root: Path, max_steps: int, *, unused: bool = False, averages: str = "", **settings: Any) -> dict[str, Any]:
     counter = Counter()
     callbacks: list[Callback] = [counter, ModelCheckpoint(every_n_train_steps=1)]
-    callbacks += [ExponentialMovingAverage(0.9)] if averages else []
+    callbacks += [ExponentialMovingAverage(0.9)] if averages == "ema" else []
+    callbacks += [StochasticWeightAveraging(0.02, 1, evaluate_with_average=True)] if averages == "swa" else []
     trainer = Trainer(
         max_steps=max_steps,
         default_root_dir=root,
@@ -157,15 +163,18 @@ def fit(root: Path, max_steps: int, *, unused: bool = False, averages: bool = Fa
     moments = [moment for by_name in trainer.optimizers[0]._accumulators.values() for moment in by_name.values()]
     newest = Path(trainer.run_dir, "latest")
     saved = open_checkpoint(newest).tensors("optimizer.pdopt")
-    trainer.save_checkpoint("afterwards", replace=True)
-    afterwards = open_checkpoint(Path(trainer.run_dir, "afterwards"))
+    if averages != "swa":  # whose averages are the module's weights now, with which no run goes on
+        trainer.save_checkpoint("afterwards", replace=True)
+    afterwards = open_checkpoint(Path(trainer.run_dir, "afterwards" if averages != "swa" else "latest"))
     assert all(np.array_equal(array, saved[name]) for name, array in afterwards.tensors("optimizer.pdopt").items())
+    kept = afterwards.tensors(f"{averages}.pdparams") if averages else {}
     learned = [parameter for parameter in module.parameters() if not parameter.stop_gradient]
     return {
         "learned": digest(learned),
         "everything": digest([*module.state_dict().values(), *moments]),
         "moments": sum(int(moment.size) for moment in moments),
         "saved": hashlib.sha256(b"".join(saved[name].tobytes() for name in sorted(saved))).hexdigest(),
+        "averages": hashlib.sha256(b"".join(kept[name].tobytes() for name in sorted(kept))).hexdigest(),
         "files": sorted(path.name for path in newest.iterdir()),
         "model": digest(paddle.load(f"{newest}.pdparams").values()),
         "skipped": trainer.precision.state_dict().get("skipped_steps"),
@@ -211,7 +220,6 @@ def main(root: Path, *strategies: str) -> None:
             found[f"{name}, {strategy}"] = {"whole": whole, "resumed": resumed}
     if "sharding_stage3" in strategies:
         found["refused by 3"] = refused(root / "refused", "sharding_stage3", unused=True)
-        found["averages of 3"] = refused(root / "refused", "sharding_stage3", averages=True)
         found["shapes"] = changes_of_shape(root)
     found["refused"] = refused(root / "refused", "sharding_stage2", unused=True)
     found["parameters"] = sum(int(one.size) for one in Net().parameters() if not one.stop_gradient)
