@@ -52,6 +52,7 @@ class Strategy:
         sync_batchnorm: let BatchNorm see the batches of all ranks.
         num_nodes: how many machines there must be, a check alone.
         segment_size: how many numbers a parameter has at least to be cut in stage 3.
+        keep_cut: in stage 3 each rank saves its slices of the weights, and none gathers them for it.
     """
 
     name: str = "auto"
