@@ -2,8 +2,8 @@
 
     python benchmarks/grown.py [tensors|bytes|checkpoints|epochs|steps ...] [--share 1.0] [--dir PATH]
 
-Each row is of processes of its own. `--share 0.1` does a tenth of each. The whole takes about 20 minutes, 14 GB of
-memory and 10 GB of disk. Memory is the peak over what the process had before.
+Each row is of processes of its own. `--share 0.1` does a tenth of each, `--only 10000` the sizes named alone. The whole
+takes about 40 minutes, 14 GB of memory and 10 GB of disk. Memory is the peak over what the process had before.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ SIZES = {
 def peak() -> float:
     """The process's peak memory in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def resident() -> float:
+    """The process's present memory in MB; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * resource.getpagesize() / 2**20
 
 
 @contextmanager
@@ -108,42 +117,54 @@ def write_checkpoints(count: int, root: Path) -> None:
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx in (1, count - 20):
-                self.start = time.perf_counter()
-            elif batch_idx in (21, count - 1):
-                which = "first" if batch_idx == 21 else "last"
-                steps = batch_idx - (1 if batch_idx == 21 else count - 20)
-                each = (time.perf_counter() - self.start) / steps
-                print(f"measured\ta step with its save, of the {which} 20\t{each}\t0", flush=True)
+            if batch_idx in (1, count - tenth):
+                self.start, self.processor = time.perf_counter(), time.process_time()
+            elif batch_idx in (tenth, count - 1):
+                which = "first" if batch_idx == tenth else "last"
+                each = (time.perf_counter() - self.start) / (tenth - 1)
+                processor = (time.process_time() - self.processor) / (tenth - 1)
+                print(f"measured\ta step with its save, in the {which} tenth\t{each}\t0", flush=True)
+                print(f"measured\tof it processor time\t{processor}\t0", flush=True)
 
+    tenth = count // 10
     every = ModelCheckpoint(monitor="loss", save_top_k=-1, every_n_train_steps=1)
     with measured("the run"):
         quiet(root, max_epochs=1, callbacks=[Watch(), every]).fit(tiny(), batches_of(count))
+    for what in ("step-*/manifest.json", "pins*.json"):
+        total = sum(path.stat().st_size for path in (root / "run/checkpoints").glob(what))
+        print(f"measured\tall {what}, in MB\t\t{total / 1e6}", flush=True)
     with measured("opening the store again"):
         store = CheckpointStore(root / "run")
     with measured("newest, verified"):
         store.newest()
     list_checkpoints(root)
+    report(root)
     with measured("retention: all but the newest deleted at once"):
         store.set_pins({pin: [] for pin in store.pins() if pin != "latest"})
     assert len(store.entries()) == 1
 
 
 def list_checkpoints(root: Path) -> None:
-    for option, what in (("--no-verify", "ckpt ls --no-verify"), ("", "ckpt ls, every byte verified")):
-        command = [
-            sys.executable,
-            "-m",
-            "paddlelite_trainer.cli",
-            "ckpt",
-            "ls",
-            *filter(None, [option]),
-            str(root / "run"),
-        ]
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parent.parent)
-        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        print(f"measured\t{what}\t{time.perf_counter() - start}\t{used}", flush=True)
+    command("ckpt ls --no-verify", "ckpt", "ls", "--no-verify", str(root / "run"))
+    command("ckpt ls, every byte verified", "ckpt", "ls", str(root / "run"))
+
+
+def report(root: Path) -> None:
+    command("report", "report", str(root / "run"), "--output", str(root / "report.html"))
+    print(f"measured\treport.html, in MB\t\t{(root / 'report.html').stat().st_size / 1e6}", flush=True)
+
+
+def command(what: str, *arguments: str) -> None:
+    """A command in a process of its own; its memory is that of the largest so far."""
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "paddlelite_trainer.cli", *arguments],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd=Path(__file__).resolve().parent.parent,
+    )
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"measured\t{what}\t{time.perf_counter() - start}\t{used}", flush=True)
 
 
 # -- long runs ---------------------------------------------------------------------------------------------------------
@@ -178,11 +199,11 @@ def batches_of(count: int) -> list[Any]:
 
 
 def run_long(epochs: int, steps_an_epoch: int, root: Path, *, resumes: bool) -> None:
-    from paddlelite_trainer import Callback, CSVLogger
+    from paddlelite_trainer import Callback, CSVLogger, TensorBoardLogger
     from paddlelite_trainer.callbacks import EarlyStopping, LRMonitor, ModelCheckpoint
 
     class Watch(Callback):
-        """Time of the second tenth and the last one, and by how much memory has grown between them."""
+        """Time of an epoch in the second tenth and the last one, and by how much the peak of memory rose till there."""
 
         def __init__(self) -> None:
             self.start = time.perf_counter()
@@ -193,22 +214,28 @@ def run_long(epochs: int, steps_an_epoch: int, root: Path, *, resumes: bool) -> 
                 print(f"measured\tresume, to its first batch\t{now - begin}\t{peak() - before}", flush=True)
                 trainer.stop()
             if epoch in (epochs // 10, epochs - epochs // 10):
-                self.start, self.memory = now, peak()
+                self.start, self.processor = now, time.process_time()
             elif epoch in (2 * (epochs // 10), epochs - 1):
                 which = "second" if epoch < epochs // 2 else "last"
                 parts = epoch - (epochs // 10 if which == "second" else epochs - epochs // 10)
                 each = (now - self.start) / parts
+                processor = (time.process_time() - self.processor) / parts
                 print(f"measured\tan epoch, in the {which} tenth\t{each}\t{peak() - at_start}", flush=True)
+                print(f"measured\tof it processor time\t{processor}\t{resident()}", flush=True)
 
     batches = batches_of(steps_an_epoch)
     callbacks: list[Any] = [Watch(), ModelCheckpoint(), EarlyStopping("val", patience=10**9), LRMonitor("step")]
     at_start = peak()
-    trainer = quiet(root, max_epochs=epochs + resumes, callbacks=callbacks, logger=CSVLogger(), log_every_n_steps=10)
+    loggers = [CSVLogger(), TensorBoardLogger()]
+    trainer = quiet(root, max_epochs=epochs + resumes, callbacks=callbacks, logger=loggers, log_every_n_steps=10)
     begin, before = time.perf_counter(), peak()
     trainer.fit(tiny(), batches, batches[:1], ckpt_path="last")
     if not resumes:
-        for name in ("metrics.csv", "latest/trainer.json"):
-            print(f"measured\t{name}, in MB\t\t{(root / 'run' / name).stat().st_size / 1e6}", flush=True)
+        for name in ("metrics.csv", "**/events.*", "journal.jsonl", "train.log", "history/*", "latest/trainer.json"):
+            size = sum(path.stat().st_size for path in (root / "run").glob(name))
+            print(f"measured\t{name}, in MB\t\t{size / 1e6}", flush=True)
+        list_checkpoints(root)
+        report(root)
 
 
 PARTS: dict[str, list[Callable[[int, Path], None]]] = {
@@ -238,6 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all of them by default")
     parser.add_argument("--share", type=float, default=1.0, help="of each size; default 1.0")
+    parser.add_argument("--only", type=int, nargs="*", help="sizes to measure, in place of the usual ones")
     parser.add_argument("--dir", default=None, help="a directory on the disk to measure; a temporary one by default")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # part, its number and size, in a process of its own
     given = parser.parse_args()
@@ -250,7 +278,7 @@ def main() -> None:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     print(f"{'part':<12}{'size':>14}  {'what':<46}{'seconds':>10}{'MB':>10}")
     for part in given.parts or PARTS:
-        for whole in SIZES[part]:
+        for whole in given.only or SIZES[part]:
             size = max(100, int(whole * given.share))
             with tempfile.TemporaryDirectory(dir=given.dir) as root:
                 for number in range(len(PARTS[part])):
