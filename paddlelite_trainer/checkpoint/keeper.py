@@ -16,6 +16,8 @@ from .reader import CheckpointReader
 from .record import Staged
 from .writer import BackgroundJob
 
+Watcher = Callable[[Collection[str], Sequence[Entry]], None]
+
 
 class CheckpointKeeper(CheckpointReader):
     """The part of a store that sets pins, and brings record, links and deletions up to them. It saves nothing."""
@@ -26,7 +28,7 @@ class CheckpointKeeper(CheckpointReader):
         """Pins whose links may not be as they should; None: all of them."""
         self._forgotten: list[str] = []
         """Checkpoints that are gone since the record of the pins was last changed."""
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers: list[Watcher] = []
         self._protected: dict[object, frozenset[str]] = {}
         super().__init__(run_dir, file_system=file_system)
 
@@ -70,14 +72,15 @@ class CheckpointKeeper(CheckpointReader):
 
     # ---- beside the run: who copies its checkpoints ----
 
-    def watch(self, watcher: Callable[[], None]) -> None:
+    def watch(self, watcher: Watcher) -> None:
         """Call `watcher` after every commit and every change of pins, before anything is deleted for it.
 
-        It is called in the thread that saves, must be quick and must not raise.
+        It is handed the names of the pins that have changed, and the new checkpoints. It is called in the thread that
+        saves, must be quick and must not raise.
         """
         self._watchers.append(watcher)
 
-    def unwatch(self, watcher: Callable[[], None]) -> None:
+    def unwatch(self, watcher: Watcher) -> None:
         self._watchers.remove(watcher)
 
     def protect(self, owner: object, names: Collection[str]) -> None:
@@ -87,9 +90,9 @@ class CheckpointKeeper(CheckpointReader):
         """
         self._protected[owner] = frozenset(names)
 
-    def _tell_watchers(self) -> None:
+    def _tell_watchers(self, changed: Collection[str], new: Sequence[str]) -> None:
         for watcher in list(self._watchers):
-            watcher()
+            watcher(changed, [self._there[name] for name in new])
 
     # ---- the record of the pins ----
 
@@ -143,7 +146,7 @@ class CheckpointKeeper(CheckpointReader):
             forgotten=self._forgotten,
             whole=self._record.is_due_whole(len(self._there)),
         )
-        self._carry_out(staged, changes)
+        self._carry_out(staged, changes, new)
 
     def _write_record(self, pins: Pins) -> None:
         """Write the record anew, whatever it says now."""
@@ -151,16 +154,16 @@ class CheckpointKeeper(CheckpointReader):
         changed = [*self._pins.held, *pins.held]
         self._carry_out(self._record.stage(self._pins, pins, {}, links=True, known=self._there.names()), changed)
 
-    def _carry_out(self, staged: Staged, changed: Iterable[str]) -> None:
+    def _carry_out(self, staged: Staged, changed: Iterable[str], new: Sequence[str] = ()) -> None:
         try:
             self._record.write(staged)
             self._fs.fsync_directory(self.directory)
         except OSError as error:
             self._record.undo(staged, self._pins, self._there.names())
             raise CheckpointSaveError(f"The pins of {self.run_dir} could not be changed: {error}") from error
-        self._take_over(staged, changed)
+        self._take_over(staged, changed, new)
 
-    def _take_over(self, staged: Staged, changed: Iterable[str]) -> None:
+    def _take_over(self, staged: Staged, changed: Iterable[str], new: Sequence[str] = ()) -> None:
         """A change of the record is made: what follows from it."""
         self._record.confirm(staged)
         self._forgotten.clear()
@@ -171,7 +174,7 @@ class CheckpointKeeper(CheckpointReader):
             relinked = before.without_links ^ after.without_links
             first = {name for name in changed if before.held.get(name, ())[:1] != after.held.get(name, ())[:1]}
             self._unsettled |= first | (changed.keys() & relinked)
-        self._tell_watchers()
+        self._tell_watchers(changed, new)
         self._settle()
 
     # ---- what follows from the pins: links and deletions; all of it can be done again later ----
@@ -204,8 +207,8 @@ class CheckpointKeeper(CheckpointReader):
 
     def _unheld(self) -> list[Entry]:
         """The committed checkpoints that nothing protects."""
-        protected = frozenset().union(*list(self._protected.values()))
-        return [entry for entry in super()._unheld() if entry.name not in protected]
+        protected = list(self._protected.values())
+        return [entry for entry in super()._unheld() if not any(entry.name in names for names in protected)]
 
     def _retire(self, victims: list[Entry]) -> None:
         if not victims:

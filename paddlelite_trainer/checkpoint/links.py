@@ -17,6 +17,8 @@ from .entry import parse_entry_name
 from .filesystem import FileSystem
 
 CHECKPOINTS = "checkpoints"
+HISTORY = "history"
+"""Where a run has the older epochs of its history, without which a resumed run has a gap there."""
 # Suffix beside a pin's name -> the file of the checkpoint that it leads to.
 SUFFIXES = {".pdparams": "model.pdparams", ".pdopt": "optimizer.pdopt", ".pdema": "ema.pdparams"}
 _MANAGED = re.compile(

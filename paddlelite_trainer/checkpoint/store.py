@@ -221,7 +221,7 @@ class CheckpointStore(CheckpointKeeper):
             others=others,
         )
         there.add(commit.carry_out())
-        self._take_over(staged, changes)
+        self._take_over(staged, changes, [entry.name])
         self.save_seconds = time.perf_counter() - started
 
     def adopt(self, name: str, fill: Callable[[Path], None], pins: Mapping[str, Sequence[str]]) -> Entry:

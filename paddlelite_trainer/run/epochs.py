@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.filesystem import REAL, atomic_file
-from ..checkpoint.links import CHECKPOINTS
+from ..checkpoint.links import CHECKPOINTS, HISTORY
 from ..checkpoint.manifest import seal, unseal
 from ..checkpoint.state import decode_state, encode_state
 from ..errors import CheckpointCorruptError, CheckpointSaveError
 
-HISTORY = "history"
 EPOCHS_A_FILE = 256
 _NAME = re.compile(r"[0-9a-f]{32}\.json")
 
@@ -23,7 +22,7 @@ class Epochs:
 
     The others lie in `history/` in the run directory, 256 in a file that is never changed: it is named by the checksum
     of what it holds, and names the one before. So what an epoch's checkpoint writes does not grow with the epochs
-    before. Copies that a run keeps elsewhere have these files where they have its logs.
+    before. Copies that a run keeps elsewhere have these files too.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from ..checkpoint.entry import Entry, entry_from_manifest
 from ..checkpoint.filesystem import REAL
-from ..checkpoint.links import CHECKPOINTS
+from ..checkpoint.links import CHECKPOINTS, HISTORY
 from ..checkpoint.owner import Owner
 from ..checkpoint.remote import Names, OwnCopies, Remote, RemoteCheckpoint, branch_of, commit_of, fetch_checkpoint
 from ..checkpoint.remote.logs import bring_logs
@@ -181,10 +181,14 @@ def fetched(remote: Remote, name: str, folder: Path) -> Entry | None:
     return fetch_checkpoint(remote, checkpoint, place, _patiently)
 
 
-def bring_logs_of(remote: Remote, run_dir: Path) -> list[str]:
-    """Bring the logs that reach to the checkpoint that has come, and beyond; sentences about what could not be had."""
+def bring_logs_of(remote: Remote, run_dir: Path, *, all_of_them: bool) -> list[str]:
+    """Bring the logs that reach to the checkpoint that has come, and beyond, or the history alone.
+
+    Returns sentences about what could not be had.
+    """
+    only = None if all_of_them else HISTORY
     try:
-        return _patiently(lambda: bring_logs(remote.objects, run_dir, but=(JOURNAL,)))
+        return _patiently(lambda: bring_logs(remote.objects, run_dir, but=(JOURNAL,), only=only))
     except RemoteError as error:
         return [f"The logs could not be brought from {remote.url}. {error}"]
 

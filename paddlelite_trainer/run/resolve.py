@@ -145,8 +145,9 @@ def resolve(
                 before = local.entry if local is not None else None
                 brought = _bring_newer(copies.remote, there, record, local, default_root_dir, run_name)
                 local, broken = (local, broken) if brought is None else (brought, None)
-                if copies.logs and local is not None and local.run_dir is not None and local.entry != before:
-                    local = _with_findings(local, *remote_run.bring_logs_of(copies.remote, local.run_dir))
+                if local is not None and local.run_dir is not None and local.entry != before:
+                    found = remote_run.bring_logs_of(copies.remote, local.run_dir, all_of_them=copies.logs)
+                    local = _with_findings(local, *found)
             if missing is not None and local is None:
                 local = _bring_named(
                     copies.remote, there, record, os.fspath(ckpt_path or ""), default_root_dir, run_name

@@ -11,7 +11,7 @@ import paddle
 import pytest
 
 from paddlelite_trainer import Module, Trainer
-from paddlelite_trainer.callbacks import ModelCheckpoint
+from paddlelite_trainer.callbacks import ModelCheckpoint, RemoteCopy
 from paddlelite_trainer.run import epochs
 
 
@@ -32,11 +32,11 @@ class Counts(Module):
         return paddle.optimizer.SGD(0.1, parameters=self.parameters())
 
 
-def fit(root: Path, max_epochs: int, lines: list[str] | None = None, **more: Any) -> Trainer:
+def fit(root: Path, max_epochs: int, lines: list[str] | None = None, copies: RemoteCopy | None = None) -> Trainer:
     paddle.seed(0)
     trainer = Trainer(
         default_root_dir=root, run_name="run", seed=1, max_epochs=max_epochs, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[ModelCheckpoint(keep_last_n=3)], **more,
+        enable_model_summary=False, callbacks=[ModelCheckpoint(keep_last_n=3), *([copies] if copies else [])],
     )  # fmt: skip
     trainer.print = lambda *values, **_: lines.append(" ".join(map(str, values))) if lines is not None else None  # type: ignore[method-assign]
     trainer.fit(Counts(), [paddle.ones([1, 1])] * 2, ckpt_path="last")
@@ -106,3 +106,12 @@ def test_a_file_of_a_history_is_named_by_its_checksum_and_leads_nowhere_else(tmp
     record = {"history_before": {"file": "../../secret.json", "epochs": 4}}
     found, finding = epochs.epochs_before(record, tmp_path / "checkpoints/step-000000001")
     assert found == [] and finding is not None and "is no file of a history" in finding
+
+
+def test_a_run_that_goes_on_from_a_remote_has_the_history_without_the_logs_being_copied(tmp_path: Path) -> None:
+    def run(where: str, max_epochs: int) -> Trainer:
+        return fit(tmp_path / where, max_epochs, copies=RemoteCopy(f"file://{tmp_path}/remote"))
+
+    run("one", 13)
+    assert [record["epoch"] for record in run("elsewhere", 14).history] == list(range(14))
+    assert not (tmp_path / "elsewhere/run/metrics.csv").exists()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ...errors import CheckpointCorruptError
 from ..entry import Entry
+from ..links import HISTORY
 from ..store import CheckpointStore
 from . import NAMES_FILE, Names, OwnCopies, Remote, RemoteCheckpoint
 from . import lease as leases
@@ -19,6 +21,10 @@ FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
 _RELEASE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
+# Where so many checkpoints are named, names.json follows a copy not before it has rested this many times as long as the
+# last one took: what names cost is a share of the time then, however many there are.
+_FEW_NAMED = 64
+_RESTS = 20.0
 
 
 class _NotOurTurn(Exception):
@@ -61,7 +67,7 @@ class Copier:
         self._is_wanted = is_wanted
         self._everything = everything
         self._keep_last_n = keep_last_n
-        self._logs = LogCopies(remote.objects, store.run_dir) if logs else None
+        self._logs = LogCopies(remote.objects, store.run_dir, only=None if logs else HISTORY)
         self._tell_user = tell
         self._changed = threading.Condition()
         # Below it: what the store's thread and ours share.
@@ -78,6 +84,7 @@ class Copier:
         self._branches: dict[str, RemoteCheckpoint] = {}
         self._is_known = self._is_met = self._told_of_watching = self._told_of_busy = False
         self._held_once: set[str] = set()
+        self._next_names = -math.inf
         self._own = OwnCopies(store.directory)
         self.last_error: Exception | None = None
         """Why the last attempt failed; None when it did not."""
@@ -85,7 +92,7 @@ class Copier:
         self._lease = Lease(remote.objects, store.owner, lambda: self._thread.is_alive() and not self._abandoned)
 
     def start(self) -> None:
-        self._store.watch(self._look)
+        self._store.watch(self._note)
         self._look()
         self._thread.start()
         self._lease.keep_renewing(self._note_lost)
@@ -126,7 +133,7 @@ class Copier:
             self._abandoned = True
             self._changed.notify_all()
             left = self._left()
-        self._store.unwatch(self._look)
+        self._store.unwatch(self._note)
         self._store.protect(self, ())
         if is_idle:
             self._thread.join(_RELEASE_SECONDS)
@@ -150,6 +157,29 @@ class Copier:
         return sorted(left.values(), key=lambda entry: entry.order)
 
     # ---- in the thread that saves ----
+
+    def _note(self, changed: Collection[str], new: Sequence[Entry]) -> None:
+        """Take over what has changed in the store: the names of pins, and checkpoints that are new."""
+        now = {name: self._store.by_pin(name) for name in changed if self._is_wanted(name)}
+        with self._changed:
+            come = {entry.sha256: entry for entry in new} if self._everything else {}
+            gone: set[str] = set()
+            for name, held in now.items():
+                before = {entry.sha256 for entry in self._pins.pop(name, ())}
+                come.update({entry.sha256: entry for entry in held if entry.sha256 not in before})
+                gone |= before.difference([entry.sha256 for entry in held])
+                if held:
+                    self._pins[name] = held
+            for sha256 in gone & self._waiting.keys():
+                if not self._is_still_wanted(self._waiting[sha256]):
+                    del self._waiting[sha256]
+            busy = self._copying.sha256 if self._copying is not None else None
+            for sha256, entry in come.items():
+                if sha256 not in self._copied and sha256 not in self._unusable and sha256 != busy:
+                    self._waiting[sha256] = entry
+            self._news = True
+            self._protect()
+            self._changed.notify_all()
 
     def _look(self) -> None:
         """Take over what the store's pins say now."""
@@ -175,7 +205,8 @@ class Copier:
 
     def _protect(self) -> None:
         # Where nothing is copied nothing is kept for it: the disk would fill up.
-        self._store.protect(self, () if self.is_stopped else [entry.name for entry in self._left()])
+        left = [*self._waiting.values(), *([] if self._copying is None else [self._copying])]
+        self._store.protect(self, () if self.is_stopped else [entry.name for entry in left])
 
     def _note_lost(self) -> None:
         with self._changed:
@@ -189,7 +220,7 @@ class Copier:
             self._copy_on()
         finally:
             try:
-                if self._logs is not None and self._lease.is_held:
+                if self._lease.is_held:
                     self._logs.upload()  # with the last lines
                 self._lease.release()
             except Exception:  # whoever comes next watches it, then
@@ -207,7 +238,9 @@ class Copier:
                     return
                 self._is_working = True
             try:
-                self._catch_up()
+                seconds = self._catch_up()
+                if seconds:
+                    self._wait_at_most(seconds, or_for_a_copy=True)
             except _NotOurTurn as other:
                 self._wait_at_most(max(other.seconds, _LOOK_SECONDS))
                 continue
@@ -230,19 +263,19 @@ class Copier:
         longest = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 20))
         self._wait_at_most(longest * secrets.SystemRandom().uniform(0.5, 1.0))
 
-    def _wait_at_most(self, seconds: float) -> None:
-        """So long, or until somebody waits for what is to be copied."""
+    def _wait_at_most(self, seconds: float, *, or_for_a_copy: bool = False) -> None:
+        """So long, or until somebody waits for what is to be copied, or there is something to be copied."""
         deadline = time.monotonic() + seconds
         with self._changed:
             waits = self._waits
-            while not self._abandoned and self._waits == waits:
+            while not self._abandoned and self._waits == waits and not (or_for_a_copy and self._waiting):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return
                 self._changed.wait(left)
 
-    def _catch_up(self) -> None:
-        """Copy what waits, newest first, then bring names and retention up to date."""
+    def _catch_up(self) -> float:
+        """Copy what waits, newest first, then bring names and retention up to date; or say in how many seconds to."""
         if not self._is_known:
             self._meet()  # before anything is written there
             self._is_known = True
@@ -253,10 +286,14 @@ class Copier:
             finally:
                 self._put_back()
             self._require_turn()
-            self._write_names()
+            if not self._seconds_of_rest():
+                self._write_names()
         with self._changed:
             if self._abandoned:
-                return
+                return 0.0
+            seconds = self._seconds_of_rest()
+            if seconds:
+                return seconds
             self._news = False
         try:
             self._require_turn()
@@ -265,6 +302,10 @@ class Copier:
         except BaseException:
             self._news = True
             raise
+        return 0.0
+
+    def _seconds_of_rest(self) -> float:
+        return 0.0 if self._waits else max(0.0, self._next_names - time.monotonic())
 
     # ---- whose it is, and whose turn ----
 
@@ -345,8 +386,7 @@ class Copier:
 
     def _copy(self, entry: Entry) -> None:
         self._own.add(entry.name, entry.sha256[:16])
-        if self._logs is not None:
-            self._logs.upload()  # before the checkpoint that says how far they had come
+        self._logs.upload()  # before the checkpoint that says how far they had come
         try:
             copied = self._remote.upload(entry.path, lambda: self._lease.is_held and not self._abandoned)
         except (CheckpointCorruptError, FileNotFoundError) as error:
@@ -363,6 +403,7 @@ class Copier:
 
     def _write_names(self) -> None:
         """Let each wanted name lead to what it holds and is there; while nothing of it is there, to what it led to."""
+        started = time.monotonic()
         if self._names is None:
             self._names = self._remote.record()
             if self._names.is_rebuilt:
@@ -387,6 +428,8 @@ class Copier:
             self._remote.write_names(after)
             self._names = after
         self._held_once.update(pins)
+        if sum(map(len, pins.values())) > _FEW_NAMED:
+            self._next_names = time.monotonic() + _RESTS * (time.monotonic() - started)
 
     def _retire(self) -> None:
         """Delete what is neither named nor among the last N, of what this run copied, half or whole, or went on from.

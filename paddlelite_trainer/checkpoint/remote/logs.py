@@ -31,9 +31,11 @@ class LogCopies:
     on from there cuts off what is beyond.
     """
 
-    def __init__(self, objects: Objects, run_dir: Path) -> None:
+    def __init__(self, objects: Objects, run_dir: Path, *, only: str | None = None) -> None:
+        """`only`: no more than what is in this folder of the run's directory."""
         self._objects = objects
         self._run_dir = run_dir
+        self._only = only
         self._there: dict[str, Any] | None = None
         self._seen: dict[str, tuple[int, int]] = {}  # size and time of each file as it was copied
 
@@ -43,10 +45,14 @@ class LogCopies:
         Raises:
             RemoteError: the remote does not answer.
         """
+        if self._only is not None and not (self._run_dir / self._only).is_dir():
+            return
         if self._there is None:
             self._there = _listed(self._objects) or {}
         after = dict(self._there)
-        for path in _logs_of(self._run_dir):
+        for path in (
+            _logs_of(self._run_dir, ()) if self._only is None else _logs_of(self._run_dir / self._only, (self._only,))
+        ):
             name = path.relative_to(self._run_dir).as_posix()
             try:
                 after[name] = self._copied(path, name, after.get(name))
@@ -81,15 +87,15 @@ class LogCopies:
         return {"size": status.st_size, "blocks": blocks}
 
 
-def bring_logs(objects: Objects, run_dir: Path, *, but: Collection[str] = ()) -> list[str]:
+def bring_logs(objects: Objects, run_dir: Path, *, but: Collection[str] = (), only: str | None = None) -> list[str]:
     """Write the logs at a remote into a run's directory, each whole or not at all; sentences about those that failed.
 
-    Files named in `but` are left where they are there.
+    Files named in `but` are left where they are there; `only` is the one folder to bring.
     """
     findings = []
     for name, record in (_listed(objects) or {}).items():
         target = run_dir / name
-        if name in but and target.exists():
+        if (name in but and target.exists()) or (only is not None and name.partition("/")[0] != only):
             continue
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,22 +148,20 @@ def _is_log(parts: tuple[str, ...]) -> bool:
     return parts[0] not in ("/", CHECKPOINTS, *_OF_THE_MACHINE) and not parts[-1].endswith((".pdparams", ".pdopt"))
 
 
-def _logs_of(run_dir: Path) -> Iterator[Path]:
+def _logs_of(folder: Path, parts: tuple[str, ...] = ()) -> Iterator[Path]:
     """All files of a run but for its checkpoints, links, and what is hidden or of this machine."""
-    for folder, folders, files in os.walk(run_dir):
-        where = Path(folder)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and not (where / name).is_symlink()
-            and not (where == run_dir and name == CHECKPOINTS)
-        )
-        for name in sorted(files):
-            path = where / name
-            parts = path.relative_to(run_dir).parts
-            if not name.startswith(".") and _is_log(parts) and not path.is_symlink() and path.is_file():
-                yield path
+    try:
+        with os.scandir(folder) as found:  # a run that keeps 10,000 checkpoints has 30,000 links, not to be looked into
+            there = [one for one in found if not one.is_symlink() and not one.name.startswith(".")]
+    except OSError:
+        return  # taken away meanwhile
+    there.sort(key=lambda one: one.name)
+    for one in there:
+        if one.is_file() and _is_log((*parts, one.name)):
+            yield folder / one.name
+    for one in there:
+        if one.is_dir() and (parts or one.name != CHECKPOINTS):
+            yield from _logs_of(folder / one.name, (*parts, one.name))
 
 
 def _place(name: str) -> str:
