@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ..checkpoint.filesystem import REAL
 from ..errors import ExportError
 
 Format = Literal["inference", "onnx", "safetensors", "pdparams"]
@@ -77,8 +78,7 @@ def put_in_place(made: Sequence[Path], path: Path, gone: Sequence[str] = ()) -> 
         for source in [*made[1:], made[0]]:
             os.replace(source, targets[source])
             done.append(targets[source])
-        if os.name == "posix":
-            _sync_directory(path.parent)
+        REAL.fsync_directory(path.parent)
     except OSError as error:
         for target in done:
             target.unlink(missing_ok=True)
@@ -86,11 +86,3 @@ def put_in_place(made: Sequence[Path], path: Path, gone: Sequence[str] = ()) -> 
             os.replace(kept, target)
         raise ExportError(f"{path} cannot be written: {error}; what was there before is there again") from error
     return {target: target.stat().st_size for target in targets.values()}
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
