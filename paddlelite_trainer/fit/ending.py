@@ -26,7 +26,8 @@ def finish(fit: Fit) -> None:
     is_over = stopping.training_is_over
     if not is_over:
         fit.hooks.tell_of_exception(stopping.as_exception())
-    if (progress.epoch_is_open or not is_over) and not saver.is_saved:
+    is_saved = saver.is_saved and not (is_over and saver.lacks_its_own)
+    if (progress.epoch_is_open or not is_over) and not is_saved:
         saver.save_stopped(as_of_mark=progress.validation_is_due)
     saver.await_save()
     if not is_over:

@@ -99,7 +99,8 @@ def prepare(fit: Fit, request: Request) -> bool:
     fit.book.go_on_logging()
     # 9. Perhaps there is nothing to do.
     goes_on = saved is not None or fit.progress.current_epoch > 0 or fit.progress.global_step > 0
-    over = fit.stopping.already_over if goes_on else None
+    owes_save = fit.progress.epoch_is_open and fit.saver is not None and fit.saver.lacks_its_own
+    over = fit.stopping.already_over if goes_on and not owes_save else None
     if over is not None:
         _tell_that_it_is_over(fit, over)
         return False
@@ -385,7 +386,7 @@ def _restore(
         if fit.settings.fast_dev_run:
             fit.progress.load_state_dict({})  # a rehearsal begins at nought, on the run's weights
         notes += _epoch_starts_not_called_again(fit)
-        fit.saver.note_resumed()
+        fit.saver.note_resumed(was_added=bool(saved.tree.get("added")))
         damaged, leaves = ((), False) if resolution is None else (resolution.damaged, resolution.leaves_a_branch)
         notes += fit.ranks.on_rank_zero(lambda: fit.run.set_aside_after(saved.entry, damaged, leaves))
     return notes

@@ -63,20 +63,30 @@ class Saver:
         self.follows_validation = False
         self._as_of: Mark | None = None
         self._written = 0  # checkpoints
+        self.adds = False
+        """Whether what is being saved is of a moment at which the run had no checkpoint of its own, and comes of a
+        crash or a signal."""
+        self._added_at: tuple[Any, ...] | None = None
         book.call_before_log(self._remember_logs)
         self.take: Callable[..., Entry | None] = self._take
         self.await_save: Callable[[], bool] = self._await_save
         self.await_here: Callable[[], bool] = self._await_here
         self.save_point: Callable[[Reason], None] = self._save_point
 
-    def note_resumed(self) -> None:
-        """What was restored is saved already."""
+    def note_resumed(self, *, was_added: bool) -> None:
+        """What was restored is saved already, perhaps by what a crash or a signal has added."""
         self.saved_at = self.progress.position
+        self._added_at = self.saved_at if was_added else None
 
     @property
     def is_saved(self) -> bool:
         """Whether the newest checkpoint is of the present moment."""
         return self.saved_at == self.progress.position
+
+    @property
+    def lacks_its_own(self) -> bool:
+        """Whether it is, and was added by a crash or a signal, so that the run's own would still rank it."""
+        return self._added_at == self.progress.position
 
     def _save_point(self, reason: Reason) -> None:
         """Everything of this batch or epoch has run: let callbacks ask for a checkpoint, and take one."""
@@ -97,8 +107,8 @@ class Saver:
         pins: dict[str, Sequence[str]] = {}
         weights_only = True  # where nobody asks for more
         point = error = None
+        is_added = reason == "exception" or (reason == "stop" and not self.stopping.training_is_over)
         if self.savers:
-            is_added = reason == "exception" or (reason == "stop" and not self.stopping.training_is_over)
             point = SavePoint(reason, self.awaited_candidate, self.entries, is_added)
             try:
                 for callback, ask in self.savers:
@@ -123,7 +133,11 @@ class Saver:
             pins.setdefault("latest", [])  # filled in with this checkpoint
             weights_only = False
         if pins or self.requested:
-            self.take(pins, weights_only=weights_only, point=point)
+            self.adds = is_added and (not self.is_saved or self.lacks_its_own)
+            try:
+                self.take(pins, weights_only=weights_only, point=point)
+            finally:
+                self.adds = False
         if self.keeps_marks and reason in ("train_batch", "validation"):
             self.remember(BATCH)
 
@@ -161,6 +175,7 @@ class Saver:
         self._written += 1
         if not weights_only:
             self.saved_at = self.progress.position
+            self._added_at = self.saved_at if self.adds else None
         return entry
 
     def _keeps_latest(self) -> bool:

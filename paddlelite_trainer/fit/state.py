@@ -211,6 +211,7 @@ def trainer_tree(fit: Fit, as_of: Mark | None = None) -> dict[str, Any]:
         "untrained": untrained(fit),
         "eval_layers": in_eval_mode(fit.module),
         "run": fingerprint(fit),
+        "added": fit.saver is not None and fit.saver.adds,
     }
 
 

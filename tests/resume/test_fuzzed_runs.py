@@ -23,6 +23,13 @@ def test_the_pass_of_weight_averages_goes_on_from_what_a_sampler_remembers(data:
     assert not differences(choice, [("on_fit_end", 1, "kill")])
 
 
+@pytest.mark.parametrize("way", ["exception", "sys.exit", "Ctrl-C"])
+def test_a_last_save_that_fails_is_made_and_ranked_when_the_run_is_started_again(way: str) -> None:
+    choice = {name: options[0] for name, options in CHOICES.items()}
+    choice.update(checkpoints="the best three of training", max_steps="9")
+    assert not differences(choice, [("on_save_checkpoint", 5, way)])
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("first", range(1000, 3000, 250))
