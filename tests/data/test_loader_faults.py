@@ -307,6 +307,16 @@ def test_closing_does_not_wait_for_batches_that_nobody_will_see(
     assert len(list(tmp_path.iterdir())) < 30  # of 40 that were asked for
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_another_epoch_does_not_wait_for_what_was_asked_for_in_the_one_before(context: str, tmp_path: Path) -> None:
+    settings = {"persistent_workers": True, "multiprocessing_context": context}
+    batches = source(Loader(Slow(tmp_path), batch_size=1, prefetch_factor=20, num_workers=2, **settings))
+    next(batches.epoch(0))
+    next(batches.epoch(1, 50))
+    batches.close()
+    assert len([path for path in tmp_path.iterdir() if int(path.name) < 50]) < 15  # of 40 that were asked for
+
+
 @pytest.mark.parametrize("settings", PROCESSES)
 def test_closing_in_the_middle_is_said_to_whoever_goes_on(settings: dict[str, Any]) -> None:
     batches = source(augmented(**settings))
