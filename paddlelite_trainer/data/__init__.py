@@ -9,6 +9,7 @@ order       Which samples are in batch n of epoch e, on this rank: a function of
 share       Which of these batches a rank takes, also where another number of ranks had begun the epoch.
 knows_epoch Tells the epoch to what has a `set_epoch`.
 fetch       Sample indices to one collated batch, in this process or in a worker.
+workers     The pool of processes of one loader, over its epochs.
 worker_pool Processes that fetch, forked or spawned; batches come back in order, and a failure is an error here.
 worker_process    The life of one of them.
 worker_transport  How tasks reach it and batches come back.

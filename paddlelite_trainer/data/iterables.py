@@ -18,7 +18,8 @@ from .arrays import holds_arrays, with_tensors
 from .fetch import END, IterableFetcher, to_tensors
 from .knows_epoch import made_by, parts_of, set_epoch_of
 from .order import has_state
-from .streams import Replay, Stream, Workers, batch_size_of_loader
+from .streams import Replay, Stream, batch_size_of_loader
+from .workers import Workers
 
 if TYPE_CHECKING:
     from .prefetch import NextBatch

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from paddle.io import DataLoader
 
 from ..errors import ConfigurationError, DataError
-from ..machine.paddle_internals import keeps_workers
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
 from .arrays import TensorBatches, holds_arrays
 from .fetch import END, MapFetcher, add_note, to_tensors
 from .knows_epoch import made_by, set_epoch_of
 from .order import Order
 from .share import Share
-from .worker_pool import WorkerPool
+from .workers import Workers
 
 if TYPE_CHECKING:
     from .prefetch import NextBatch, Prefetch
@@ -441,49 +440,3 @@ def batch_size_of_loader(loader: DataLoader) -> int | None:
         return None
     said = getattr(loader.batch_sampler, "batch_size", None) or getattr(loader, "batch_size", None)
     return said if isinstance(said, int) and said > 1 else None
-
-
-class Workers:
-    """The worker pool of a DataLoader: made when an epoch needs it, kept where `persistent_workers` says so."""
-
-    def __init__(self, loader: DataLoader, *, seed: int, name: str, multiprocessing_context: str) -> None:
-        self.loader = loader
-        self.seed = seed
-        self.name = name
-        self.multiprocessing_context = multiprocessing_context
-        self._pool: WorkerPool | None = None
-
-    @contextmanager
-    def of_epoch(self, epoch: int) -> Iterator[WorkerPool]:
-        if self._pool is None or self._pool.closed:
-            self._pool = WorkerPool(
-                self.loader,
-                name=self.name,
-                seed=derive_seed(self.seed, "workers", epoch),
-                multiprocessing_context=self.multiprocessing_context,
-            )
-        pool = self._pool
-        # Workers made for this epoch have what is here; those of an earlier one must be told.
-        pool.begin_epoch(derive_seed(self.seed, "order", epoch), epoch if keeps_workers(self.loader) else None)
-        generation = pool.generation
-        try:
-            yield pool
-        except GeneratorExit:  # the consumer broke off
-            self._release(pool, generation)
-            raise
-        except BaseException:
-            pool.close()  # what is under way is unknown now
-            raise
-        self._release(pool, generation)
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-
-    def _release(self, pool: WorkerPool, generation: int) -> None:
-        if pool.generation != generation:
-            return  # a later epoch has it
-        if keeps_workers(self.loader):
-            pool.cancel()
-        else:
-            pool.close()

@@ -58,6 +58,7 @@ class WorkerPool:
         self.generation = 0
         self._timeout: float = loader.timeout
         method = start_method(multiprocessing_context)
+        self.is_spawned = method == "spawn"
         making = BatchMaking(loader)
         pickled = None if method == "fork" else handed_over(making, name=name, instead=self._instead())
         context = multiprocessing.get_context(method)

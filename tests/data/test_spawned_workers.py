@@ -31,6 +31,7 @@ from paddlelite_trainer.data import worker_pool
 from paddlelite_trainer.data.handing_over import handed_over
 from paddlelite_trainer.data.module import DataModule
 from paddlelite_trainer.data.whole import loader_of
+from paddlelite_trainer.data.workers import Workers
 from paddlelite_trainer.errors import ConfigurationError, DataError
 
 pytestmark = pytest.mark.timeout(120)
@@ -203,6 +204,20 @@ class SlowToArrive(Dataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         time.sleep(3)
         self.__dict__.update(state)
+
+
+def test_workers_that_are_spawned_again_and_again_are_told_of_once(recwarn: pytest.WarningsRecorder) -> None:
+    for settings, told in (({}, 1), ({"persistent_workers": True}, 0)):
+        loader = Loader(SlowToArrive(2), num_workers=1, **settings)
+        workers = Workers(loader, seed=1, name="train_dataloader", multiprocessing_context="spawn")
+        for epoch in range(3):
+            with workers.of_epoch(epoch):
+                pass
+            workers.close()
+        texts = [str(one.message) for one in recwarn if "are spawned anew for every epoch" in str(one.message)]
+        assert len(texts) == told
+        assert all("train_dataloader: its workers" in text and "persistent_workers=True" in text for text in texts)
+        recwarn.clear()
 
 
 # -- which way they start ----------------------------------------------------------------------------------------------
