@@ -10,7 +10,7 @@ import paddle
 from paddlelite_trainer import Callback, Module, Trainer
 from paddlelite_trainer.checkpoint import open_checkpoint
 from paddlelite_trainer.errors import CheckpointMismatchError, ConfigurationError
-from paddlelite_trainer.layers import move_towards
+from paddlelite_trainer.layers import has_memory, move_towards
 from paddlelite_trainer.optimizers import master_weights
 
 
@@ -43,6 +43,7 @@ class AveragedWeights(Callback):
         self._pairs: dict[tuple[Any, bool], list[tuple[Any, Any]]] = {}
         self._shares: dict[Any, tuple[float, Any]] = {}
         self._live_copies: list[tuple[Any, Any]] = []  # (parameter, its live value), while the averages are in place
+        self._live_slices: dict[str, Any] = {}  # of those that are cut meanwhile
 
     @property
     def averages(self) -> dict[str, Any]:
@@ -90,13 +91,17 @@ class AveragedWeights(Callback):
     def put_averages_in_place(self, module: Module, averages: dict[str, Any]) -> None:
         """Let the module's parameters hold the averages; `put_live_weights_back` undoes it, bit for bit.
 
-        Where slices are averaged the parameters must be whole, as in evaluations; all ranks call it.
+        Where slices are averaged all ranks call it.
         """
         assert not self._live_copies
         cut = self._cut if averages is self._averages else set()
+        present = module.trainer.cut_weights if cut else {}
         with paddle.no_grad():
             for name, parameter in module.named_parameters():
-                if name in averages:
+                if name in cut and not has_memory(parameter):
+                    self._live_slices[name] = present[name][0].clone()
+                    present[name][0].copy_(averages[name].astype(parameter.dtype), True)
+                elif name in averages:
                     self._live_copies.append((parameter, parameter.clone()))
                     average = _gathered(averages[name], parameter) if name in cut else averages[name]
                     parameter.copy_(average.astype(parameter.dtype), True)
@@ -104,6 +109,12 @@ class AveragedWeights(Callback):
     def put_live_weights_back(self) -> None:
         """Does nothing where they are in place."""
         with paddle.no_grad():
+            if self._live_slices:
+                assert self._averaged_module is not None
+                present = self._averaged_module.trainer.cut_weights  # each forward makes others
+                for name in [name for name in self._live_slices if name in present]:
+                    present[name][0].copy_(self._live_slices[name], True)
+                self._live_slices.clear()
             while self._live_copies:
                 parameter, live = self._live_copies.pop()
                 parameter.copy_(live, True)

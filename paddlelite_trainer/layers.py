@@ -22,6 +22,7 @@ from .machine.stand_ins import lifted
 
 __all__ = [
     "batch_norms",
+    "has_memory",
     "in_eval_mode",
     "kept_statistics",
     "modes",

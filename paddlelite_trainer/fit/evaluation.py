@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import paddle
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..data.source import BatchSource
+    from ..machine.engine import Engine
     from ..reporting.log_target import LogTarget
     from .subject import Subject
 
@@ -26,6 +28,15 @@ _WORDS = {"validate": "validation", "test": "test", "predict": "predict"}
 
 class EvaluationAbandoned(Exception):
     """A signal came during validation, which will be run anew by the resumed run."""
+
+
+@dataclass(frozen=True)
+class InStep:
+    """All ranks take an evaluation's batches together, since each of its layers gathers its weights from all."""
+
+    engine: Engine
+    batches: Sequence[int]
+    """Of each loader, those of the rank that has most."""
 
 
 class Evaluation:
@@ -46,9 +57,11 @@ class Evaluation:
         limit: int | None = None,
         keep_outputs: bool = False,
         stop_early: Callable[[], bool] | None = None,
+        in_step: InStep | None = None,
     ) -> None:
         self.stage, self.target, self.collector, self.take = stage, target, collector, take
         self.limit, self.keep_outputs, self.stop_early = limit, keep_outputs, stop_early
+        self.in_step = in_step
         self.word = _WORDS[stage]
         self.subject: Subject | None = None
         self.sources: Sequence[BatchSource] = ()
@@ -124,11 +137,15 @@ class Evaluation:
         prepare, autocast = loading.preparation(source, index), loading.precision.autocast
         starts, ends = hooks.of(f"on_{self.word}_batch_start"), hooks.of(f"on_{self.word}_batch_end")
         kept: list[Any] = []
+        in_step, done = self.in_step, 0
         with contextlib.closing(_limited(source, self.limit)) as batches:
             for batch_idx, batch in enumerate(batches):
                 if prepare is not None:
                     batch = prepare(batch)
                 self.batch = batch
+                if in_step is not None:
+                    in_step.engine.begin_batch()
+                    done += 1
                 for hook in starts:
                     hook(batch, batch_idx, *more)
                 if autocast is None:
@@ -142,6 +159,9 @@ class Evaluation:
                     kept.append(outputs)
                 if self.stop_early is not None and self.stop_early():
                     raise EvaluationAbandoned
+        if in_step is not None:
+            for _ in range(done, in_step.batches[index]):
+                in_step.engine.go_along()
         return kept
 
     def _batch_size(self) -> int:

@@ -19,7 +19,7 @@ from ..reporting.train_log import TrainLog
 from ..run.epochs import Epochs
 from ..run.identity import Run
 from ..run.journal import Journal
-from .evaluation import Evaluation
+from .evaluation import Evaluation, InStep
 from .plain_tensors import PlainTensors
 from .stopping import StopRequests
 from .subject import Machine, Subject
@@ -179,6 +179,7 @@ class Fit:
         stopping = self.stopping
         stop_early = (lambda: stopping.signals.received is not None) if self.ranks.world_size == 1 else None
         take = self.book.take
+        in_step = self._in_step(limit)
         self.evaluation = Evaluation(
             "validate",
             self.target,
@@ -186,12 +187,25 @@ class Fit:
             (lambda collector, is_final: take(collector, False)) if is_rehearsal else take,
             limit=limit,
             stop_early=stop_early,
+            in_step=in_step,
         )
         try:
-            with self.whole_weights():
+            with self.whole_weights() if in_step is None else nullcontext():
                 return self.evaluation.run(self.subject, self.data.val)
         finally:
             self.evaluation = None
+
+    def _in_step(self, limit: int | None) -> InStep | None:
+        """Where weights stay cut: how many batches of each loader the ranks take together; None where nobody knows."""
+        if self.engine is None or not self.engine.keeps_cut:
+            return None
+        assert self.data is not None
+        lengths = [source.length for source in self.data.val]
+        shares = [length if limit is None or length is None else min(limit, length) for length in lengths]
+        everyones = self.ranks.gather_object(shares)
+        if not all(share for shares in everyones for share in shares):
+            return None  # one has none to go along with, or cannot tell
+        return InStep(self.engine, [max(share or 0 for share in of_one) for of_one in zip(*everyones)])
 
     def rehearse(self) -> None:
         """The sanity check before training, which leaves no trace."""

@@ -52,6 +52,12 @@ class Engine:
         """Within, every rank has all weights, which may be read and written; a collective."""
         return nullcontext()
 
+    def begin_batch(self) -> None:
+        """A batch of an evaluation begins that all ranks take together, each layer's weights being gathered."""
+
+    def go_along(self) -> None:
+        """Another rank takes a batch more, as the last one here: be there where it gathers weights."""
+
     def held(self, weights: list[Any]) -> list[Any]:
         """What this rank has of these weights: slices of those that are cut."""
         return weights

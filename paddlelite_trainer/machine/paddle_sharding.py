@@ -206,7 +206,30 @@ class CutWeights:
                 module, optimizer, "p_g_os", segment_size=segment_size, sync_comm=True, exclude_layer=[id(module)]
             )
         self.cut = [one for one in module.parameters() if one.name in self.wrapped._param2buffer_size]
+        self.calls: list[tuple[Any, bool]] = []
+        """Layers that were called since `calls` was emptied, each as it gathers, and as it lets go: True."""
+        for layer in layers:
+            if self.wrapped._trainable_params.get(id(layer)):
+                layer.register_forward_pre_hook(self._note(layer, False))
+                layer.register_forward_post_hook(self._note(layer, True))
         self._set_auxiliary_var, self._get_auxiliary_var = optimizer._set_auxiliary_var, optimizer._get_auxiliary_var
+
+    def _note(self, layer: Any, lets_go: bool) -> Callable[..., None]:
+        return lambda *_: self.calls.append((layer, lets_go))
+
+    def repeat_calls(self) -> None:
+        """Gather and let go as the layers did that were called, for the ranks that call them once more."""
+        from paddle.distributed.fleet.meta_parallel.sharding import group_sharded_stage3 as paddle_s
+
+        wrapped, flow = self.wrapped, self.wrapped._task_flow
+        with paddle.no_grad():
+            for layer, lets_go in self.calls:
+                cut = wrapped._trainable_params[id(layer)]
+                if lets_go:
+                    paddle_s._release_param(cut, wrapped._param2buffer, wrapped._rank, flow)
+                else:
+                    sizes = wrapped._param2buffer_size
+                    paddle_s._allgather_buffer(cut, wrapped._group, sizes, True, flow, sync_wait=True)
 
     def bounds(self, parameter: Any) -> tuple[int, int]:
         """Where this rank's slice of the flat parameter begins and ends; the last one is padded."""

@@ -47,6 +47,7 @@ class ShardedWeights(Engine):
         strategy = self.strategy.name
 
         def training_step(batch: Any, batch_idx: int) -> Any:
+            self.cutting.calls.clear()
             outputs = step(batch, batch_idx)
             refuse_skipping(outputs, strategy)
             return outputs
@@ -88,6 +89,12 @@ class ShardedWeights(Engine):
     def whole(self) -> Iterator[None]:
         with self.cutting.whole() if not self.is_over else contextlib.nullcontext():
             yield
+
+    def begin_batch(self) -> None:
+        self.cutting.calls.clear()
+
+    def go_along(self) -> None:
+        self.cutting.repeat_calls()
 
     def held(self, weights: list[Any]) -> list[Any]:
         return weights if self.is_over else self.cutting.held(weights)

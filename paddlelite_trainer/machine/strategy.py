@@ -64,7 +64,8 @@ class Strategy:
     segment_size: int = 2**20
     """Numbers that a parameter has at least to be cut in stage 3; Paddle's default."""
     keep_cut: bool = False
-    """In stage 3 let each rank write its slices of the weights into a checkpoint, so that none gathers them for it."""
+    """In stage 3 let no rank gather all weights during the fit: each writes its slices into a checkpoint, and a
+    validation gathers layer by layer, where loaders can tell how many batches they have."""
 
     @property
     def stage(self) -> int:
