@@ -277,6 +277,17 @@ def test_the_version_is_written_once(wheel: Path) -> None:
     assert released[0] == version
 
 
+def test_the_changelog_tells_of_a_version_by_subject_and_of_each_thing_once() -> None:
+    newest = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
+    before_the_first_subject, *subjects = re.split(r"^### ", newest, flags=re.MULTILINE)
+    assert "\n- " not in before_the_first_subject, "put it under the heading of its subject"
+    names = [subject.splitlines()[0] for subject in subjects]
+    entries = re.findall(r"^- .*", newest, re.MULTILINE)
+    assert len(names) == len(set(names)) and len(entries) == len(set(entries))
+    told_as_it_was = [entry for entry in entries if re.search(r"\bno longer\b|; it was\b|\bBefore,", entry)]
+    assert told_as_it_was == [], "tell what is so, for somebody who sees it for the first time"
+
+
 def _build(kind: str, source: Path) -> Path:
     """Build as pip does, but with the setuptools that is here, so that no network is needed."""
     output = source.parent / f"{source.name}-{kind}"
