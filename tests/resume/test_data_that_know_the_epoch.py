@@ -106,7 +106,7 @@ class Dies(Callback):
             raise RuntimeError("planned")
 
 
-def seen_by(net: Net, loader: Any, root: Path, *callbacks: Callback, **fit: Any) -> list[Any]:
+def seen_by(net: Net, loader: Any, root: Path, *callbacks: Callback, context: Any = "auto", **fit: Any) -> list[Any]:
     trainer = Trainer(
         max_epochs=3,
         seed=1,
@@ -115,17 +115,20 @@ def seen_by(net: Net, loader: Any, root: Path, *callbacks: Callback, **fit: Any)
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        multiprocessing_context=context,
         callbacks=[ModelCheckpoint(every_n_train_steps=1), *callbacks],
     )
     trainer.fit(net, loader, **fit)
     return net.seen
 
 
-def whole_and_resumed(root: Path, make: Any, step: int, make_net: Any = Net) -> tuple[list[Any], list[Any]]:
-    whole = seen_by(make_net(), make(), root / "whole")
+def whole_and_resumed(
+    root: Path, make: Any, step: int, make_net: Any = Net, **settings: Any
+) -> tuple[list[Any], list[Any]]:
+    whole = seen_by(make_net(), make(), root / "whole", **settings)
     with pytest.raises(RuntimeError, match="planned"):
-        seen_by(make_net(), make(), root / "killed", Dies(step))
-    return whole, seen_by(make_net(), make(), root / "killed", ckpt_path="last")
+        seen_by(make_net(), make(), root / "killed", Dies(step), **settings)
+    return whole, seen_by(make_net(), make(), root / "killed", ckpt_path="last", **settings)
 
 
 def over(dataset: Any, **settings: Any) -> DataLoader:
@@ -147,10 +150,15 @@ KINDS = {
 }
 
 
+SPAWNED = [pytest.param(kind, "spawn", marks=pytest.mark.soak) for kind in KINDS if "workers" in kind]
+
+
 @pytest.mark.parametrize("step", [6, 8])
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_has_a_set_epoch_is_told_the_epoch_and_again_on_a_resume(tmp_path: Path, kind: str, step: int) -> None:
-    whole, resumed = whole_and_resumed(tmp_path, KINDS[kind], step)
+@pytest.mark.parametrize(("kind", "context"), [*((kind, "auto") for kind in KINDS), *SPAWNED])
+def test_what_has_a_set_epoch_is_told_the_epoch_and_again_on_a_resume(
+    tmp_path: Path, kind: str, context: str, step: int
+) -> None:
+    whole, resumed = whole_and_resumed(tmp_path, KINDS[kind], step, context=context)
     assert [(epoch, batch[0][1]) for epoch, batch in whole] == [(epoch, epoch) for epoch in range(3) for _ in range(4)]
     assert resumed == whole[step:]
 
