@@ -60,20 +60,25 @@ class WorkerPool:
         method = start_method(multiprocessing_context)
         self.is_spawned = method == "spawn"
         making = BatchMaking(loader)
-        pickled = None if method == "fork" else handed_over(making, name=name, instead=self._instead())
+        self._pickled = None if method == "fork" else handed_over(making, name=name, instead=self._instead())
         context = multiprocessing.get_context(method)
         self.workers = [_Worker(number, self.depth, context) for number in range(self.num_workers)]
         self._shut_down = Finalize(self, _shut_down, (self.workers,), exitpriority=100)
         _open_pools.add(self)
         try:
             for worker in self.workers:
-                worker.start(Post.here(worker.number, self.num_workers, seed), making if pickled is None else None)
+                post = Post.here(worker.number, self.num_workers, seed)
+                worker.start(post, making if self._pickled is None else None)
         except BaseException:
             self.close()
             raise
         finally:
             for worker in self.workers:
                 worker.channel.far.close()
+
+    def hand_over(self) -> None:
+        """Give spawned workers, once and before anything else, what they need; it waits until they have come up."""
+        pickled, self._pickled = self._pickled, None
         if pickled is not None:
             for worker in self.workers:
                 worker.channel.send_bytes(pickled)
@@ -178,11 +183,13 @@ class WorkerPool:
             if has_ended and not worker.channel.ready(0)[0]:
                 raise self._death_of(worker)
             if not has_ended:
-                pid = worker.process.pid
+                who = f"{self.name}: worker {worker.number} (pid {worker.process.pid})"
                 self.close()
+                late = f"gave no batch within timeout={self._timeout} s"
+                if not worker.has_begun:
+                    late = f"did not come up within {timeout:g} s, {_START_SECONDS:g} s more than timeout"
                 raise DataError(
-                    f"{self.name}: worker {worker.number} (pid {pid}) gave no batch within timeout={self._timeout} s. "
-                    "Raise the DataLoader's `timeout`, or look for what blocks in the dataset."
+                    f"{who} {late}. Raise the DataLoader's `timeout`, or look for what blocks in the dataset."
                 )
 
     def _death_of(self, worker: _Worker) -> DataError:
@@ -217,7 +224,7 @@ class WorkerPool:
         return "Or set num_workers=0: the batches are the same, fetched by the training process itself."
 
 
-WAITS_FOR_DATA.add(WorkerPool.receive.__code__)
+WAITS_FOR_DATA.update({WorkerPool.hand_over.__code__, WorkerPool.receive.__code__})
 
 
 class _Worker:

@@ -78,8 +78,9 @@ def _work_with(far: FarEnd, post: Post, handed_over: bytes) -> None:
         making = _made_of(handed_over)
     except DataError as error:
         _refuse_all(far, error)
-    else:
-        _work(far, post, making)
+        return
+    del handed_over  # as large as the dataset
+    _work(far, post, making)
 
 
 def _made_of(handed_over: bytes) -> BatchMaking:

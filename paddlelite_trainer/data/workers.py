@@ -35,6 +35,7 @@ class Workers:
                 seed=derive_seed(self.seed, "workers", epoch),
                 multiprocessing_context=self.multiprocessing_context,
             )
+            self._hand_over(self._pool)
         pool = self._pool
         # Workers made for this epoch have what is here; those of an earlier one must be told.
         pool.begin_epoch(derive_seed(self.seed, "order", epoch), epoch if keeps_workers(self.loader) else None)
@@ -52,6 +53,13 @@ class Workers:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.close()
+
+    def _hand_over(self, pool: WorkerPool) -> None:
+        try:
+            pool.hand_over()
+        except BaseException:
+            pool.close()
+            raise
 
     def _tell_of_starting_again(self) -> None:
         if self._has_told or keeps_workers(self.loader):

@@ -466,3 +466,27 @@ def test_a_signal_while_workers_start_ends_the_run_without_their_words(number: s
     assert errors.count("Traceback") <= 1
     assert "_fixup_main" not in errors
     assert "Termination signal" not in errors
+
+
+@pytest.mark.soak
+def test_a_preempted_run_does_not_wait_for_workers_that_do_not_come_up(tmp_path: Path) -> None:
+    end = """
+    import multiprocessing, os, signal, threading, time
+    class Data(Data):
+        def __init__(self):
+            self.held = np.zeros([1_000_000])  # more than a pipe takes
+    def preempt():
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    if __name__ == "__main__":
+        threading.Thread(target=preempt, daemon=True).start()
+        train()
+    else:
+        time.sleep(90)
+    """
+    began = time.monotonic()
+    done = run_script(tmp_path, end)
+    assert done.returncode == 75, done.stderr
+    assert time.monotonic() - began < 60
