@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import platform
 import secrets
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ FLAGS = 2**16
 """How many flags a rank has."""
 _COUNTERS = 8
 _ROW = 8 * _COUNTERS + FLAGS
+_IN_ORDER = ("x86_64", "amd64", "i386", "i686")
+"""Processors on which others see stores in the order in which they were made: flags before the counter after them."""
 
 
 class Board:
@@ -55,7 +58,9 @@ class Board:
 
 
 def made(world_size: int) -> Path | None:
-    """The file of a new board, which only this user may open; None where there is no room."""
+    """The file of a new board, which only this user may open; None where there is no room, or no order of stores."""
+    if platform.machine().lower() not in _IN_ORDER:
+        return None
     memory = Path("/dev/shm")  # elsewhere a file, which the system keeps in memory too
     path = None
     try:

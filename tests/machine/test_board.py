@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from paddlelite_trainer.machine.board import ARRIVED, FLAGS, RECORDED, SETTLED, made, opened
 
 
@@ -35,3 +37,8 @@ def test_a_process_that_cannot_see_it_has_none(tmp_path: Path) -> None:
     assert opened(tmp_path / "elsewhere", 1, 2) is None
     (tmp_path / "short").write_bytes(b"0123")
     assert opened(tmp_path / "short", 1, 2) is None
+
+
+def test_there_is_none_on_a_processor_that_shows_stores_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert made(2) is None
