@@ -42,7 +42,9 @@ class SavedCheckpoint:
         """What can be asked for; a file that is there in parts is one."""
         self._stored = stored
         self._data = data
-        self._places: dict[str, dict[str, list[tuple[str, Any]]]] = {}  # of the files that were asked for
+        # Of the files that were asked for.
+        self._places: dict[str, dict[str, list[tuple[str, Any]]]] = {}
+        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def tensors(self, file: str) -> dict[str, np.ndarray]:
         """The tensors of one file by name, as arrays over its mapped bytes; changing them never reaches the file.
@@ -57,16 +59,22 @@ class SavedCheckpoint:
 
     def shapes(self, file: str) -> dict[str, tuple[int, ...]]:
         """The tensors of one file by name; nothing of them is read."""
-        whole = self._wholes.get(file)
-        cut = whole.cut if whole is not None else {}
-        return {name: cut.get(name, tuple(found[0][1].shape)) for name, found in self._found(file).items()}
+        return dict(self._shapes_of(file))
+
+    def _shapes_of(self, file: str) -> dict[str, tuple[int, ...]]:
+        if file not in self._shapes:
+            whole = self._wholes.get(file)
+            cut = whole.cut if whole is not None else {}
+            places = self._found(file)
+            self._shapes[file] = {name: cut.get(name, tuple(found[0][1].shape)) for name, found in places.items()}
+        return self._shapes[file]
 
     def piece(self, file: str, name: str, start: int, end: int) -> np.ndarray:
         """What lies between two places of a tensor laid flat, and zeros behind its end; a view where that can be."""
         found = self._found(file).get(name)
         if found is None:
             raise CheckpointNotFoundError(f"{self.entry.path / file} has no tensor {name!r}")
-        last, place = min(end, prod(self.shapes(file)[name])), 0
+        last, place = min(end, prod(self._shapes_of(file)[name])), 0
         pieces: list[np.ndarray] = []
         for part, block in found:
             flat = array_at(self._data[part], block).reshape(-1)
@@ -78,7 +86,7 @@ class SavedCheckpoint:
 
     def tensor(self, file: str, name: str) -> np.ndarray:
         """One tensor of a file; see `tensors`."""
-        shape = self.shapes(file).get(name, ())
+        shape = self._shapes_of(file).get(name, ())
         return self.piece(file, name, 0, prod(shape)).reshape(shape)
 
     def _found(self, file: str) -> dict[str, list[tuple[str, Any]]]:

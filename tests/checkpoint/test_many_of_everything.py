@@ -61,6 +61,30 @@ def test_the_types_of_a_file_are_gone_through_once(tmp_path: Path, monkeypatch: 
     assert len(asked) == 1
 
 
+def test_each_tensor_is_found_without_going_through_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    tensors = {f"layer.{index}": np.full(2, index, "float32") for index in range(300)}
+    store.save(step=1, epoch=0, files={"model.pdparams": tensors}, states={}, pins={"latest": ["step-000000001"]})
+    saved = store.read(store.entries()[0])
+    gone_through = []
+    monkeypatch.setattr(saved, "_places", {"model.pdparams": _Counted(saved._found("model.pdparams"), gone_through)})
+    assert all((saved.tensor("model.pdparams", name) == tensor).all() for name, tensor in tensors.items())
+    assert len(gone_through) <= 1
+    assert saved.shapes("model.pdparams") == dict.fromkeys(tensors, (2,))
+
+
+class _Counted(dict):  # type: ignore[type-arg]
+    def __init__(self, content: dict[str, Any], calls: list[None]) -> None:
+        super().__init__(content)
+        self._calls = calls
+
+    def items(self) -> Any:
+        self._calls.append(None)
+        return super().items()
+
+
 def test_who_holds_a_checkpoint_is_found_for_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path, 30)
     names = [entry.name for entry in store.entries()]
