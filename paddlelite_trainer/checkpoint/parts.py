@@ -130,6 +130,13 @@ def parse_parts(manifest: Mapping[str, Any], stored: Mapping[str, StoredFile]) -
     return wholes
 
 
+def slice_of(array: np.ndarray, start: int, end: int) -> np.ndarray:
+    """What a process keeps of a whole tensor that is cut: flat, with zeros behind the tensor's end."""
+    flat = array.reshape(-1)[start:end]
+    behind = end - start - flat.size
+    return np.concatenate([flat, np.zeros(behind, flat.dtype)]) if behind else flat
+
+
 def joined(whole: Whole, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The tensors of the whole; what is not cut is not copied."""
     tensors: dict[str, np.ndarray] = {}

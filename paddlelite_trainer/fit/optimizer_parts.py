@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..checkpoint.parts import slice_of
 from ..errors import CheckpointMismatchError, ConfigurationError
 from ..machine.engine import Engine
 from ..optimizers import optimizer_state, restore_optimizer
@@ -97,6 +100,21 @@ def restore_optimizers(fit: Fit, saved: Saved, keep_learning_rate: bool) -> list
                 f"The run goes on with {kept:g}, not {left:g} ({how})."
             )
     return notes
+
+
+def restore_own(fit: Fit, optimizer: Any, tensors: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> None:
+    """Give an optimizer what this rank keeps of a state that another tool has saved whole, by parameter's name."""
+    assert fit.optimization is not None
+    engine = fit.engine if fit.engine is not None else Engine()
+    elsewhere = {structured for name, structured in fit.optimization.parameter_names.items() if not engine.keeps(name)}
+    own = {}
+    for name, array in tensors.items():
+        parameter = name.rpartition("/")[0]
+        if parameter not in elsewhere:
+            bounds = engine.part_of(parameter, tuple(array.shape))
+            own[name] = array if bounds is None else slice_of(array, *bounds)
+    with engine.state_in(optimizer):
+        restore_optimizer(optimizer, state_names(fit), own, rest)
 
 
 def _own_state(saved: Saved, engine: Engine, prefix: str, elsewhere: set[str]) -> dict[str, Any]:

@@ -339,7 +339,8 @@ def _start(fit: Fit, request: Request) -> Start:
     from .starting import start_from
 
     assert request.init_from is not None
-    return start_from(fit, request.init_from)
+    with fit.whole_weights():
+        return start_from(fit, request.init_from)
 
 
 def _make_saver(fit: Fit) -> None:

@@ -25,8 +25,9 @@ from ..errors import (
 )
 from ..hyperparameters import stored
 from ..machine import paddle_internals
-from ..optimizers import LRSchedulerConfig, apply_snapshot, parameters_of, restore_optimizer
+from ..optimizers import LRSchedulerConfig, apply_snapshot, parameters_of
 from ..run.weights import MODEL, TRAINER
+from .optimizer_parts import restore_own
 
 if TYPE_CHECKING:
     from ..checkpoint import Entry
@@ -197,7 +198,7 @@ def _take_optimizer(fit: Fit, init: InitFrom, state: dict[str, Any] | None, repo
             tensors[f"{here}/master_weight"] = master
     rest = {"class": type(optimizer).__name__, "learning_rate": None}
     try:
-        restore_optimizer(optimizer, _optimization(fit).parameter_names, tensors, rest)
+        restore_own(fit, optimizer, tensors, rest)
     except CheckpointMismatchError as error:
         raise CheckpointMismatchError(
             f"the optimizer's state beside {report.path} does not fit {type(optimizer).__name__}; "

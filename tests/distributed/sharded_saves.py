@@ -21,7 +21,7 @@ import paddle
 from forked import job
 from paddle.distributed.fleet.meta_parallel.sharding import group_sharded_stage3
 
-from paddlelite_trainer import Callback, Module, Strategy, Trainer
+from paddlelite_trainer import Callback, InitFrom, Module, Strategy, Trainer
 from paddlelite_trainer.callbacks import (
     ExponentialMovingAverage,
     GradientNormWatch,
@@ -211,6 +211,35 @@ def both(out: Path, work: Any) -> list[Any]:
     return [json.loads((out / f"rank{rank}").read_text()) for rank in range(2)]
 
 
+def goes_on_from_a_loop(out: Path, root: Path, strategy: str, rank: int) -> None:
+    """Weights and moments of a loop by hand, which each rank has made alike, are taken over into a fit."""
+    given, data = Net(16, 2), paddle.to_tensor(np.random.RandomState(3).randn(4, 8).astype("float32"))
+    optimizer = given.configure_optimizers()
+    for _ in range(3):
+        given.net(data).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    place = root / f"rank{rank}"
+    paddle.save(given.state_dict(), str(place / "given.pdparams"))
+    paddle.save(optimizer.state_dict(), str(place / "given.pdopt"))
+    trainer = Trainer(
+        max_epochs=1,
+        limit_train_batches=3,
+        strategy=Strategy(strategy, segment_size=100),
+        default_root_dir=root,
+        seed=5,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        callbacks=[ModelCheckpoint(every_n_train_steps=1)],
+    )
+    module = Net(16, 2)
+    init = InitFrom(place / "given", training_state=True)
+    trainer.fit(module, paddle.io.DataLoader(Numbers(), batch_size=4), init_from=init)
+    digest = hashlib.sha256(b"".join(one.numpy().tobytes() for one in module.state_dict().values()))
+    (out / f"rank{rank}").write_text(json.dumps([digest.hexdigest(), trainer.global_step]))
+
+
 def saved(root: Path) -> dict[str, str]:
     """{checkpoint: its weights' and its optimizer's digest, every file of it verified}."""
     found = {}
@@ -245,6 +274,11 @@ def kept_cut(root: Path) -> dict[str, Any]:
     found["saved before the kill"] = saved(root / "cut killed")
     found["again"] = run("cut, again", root / "cut killed", STEPS, KEPT_CUT)
     found["saved again"] = saved(root / "cut killed")
+    for strategy in ("ddp", "sharding_stage2", "sharding_stage3"):
+        found[f"from a loop, {strategy}"] = both(
+            root / "jobs" / f"loop {strategy}",
+            lambda out, rank: goes_on_from_a_loop(out, root / f"loop {strategy}", strategy, rank),  # noqa: B023
+        )
     found["weights"] = weights("weights", root / "weights", STEPS, KEPT_CUT)
     for one, other in (
         ("ddp", KEPT_CUT),

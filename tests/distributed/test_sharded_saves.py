@@ -67,6 +67,12 @@ def test_what_is_kept_cut_is_whole_for_one_layer_at_once(cut: dict[str, Any]) ->
     assert {most for name in kept for _, most in cut[name]} == {1}
 
 
+@pytest.mark.parametrize("strategy", ["sharding_stage2", "sharding_stage3"])
+def test_a_sharded_run_takes_over_the_weights_and_moments_of_a_loop(cut: dict[str, Any], strategy: str) -> None:
+    assert cut[f"from a loop, {strategy}"] == cut["from a loop, ddp"]
+    assert cut["from a loop, ddp"][0][1] == 3
+
+
 def test_slices_are_read_as_any_checkpoint_without_the_ranks(cut: dict[str, Any], tmp_path: Path) -> None:
     run = cut["root"] / "cut/version_0"
     assert not (run / "latest.pdparams").exists() and (run / "latest").exists()
