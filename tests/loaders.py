@@ -29,7 +29,7 @@ HERE = pytest.param({"num_workers": 0}, id="workers-0")
 SPAWNED = pytest.param({**_SPAWNED, "persistent_workers": True}, id="spawned-persistent")
 PROCESSES = [*_FORKED, *_AND_SPAWNED_IN_SOAK]
 WORKERS = [HERE, *PROCESSES]
-PROCESSES_SPAWNED_TOO = [*_FORKED, _AND_SPAWNED_IN_SOAK[0], SPAWNED]
+PROCESSES_SPAWNED_TOO = [*_FORKED, SPAWNED]
 WORKERS_SPAWNED_TOO = [HERE, *PROCESSES_SPAWNED_TOO]
 
 
