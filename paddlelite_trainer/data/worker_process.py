@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import pickle
 import signal
@@ -11,12 +12,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
 from paddle.base import core
 from paddle.io import DataLoader
 
 from ..errors import DataError
+from ..importing import module_named
 from ..machine.paddle_internals import reads_in_order, set_current_place, set_worker_info
 from ..machine.rng import IsolatedSeed, derive_seed
 from .fetch import CPU, END, IterableFetcher, MapFetcher, add_note, to_arrays
@@ -83,9 +86,16 @@ def _work_with(far: FarEnd, post: Post, handed_over: bytes) -> None:
     _work(far, post, making)
 
 
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in sys.modules:
+            module_named(module)  # no further than to where it would train
+        return super().find_class(module, name)
+
+
 def _made_of(handed_over: bytes) -> BatchMaking:
     try:
-        return pickle.loads(handed_over)  # type: ignore[no-any-return]
+        return _Unpickler(io.BytesIO(handed_over)).load()  # type: ignore[no-any-return]
     except Exception as error:  # what a user's __setstate__ raises, and modules and names that are not found here
         raise DataError(
             "a spawned worker could not make what it was handed, the dataset, collate_fn and worker_init_fn: "

@@ -33,6 +33,7 @@ from paddlelite_trainer.data.module import DataModule
 from paddlelite_trainer.data.whole import loader_of
 from paddlelite_trainer.data.workers import Workers
 from paddlelite_trainer.errors import ConfigurationError, DataError
+from paddlelite_trainer.importing import module_named
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).parents[2]
@@ -410,6 +411,34 @@ def test_a_script_that_trains_as_it_is_imported_is_one_clear_error(tmp_path: Pat
     assert done.stderr.count("Traceback") == 1
     assert "TRAINED" not in done.stdout
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+IMPORTED = """
+import sys
+import paddle
+from models import Classifier, make_batches
+from paddlelite_trainer import Trainer
+
+class Data(paddle.io.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        return index
+
+Trainer(max_epochs=1, default_root_dir={root!r}, logger=False).fit(Classifier(), make_batches(1))
+"""
+
+
+@pytest.mark.soak
+def test_a_worker_that_imports_another_script_s_class_does_not_train_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "script_of_a_dataset.py").write_text(IMPORTED.format(root=str(tmp_path / "runs")))
+    monkeypatch.syspath_prepend(tmp_path)
+    dataset = module_named("script_of_a_dataset").Data()
+    batches = source(Loader(dataset, batch_size=2, num_workers=1), multiprocessing_context="spawn")
+    assert read(batches, 0) == [[0, 1], [2, 3]]
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.soak
