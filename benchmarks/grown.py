@@ -1,6 +1,6 @@
 """What grows: many tensors, a large tensor, many checkpoints, many epochs and steps; seconds and memory of each.
 
-    python benchmarks/grown.py [tensors|bytes|checkpoints|epochs|steps ...] [--share 1.0] [--dir PATH]
+    python benchmarks/grown.py [tensors|bytes|checkpoints|copies|epochs|steps ...] [--share 1.0] [--dir PATH]
 
 Each row is of processes of its own. `--share 0.1` does a tenth of each, `--only 10000` the sizes named alone. The whole
 takes about 40 minutes, 14 GB of memory and 10 GB of disk. Memory is the peak over what the process had before.
@@ -27,6 +27,7 @@ SIZES = {
     "tensors": [20_000, 50_000, 200_000],
     "bytes": [500_000_000, 4_400_000_000],
     "checkpoints": [1_000, 3_000, 10_000],
+    "copies": [1_000],
     "epochs": [1_000, 3_000, 10_000],
     "steps": [100_000, 1_000_000],
 }
@@ -167,6 +168,43 @@ def command(what: str, *arguments: str) -> None:
     print(f"measured\t{what}\t{time.perf_counter() - start}\t{used}", flush=True)
 
 
+def copy_checkpoints(count: int, root: Path) -> None:
+    """Each save waits for its copy, of which all are kept; names are put at intervals where they are many."""
+    import numpy as np
+
+    from paddlelite_trainer.checkpoint import CheckpointStore, Copier, Remote
+
+    store, remote, put = CheckpointStore(root / "run"), Remote(f"file://{root}/remote"), [0]
+    own_put = remote.objects.put
+
+    def counted(key: str, data: bytes) -> None:
+        put[0] += len(data)
+        own_put(key, data)
+
+    remote.objects.put = counted  # type: ignore[method-assign]
+    copier = Copier(store, remote, is_wanted=lambda name: True, everything=True, logs=True)
+    copier.start()
+    names: list[str] = []
+    tenth = count // 10
+    for step in range(1, count + 1):
+        if (step - 1) % tenth == 0:
+            start, processor, before = time.perf_counter(), time.process_time(), put[0]
+        names.insert(0, store.candidate(step, 0).name)
+        pins = {"best": names, "latest": names[:1], f"step={step}": names[:1]}
+        store.save(step=step, epoch=0, files={"model.pdparams": {"w": np.zeros(4, "float32")}}, states={}, pins=pins)
+        while copier.behind:
+            time.sleep(0.0005)
+        if step in (tenth, count - count % tenth):
+            which = "first" if step == tenth else "last"
+            seconds, size = (time.perf_counter() - start) / tenth, (put[0] - before) / tenth
+            print(f"measured\ta save and its copy, in the {which} tenth\t{seconds}\t0", flush=True)
+            print(f"measured\tof it processor time\t{(time.process_time() - processor) / tenth}\t0", flush=True)
+            print(f"measured\tmanifest and names put for it, in MB\t\t{size / 1e6}", flush=True)
+    with measured("the rest of the names"):
+        copier.wait(600)
+    copier.finish()
+
+
 # -- long runs ---------------------------------------------------------------------------------------------------------
 def tiny() -> Any:
     import paddle
@@ -250,6 +288,7 @@ PARTS: dict[str, list[Callable[[int, Path], None]]] = {
         lambda size, root: read_state("bytes", size, root),
     ],
     "checkpoints": [write_checkpoints],
+    "copies": [copy_checkpoints],
     "epochs": [
         lambda size, root: run_long(size, 10, root, resumes=False),
         lambda size, root: run_long(size, 10, root, resumes=True),
@@ -276,7 +315,7 @@ def main() -> None:
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    print(f"{'part':<12}{'size':>14}  {'what':<46}{'seconds':>10}{'MB':>10}")
+    print(f"{'part':<12}{'size':>14}  {'what':<46}{'seconds':>10}{'MB':>12}")
     for part in given.parts or PARTS:
         for whole in given.only or SIZES[part]:
             size = max(100, int(whole * given.share))
@@ -290,7 +329,7 @@ def main() -> None:
                                 _, what, seconds, memory = line.rstrip("\n").split("\t")
                                 shown = f"{float(seconds):,.3f}" if seconds else ""
                                 print(
-                                    f"{part:<12}{size:>14,}  {what:<46}{shown:>10}{float(memory):>10,.1f}", flush=True
+                                    f"{part:<12}{size:>14,}  {what:<46}{shown:>10}{float(memory):>12,.3f}", flush=True
                                 )
                     if process.returncode:
                         sys.exit(f"{part} of {size:,} ended with {process.returncode}")

@@ -180,7 +180,7 @@ class Saver:
 
     def _keeps_latest(self) -> bool:
         """Whether a callback wants `latest`, or there is one, as what an interruption saved is."""
-        return self.hooks.keep_latest or any("latest" in entry.pins for entry in self.run.checkpoints.entries())
+        return self.hooks.keep_latest or "latest" in self.run.checkpoints.pins()
 
     def keep(self, tag: str, *, weights_only: bool, replace: bool, at_once: bool) -> Path | None:
         """Trainer.save_checkpoint: at the next save point, or at once where the fit is over; every rank calls it."""
