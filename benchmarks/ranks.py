@@ -1,6 +1,7 @@
 """The cost of a step on several ranks, beside a hand-written loop with paddle.DataParallel, and what a step sends.
 
 python -m paddle.distributed.launch --nproc_per_node 2 benchmarks/ranks.py [--rounds 11] [--steps 200] [--json]
+python -m paddle.distributed.launch --nproc_per_node 2 benchmarks/ranks.py --turns 300     where it is not quiet
 python benchmarks/ranks.py --fake-accelerator 2 ...     starts itself so, on the simulated device of tests/fake_gpu
 """
 
@@ -18,6 +19,7 @@ from pairs import arguments, report, rounds, table
 from workload import bare  # isort: skip
 
 FAKE = "FAKE_GPU_COUNT"
+A_TURN = 20  # steps
 
 
 def start_on_fake_accelerators(count: int, given: list[str]) -> int:
@@ -32,6 +34,13 @@ def start_on_fake_accelerators(count: int, given: list[str]) -> int:
 
 def main() -> None:
     parser = arguments(__doc__, rounds=11, steps=200, hidden=256)
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"N times {A_TURN} steps of each, one after the other in one fit",
+    )
     parser.add_argument("--fake-accelerator", type=int, default=0, metavar="RANKS", help="start on simulated devices")
     options = parser.parse_args()
     if options.fake_accelerator and FAKE not in os.environ:
@@ -108,6 +117,44 @@ def main() -> None:
 
         return once
 
+    def in_turns(**settings: Any) -> dict[str, list[float]]:
+        """Microseconds a step of each turn; the first ones are a warm-up and not counted."""
+        hand = Net()
+        wrapped, optimizer = paddle.DataParallel(hand), hand.configure_optimizers()
+        some = [batches[number % len(batches)] for number in range(A_TURN)]
+        costs: dict[str, list[float]] = {"by hand": [], "ddp": []}
+
+        class Turns(Callback):
+            def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+                if batch_idx % A_TURN == 0:
+                    self.began = time.perf_counter()
+
+            def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+                if (batch_idx + 1) % A_TURN:
+                    return
+                ended = time.perf_counter()
+                for x, y in some:
+                    functional.cross_entropy(wrapped(x), y).backward()
+                    optimizer.step()
+                    optimizer.clear_grad()
+                costs["ddp"].append((ended - self.began) / A_TURN * 1e6)
+                costs["by hand"].append((time.perf_counter() - ended) / A_TURN * 1e6)
+
+        trainer = Trainer(callbacks=[Turns()], **bare(**{**settings, "max_epochs": 1}))
+        trainer.print = lambda *_, **__: None  # type: ignore[method-assign]
+        trainer.fit(Net(), some * (options.turns * paddle.distributed.get_world_size()))
+        return {name: values[3:] for name, values in costs.items()}
+
+    if options.turns:
+        searched = in_turns(find_unused_parameters=True)
+        costs, title = in_turns(), f"a step on {paddle.distributed.get_world_size()} ranks, {paddle.get_device()}"
+        if not paddle.distributed.get_rank():
+            results = [
+                table(title, costs, "by hand", {"ddp": "<= 1.02"}, "us"),
+                table(f"{title}, find_unused_parameters=True", searched, "by hand", {}, "us"),
+            ]
+            report(results, as_json=options.json)
+        return
     contenders = {
         "by hand": by_hand,
         "ddp": fitted("ddp"),

@@ -66,6 +66,8 @@ class DataParallel(Engine):
         may_look = ends_window is not None and not self._sparse and len(module.parameters()) <= FLAGS
         if self._asked is None and may_look and ranks.board is not None:
             self._left_out, self._searches = LeftOut(ranks, ranks.board), False
+        self._stop_waiting: Callable[[], Any] = lambda: None
+        self._failure: BaseException | None = None
         self._look_again()
         self._waits = False  # whether there are gradients that no backward has averaged
         self._expects_all = self._is_within = False  # of the backward at hand; whether one is under way
@@ -87,7 +89,18 @@ class DataParallel(Engine):
         if searches is not self._kind:
             self.wrapped.use_reducer(searches=searches)
             self._kind = searches
+            self._stop_waiting()
+            if not searches:
+                self._stop_waiting = self.wrapped.awaited.register_hook(self._await_ranks).remove
         self._is_within = True
+
+    def _await_ranks(self, gradient: Any) -> None:
+        """Within the backward: a rank that comes first computes until gradients are to be exchanged."""
+        try:
+            self.ranks.await_exchange()
+        except BaseException as error:
+            self._failure = error  # which Paddle turns into one of its own
+            raise
 
     def manual(self, backward: Backward) -> Backward:
         def over_ranks(loss: Any, retain_graph: bool = False) -> None:
@@ -104,7 +117,13 @@ class DataParallel(Engine):
             return backward
 
         def with_all_gradients(loss: Any, retain_graph: bool = False) -> None:
-            backward(loss, retain_graph)
+            try:
+                backward(loss, retain_graph)
+            except Exception:
+                if self._failure is not None:
+                    raise self._failure from None
+                raise
+            self.ranks.wait_later(False)
             if not self._expects_all:
                 return
             missing = [parameter for parameter in self._learning if parameter.grad is None]
@@ -131,6 +150,7 @@ class DataParallel(Engine):
             self._expects_all = not (self._waits or waited or self._searches)
             if not self._waits:
                 self._begin(self._searches or (waited and self._asked is None))
+                self.ranks.wait_later(self._expects_all)
                 return wrapped(step, batch, batch_idx)
             if sparse:
                 raise ConfigurationError(
@@ -160,6 +180,8 @@ class DataParallel(Engine):
                 parameter.grad.scale_(1 / self.ranks.world_size)
 
     def let_go(self) -> None:
+        self._stop_waiting()
+        self.ranks.wait_later(False)
         if not self._is_within:
             self.wrapped.give_back()
 

@@ -98,12 +98,20 @@ class Meeting:
             self._forget(self.rank)
             self._tell({"kind": "clear", "rank": self.rank})
 
-    def arrive(self, what: str, timeout_seconds: float) -> None:
-        """`meet` on the board, which all ranks have: no message where the others have come already."""
+    def arrive(self, what: str, timeout_seconds: float, *, waits: bool) -> None:
+        """`meet` on the board, which all ranks have: no message where the others have come already.
+
+        Unless it `waits`, `await_arrivals` does.
+        """
         assert self.board is not None
         self._come_with_no_error(timeout_seconds)
         self._arrivals += 1
         self.board.post(ARRIVED, self._arrivals)
+        if waits:
+            self.await_arrivals(what)
+
+    def await_arrivals(self, what: str) -> None:
+        """Return when all ranks have arrived where this one has."""
         self.await_all(ARRIVED, self._arrivals, what)
 
     def begin_arrivals(self) -> None:

@@ -225,7 +225,7 @@ class DataParallel(paddle.DataParallel):  # type: ignore[misc]
     next wrapper that wants its like, so that many fits of one module do not gather many.
     """
 
-    _spare: ClassVar[dict[Any, list[Any]]] = {}
+    _spare: ClassVar[dict[Any, list[tuple[Any, Any]]]] = {}
 
     def init_reducer(self) -> None:
         self._in_use: dict[Any, Any] = {}
@@ -239,24 +239,30 @@ class DataParallel(paddle.DataParallel):  # type: ignore[misc]
     def use_reducer(self, *, searches: bool) -> None:
         """Let the next backward go by all parameters, or search for those that it leaves out.
 
-        It must follow: a new reducer is told that there are gradients for all, since of the parameters that are not in
-        the first graph that it sees one that does not search thinks for ever that they will have none.
+        `awaited` is then a parameter without whose gradient no collective begins, unless one is searched for.
+
+        The backward must follow: a new reducer is told that there are gradients for all, since one that does not search
+        thinks for ever that parameters which are not in the first graph that it sees will have none.
         """
         key = (searches, self._key)
         if key not in self._in_use:
             spare = self._spare.get(key)
             self._in_use[key] = spare.pop() if spare else self._new_reducer(key)
-        self._reducer = self._in_use[key]
+        self._reducer, self.awaited = self._in_use[key]
 
     def _new_reducer(self, key: Any) -> Any:
         self.find_unused_parameters = key[0]
         with _all_learn(self._learning):  # though some may be held back in this step
             super().init_reducer()
+            of_layers = (layer.parameters(include_sublayers=False) for layer in self.sublayers())
+            in_order = {id(one): one for of_layer in of_layers for one in of_layer if one.trainable}
+            sent = [one for one in in_order.values() if not getattr(one, "no_sync", False)]
+            awaited = sent[min(self.group_indices[-1])]
             if not key[0]:
                 self._reducer.prepare_for_backward([(parameter * 0).sum() for parameter in self._learning])
         for parameter in self._learning:
             weakref.finalize(parameter, self._forget, key, self._reducer)
-        return self._reducer
+        return self._reducer, awaited
 
     @classmethod
     def _forget(cls, key: Any, reducer: Any) -> None:

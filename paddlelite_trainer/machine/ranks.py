@@ -25,6 +25,7 @@ from .signals import in_notebook
 from .strategy import Strategy, refuse_what_paddle_cannot
 from .trees import mapped
 
+_BACKWARD = "the backward of a step"
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -146,9 +147,10 @@ def rank_zero_info(*values: object) -> None:
 class Ranks:
     """The processes of this job; with one process every method returns at once.
 
-    Every method but the properties, `note`, `rest` and `await_on_board` is a collective: all ranks must call it, in
-    the same order. Before each they meet, since gloo gives up after 30 s without a word from a rank: a rank may come up
-    to `timeout_seconds` later than another, and where it does not come, or fails on the way, a RankFailedError says so.
+    Every method but the properties, `note`, `rest`, `wait_later` and `await_on_board` is a collective: all ranks must
+    call it, in the same order. Before each they meet, since gloo gives up after 30 s without a word from a rank: a rank
+    may come up to `timeout_seconds` later than another, and where it does not come, or fails on the way, a
+    RankFailedError says so.
     """
 
     def __init__(self, timeout_seconds: float = 1800.0) -> None:
@@ -158,7 +160,7 @@ class Ranks:
         self.local_rank = int(os.environ.get("PADDLE_LOCAL_RANK", self.rank))
         self.local_size = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
         self._meeting: Meeting | None = None
-        self._uses_gloo = False
+        self._uses_gloo = self._waits_later = False
         if self.world_size > 1:
             stop_if_spawned()  # of a rank: it has that one's number
             if not paddle.distributed.is_initialized():
@@ -191,9 +193,19 @@ class Ranks:
         if not self._uses_gloo:
             self._meeting.begin_exchange()
         elif self._meeting.board is None:
-            self.meet("the backward of a step")
+            self.meet(_BACKWARD)
         else:
-            self._meeting.arrive("the backward of a step", self.timeout_seconds)
+            self._meeting.arrive(_BACKWARD, self.timeout_seconds, waits=not self._waits_later)
+
+    def wait_later(self, later: bool) -> None:
+        """Whether `begin_exchange` leaves the waiting to `await_exchange`, within the backward; on a board alone."""
+        self._waits_later = later
+
+    def await_exchange(self) -> None:
+        """Gradients are about to be exchanged: wait where that was left for later."""
+        if self._waits_later and self._uses_gloo and self._meeting is not None and self._meeting.board is not None:
+            self._waits_later = False
+            self._meeting.await_arrivals(_BACKWARD)
 
     @property
     def board(self) -> Board | None:
