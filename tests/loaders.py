@@ -29,6 +29,9 @@ HERE = pytest.param({"num_workers": 0}, id="workers-0")
 SPAWNED = pytest.param({**_SPAWNED, "persistent_workers": True}, id="spawned-persistent")
 PROCESSES = [*_FORKED, *_AND_SPAWNED_IN_SOAK]
 WORKERS = [HERE, *PROCESSES]
+# For tests that start workers some twenty times.
+WORKERS_FORKED = [HERE, *_FORKED]
+WORKERS_FORKED_OR_KEPT = [*WORKERS_FORKED, _AND_SPAWNED_IN_SOAK[1]]
 PROCESSES_SPAWNED_TOO = [*_FORKED, SPAWNED]
 WORKERS_SPAWNED_TOO = [HERE, *PROCESSES_SPAWNED_TOO]
 

@@ -14,6 +14,7 @@ import pytest
 from loaders import (
     PROCESSES,
     WORKERS,
+    WORKERS_FORKED_OR_KEPT,
     Augmented,
     AugmentedStream,
     Loader,
@@ -257,7 +258,7 @@ def test_the_last_batch_of_an_iterable_is_known_while_it_is_handled() -> None:
         ]
 
 
-@pytest.mark.parametrize("settings", WORKERS)
+@pytest.mark.parametrize("settings", WORKERS_FORKED_OR_KEPT)
 def test_every_start_of_an_iterable_dataset_gives_the_rest(settings: dict[str, Any]) -> None:
     batches = source(Loader(AugmentedStream(), batch_size=3, collate_fn=noisy_collate, **settings))
     assert batches.length is None

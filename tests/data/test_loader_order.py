@@ -15,7 +15,19 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
-from loaders import SEED, WORKERS, WORKERS_SPAWNED_TOO, Augmented, Loader, augmented, ids, plain, read, source
+from loaders import (
+    SEED,
+    WORKERS,
+    WORKERS_FORKED,
+    WORKERS_SPAWNED_TOO,
+    Augmented,
+    Loader,
+    augmented,
+    ids,
+    plain,
+    read,
+    source,
+)
 from paddle.io import BatchSampler, DataLoader, Dataset, DistributedBatchSampler, Sampler, WeightedRandomSampler
 
 from paddlelite_trainer.data.source import BatchSource
@@ -338,7 +350,7 @@ def test_a_sampler_that_yields_less_than_its_length_ends_there() -> None:
     assert [batches.is_last for _ in batches.epoch(0)] == [False, False, True]
 
 
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("workers", WORKERS_FORKED)
 def test_two_ranks_train_on_every_sample_exactly_once_across_a_resume(workers: dict[str, Any]) -> None:
     for stop in range(4):
         seen: Counter[int] = Counter()
