@@ -100,8 +100,8 @@ def the_module(stage: str, model: Any) -> Module:
 def refuse_unfit_for(stage: str, model: Any, datamodule: Any) -> None:
     """Raise ConfigurationError for a module or datamodule that this stage cannot use."""
     _refuse_uninitialized(the_module(stage, model))
-    _tell_of_layers_out_of_reach(model)
     refuse_static_mode(f"trainer.{stage}")
+    _tell_of_layers_out_of_reach(model)
     _refuse_assigned_hparams(model)
     refuse_what_is_never_called(model, Module)
     if stage == "fit":
