@@ -96,7 +96,14 @@ def kill_at(template, run, prior, keep, background, points):
 
 
 @pytest.mark.parametrize(
-    ("prior", "keep", "background"), [(0, 1, False), (1, 1, False), (2, 2, True), (3, 1, True), (3, 3, False)]
+    ("prior", "keep", "background"),
+    [
+        (0, 1, False),
+        pytest.param(1, 1, False, marks=pytest.mark.soak),
+        pytest.param(2, 2, True, marks=pytest.mark.soak),
+        (3, 1, True),
+        pytest.param(3, 3, False, marks=pytest.mark.soak),
+    ],
 )
 @pytest.mark.usefixtures("record_of_pins")
 def test_killed_at_any_instruction_nothing_committed_is_lost_or_mixed(memory_dir, prior, keep, background):
@@ -151,7 +158,7 @@ class DiesAtCall(HookedFileSystem):
 
 
 @pytest.mark.usefixtures("record_of_pins")
-@pytest.mark.parametrize(("prior", "keep"), [(0, 1), (2, 1)])
+@pytest.mark.parametrize(("prior", "keep"), [pytest.param(0, 1, marks=pytest.mark.soak), (2, 1)])
 @pytest.mark.parametrize("moment", ["before", "within", "after"])
 def test_killed_around_every_file_system_call_nothing_is_lost(memory_dir, prior, keep, moment):
     """Opening the store is among them: a process may die while it clears up after one that died."""

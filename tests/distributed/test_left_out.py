@@ -35,7 +35,10 @@ def on_fake_accelerators(root: Path) -> None:
     fake_gpu.launch(SCRIPT, str(root), log_dir=root / "log", ranks=2, timeout=170)
 
 
-@pytest.fixture(scope="module", params=[on_the_cpu, pytest.param(on_fake_accelerators, marks=pytest.mark.fake_gpu)])
+@pytest.fixture(
+    scope="module",
+    params=[on_the_cpu, pytest.param(on_fake_accelerators, marks=[pytest.mark.fake_gpu, pytest.mark.soak])],
+)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     root = tmp_path_factory.mktemp("left_out")
     request.param(root)

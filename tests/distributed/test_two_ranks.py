@@ -73,7 +73,10 @@ def test_a_window_that_is_set_within_an_epoch_keeps_one_model_on_all_ranks(tmp_p
     assert [rank["step"] for rank in ranks] == [3 + 2 + 2] * 2  # of 6 batches an epoch
 
 
-@pytest.mark.parametrize(("flag", "words"), [("fail-hook", "the hook fails"), ("fail-rank-1", "rank 1 fails")])
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [pytest.param("fail-hook", "the hook fails", marks=pytest.mark.soak), ("fail-rank-1", "rank 1 fails")],
+)
 def test_the_failure_of_one_rank_ends_all_and_is_named_on_the_terminal(tmp_path: Path, flag: str, words: str) -> None:
     done, ranks = launch(tmp_path / "run", tmp_path / "out", -1, flag)
     assert done.returncode != 0

@@ -68,6 +68,7 @@ def test_digits_stops_early_and_says_so_when_run_again(digits_twice: tuple[Path,
     assert [path.name for path in run_dir.parent.iterdir()] == ["version_0"]
 
 
+@pytest.mark.soak
 def test_digits_killed_in_its_third_epoch_goes_on_to_the_same_end(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     _run("digits.py", "--root", str(whole), "--max-epochs", "5")

@@ -60,7 +60,9 @@ def run(root: Path, workers: int, sleeps: bool, out: Path, where: str, settings:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-@pytest.mark.parametrize(("workers", "where"), [(0, "training"), (2, "training"), (2, "validation")])
+@pytest.mark.parametrize(
+    ("workers", "where"), [pytest.param(0, "training", marks=pytest.mark.soak), (2, "training"), (2, "validation")]
+)
 def test_a_wait_for_data_does_not_keep_a_preempted_run_from_saving(tmp_path: Path, workers: int, where: str) -> None:
     preempt_and_resume(tmp_path, workers, where)
 
