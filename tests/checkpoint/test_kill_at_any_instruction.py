@@ -159,7 +159,7 @@ class DiesAtCall(HookedFileSystem):
 
 @pytest.mark.usefixtures("record_of_pins")
 @pytest.mark.parametrize(("prior", "keep"), [pytest.param(0, 1, marks=pytest.mark.soak), (2, 1)])
-@pytest.mark.parametrize("moment", ["before", "within", "after"])
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.soak), "within", "after"])
 def test_killed_around_every_file_system_call_nothing_is_lost(memory_dir, prior, keep, moment):
     """Opening the store is among them: a process may die while it clears up after one that died."""
     run_with(memory_dir / "template", prior, keep)

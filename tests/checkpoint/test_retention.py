@@ -161,7 +161,7 @@ class RunOfSaves(RuleBasedStateMachine):
 
 
 @pytest.mark.usefixtures("record_of_pins")
-@pytest.mark.parametrize("examples", [30, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize("examples", [20, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])])
 def test_any_sequence_of_saves_crashes_tags_and_returns_agrees_with_the_oracle(examples):
     run_state_machine_as_test(
         RunOfSaves,

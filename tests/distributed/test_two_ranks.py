@@ -66,6 +66,7 @@ def test_a_plateau_schedule_by_steps_keeps_one_rate_on_all_ranks(tmp_path: Path)
     assert ranks[0]["learned"] == ranks[1]["learned"]
 
 
+@pytest.mark.soak
 def test_a_window_that_is_set_within_an_epoch_keeps_one_model_on_all_ranks(tmp_path: Path) -> None:
     done, ranks = launch(tmp_path / "run", tmp_path / "out", -1, "set-window")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

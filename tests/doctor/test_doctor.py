@@ -47,6 +47,7 @@ def verdicts(report: dict[str, Any]) -> dict[str, str]:
     return {one["check"]: one["verdict"] for one in report["findings"] if one["check"] not in MEASURED}
 
 
+@pytest.mark.soak
 def test_it_runs_whole_on_the_cpu_and_says_what_is_not_possible_there(tmp_path: Path) -> None:
     code, report, out = examined(tmp_path, dict(os.environ))
     impossible = dict.fromkeys(f"{name} beside a loop by hand" for name in PRECISIONS)

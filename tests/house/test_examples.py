@@ -81,6 +81,7 @@ def test_digits_killed_in_its_third_epoch_goes_on_to_the_same_end(tmp_path: Path
     assert _csv_steps(whole) == _csv_steps(killed)
 
 
+@pytest.mark.soak
 def test_resume_shows_that_a_killed_run_ends_as_an_undisturbed_one() -> None:
     said = _run("resume.py")
     assert said.endswith("The resumed run is the same run.\n")

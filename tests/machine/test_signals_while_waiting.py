@@ -61,7 +61,12 @@ def run(root: Path, workers: int, sleeps: bool, out: Path, where: str, settings:
 
 
 @pytest.mark.parametrize(
-    ("workers", "where"), [pytest.param(0, "training", marks=pytest.mark.soak), (2, "training"), (2, "validation")]
+    ("workers", "where"),
+    [
+        pytest.param(0, "training", marks=pytest.mark.soak),
+        (2, "training"),
+        pytest.param(2, "validation", marks=pytest.mark.soak),
+    ],
 )
 def test_a_wait_for_data_does_not_keep_a_preempted_run_from_saving(tmp_path: Path, workers: int, where: str) -> None:
     preempt_and_resume(tmp_path, workers, where)

@@ -640,6 +640,6 @@ def test_a_signal_while_looking_ahead_leaves_the_position_before_the_batch_in_ha
     assert whole.seen == module.seen + resumed.seen
 
 
-@pytest.mark.parametrize("where", ["training", "validation"])
+@pytest.mark.parametrize("where", ["training", pytest.param("validation", marks=pytest.mark.soak)])
 def test_a_wait_for_data_does_not_keep_a_preempted_run_from_saving(where: str, tmp_path: Path) -> None:
     waiting.preempt_and_resume(tmp_path, 2, where, "prefetch_to_device=True")

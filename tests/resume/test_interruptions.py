@@ -44,6 +44,7 @@ def test_a_signal_saves_and_says_by_the_exit_code_to_run_again(tmp_path: Path) -
     check_signals(interruptions("signals", tmp_path, 2))
 
 
+@pytest.mark.soak
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     (line,) = interruptions("storm", tmp_path / "work", 4)
     assert sum(line["cycles"].values()) == 4
