@@ -77,10 +77,7 @@ def table(
     Where it is too wide for the terminal, the items of lists get a line each; where it still is, each row becomes a
     block of lines, in which long names break only after `/`, `.` and `_`. Into a pipe a row is one line.
     """
-    rows = list(rows)
-    if heading and not is_terminal() and (text := _lines(columns, rows, right)) is not None:
-        return _write(text, write)
-    screen = console()
+    rows, screen = list(rows), console()
     for separator in (", ", ",\n"):
         whole = _rich_table(columns, rows, right, heading, separator)
         if screen.measure(whole, options=screen.options.update(max_width=_ENDLESS)).maximum <= screen.width:
@@ -93,24 +90,6 @@ def table(
         facts = [[column, cell] for column, cell in zip(columns, row) if cell]
         table(["", ""], facts, heading=False, write=write)
     return None
-
-
-def _lines(columns: Sequence[str], rows: Sequence[Sequence[Cell]], right: Sequence[int]) -> str | None:
-    """The table as rich sets it, which takes a millisecond a row; None where a cell has several lines."""
-    from rich.cells import cell_len
-
-    cells = [list(columns)]
-    for row in rows:
-        cells.append([_printable(cell if isinstance(cell, str) else _joined(cell, ", ")) for cell in row])
-    if any(len(row) != len(columns) or "\n" in "".join(row) for row in cells):
-        return None
-    widths = [max(map(cell_len, column)) for column in zip(*cells)]
-    lines = []
-    for row in cells:
-        gaps = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths)]
-        set_ = (gap + cell if index in right else cell + gap for index, (cell, gap) in enumerate(zip(row, gaps)))
-        lines.append("".join(f" {cell} " for cell in set_).rstrip() + "\n")
-    return "".join(lines)
 
 
 def _rich_table(
@@ -167,10 +146,7 @@ def _print(what: Any, write: Write | None = None, **options: Any) -> None:
     with screen.capture() as captured:
         screen.print(what, **options)
     # Not printed by rich: it pads every line of a table with spaces, and ends the program where a pipe is closed.
-    _write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()), write)
-
-
-def _write(text: str, write: Write | None = None) -> None:
+    text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
     (write or sys.stdout.write)(_showable(text, sys.stdout))
 
 
