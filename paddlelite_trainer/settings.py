@@ -30,6 +30,11 @@ def _is_limit(value: Any) -> bool:
     return value is None or (_is_int(value) and value >= 0) or (isinstance(value, float) and 0.0 <= value <= 1.0)
 
 
+def _is_of_compile(options: Mapping[str, Any]) -> bool:
+    known = set(options) <= {"layers", "full_graph", "backend"}
+    return known and options.get("backend") in (None, "CINN") and options.get("full_graph", True) in (True, False)
+
+
 def _is_schedule(value: Any) -> bool:
     if isinstance(value, Mapping):
         return 0 in value and all(
@@ -89,15 +94,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "on_save_error": (lambda v: v in ("raise", "warn"), "'raise' or 'warn'"),
     "compile": (
-        lambda v: (
-            isinstance(v, bool)
-            or (
-                isinstance(v, Mapping)
-                and set(v) <= {"layers", "full_graph", "backend"}
-                and v.get("backend") in (None, "CINN")
-                and v.get("full_graph", True) in (True, False)
-            )
-        ),
+        lambda v: isinstance(v, bool) or (isinstance(v, Mapping) and _is_of_compile(v)),
         "True, False, or a dict with any of 'layers', 'full_graph' (True or False), 'backend' (None or 'CINN')",
     ),
     "recompute": (

@@ -66,7 +66,7 @@ class Saver:
         self.adds = False
         """Whether what is being saved is of a moment at which the run had no checkpoint of its own, and comes of a
         crash or a signal."""
-        self._added_at: tuple[Any, ...] | None = None
+        self._was_added = False
         book.call_before_log(self._remember_logs)
         self.take: Callable[..., Entry | None] = self._take
         self.await_save: Callable[[], bool] = self._await_save
@@ -76,7 +76,7 @@ class Saver:
     def note_resumed(self, *, was_added: bool) -> None:
         """What was restored is saved already, perhaps by what a crash or a signal has added."""
         self.saved_at = self.progress.position
-        self._added_at = self.saved_at if was_added else None
+        self._was_added = was_added
 
     @property
     def is_saved(self) -> bool:
@@ -86,7 +86,7 @@ class Saver:
     @property
     def lacks_its_own(self) -> bool:
         """Whether it is, and was added by a crash or a signal, so that the run's own would still rank it."""
-        return self._added_at == self.progress.position
+        return self.is_saved and self._was_added
 
     def _save_point(self, reason: Reason) -> None:
         """Everything of this batch or epoch has run: let callbacks ask for a checkpoint, and take one."""
@@ -175,7 +175,7 @@ class Saver:
         self._written += 1
         if not weights_only:
             self.saved_at = self.progress.position
-            self._added_at = self.saved_at if self.adds else None
+            self._was_added = self.adds
         return entry
 
     def _keeps_latest(self) -> bool:
