@@ -11,15 +11,154 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pairs import arguments, report, rounds, table
 
-from workload import bare  # isort: skip
+from workload import bare, make_batches  # isort: skip
+import paddle
+
+from paddlelite_trainer import Callback, Module, Trainer
 
 FAKE = "FAKE_GPU_COUNT"
 A_TURN = 20  # steps
+TURNS_TO_WARM_UP = 3
+Batches = list[Any]
+
+
+class Net(Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.net = paddle.nn.Sequential(paddle.nn.Linear(64, hidden), paddle.nn.ReLU(), paddle.nn.Linear(hidden, 10))
+
+    def forward(self, x: Any) -> Any:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        return paddle.nn.functional.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self) -> Any:
+        return paddle.optimizer.Adam(1e-3, parameters=self.parameters())
+
+
+class ByHand:
+    """What a user writes without a trainer."""
+
+    def __init__(self, hidden: int) -> None:
+        net = Net(hidden)
+        self.wrapped, self.optimizer = paddle.DataParallel(net), net.configure_optimizers()
+
+    def steps(self, batches: Batches) -> None:
+        for x, y in batches:
+            paddle.nn.functional.cross_entropy(self.wrapped(x), y).backward()
+            self.optimizer.step()
+            self.optimizer.clear_grad()
+
+
+class Traffic:
+    """Collectives and bytes a step of each contender; only the simulated device counts them."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.of: dict[str, tuple[float, float]] = {}
+
+    def sent(self) -> tuple[int, int]:
+        if FAKE not in os.environ:
+            return 0, 0
+        import fake_gpu
+
+        return fake_gpu.collectives(), fake_gpu.bytes_sent()
+
+    def note(self, name: str, before: tuple[int, int]) -> None:
+        calls, nbytes = ((now - then) / self.steps for now, then in zip(self.sent(), before))
+        self.of[name] = calls, nbytes
+
+
+class SecondEpoch(Callback):
+    """Times the second epoch of a fit, and ends it."""
+
+    def __init__(self, name: str, traffic: Traffic) -> None:
+        self.name, self.traffic = name, traffic
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        now = time.perf_counter()
+        if trainer.current_epoch == 1:
+            self.started, self.before = now, self.traffic.sent()
+        elif trainer.current_epoch == 2:
+            assert trainer.num_training_batches == self.traffic.steps
+            self.microseconds = (now - self.started) / self.traffic.steps * 1e6
+            self.traffic.note(self.name, self.before)
+            trainer.stop()
+
+
+class Turns(Callback):
+    """Lets the loop by hand take as many steps after each turn of the fit; the first turns are a warm-up."""
+
+    def __init__(self, by_hand: ByHand, batches: Batches) -> None:
+        self.by_hand, self.batches = by_hand, batches
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        if batch_idx % A_TURN == 0:
+            self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % A_TURN == 0:
+            ended = time.perf_counter()
+            self.by_hand.steps(self.batches)
+            self.ours.append((ended - self.began) / A_TURN * 1e6)
+            self.theirs.append((time.perf_counter() - ended) / A_TURN * 1e6)
+
+
+def quiet_trainer(callback: Callback, **settings: Any) -> Trainer:
+    trainer = Trainer(callbacks=[callback], **bare(**settings))
+    trainer.print = lambda *_, **__: None  # type: ignore[method-assign]
+    return trainer
+
+
+def turns(count: int, hidden: int, batches: Batches, **settings: Any) -> dict[str, list[float]]:
+    """Microseconds a step of each turn."""
+    some = [batches[number % len(batches)] for number in range(A_TURN)]
+    clock = Turns(ByHand(hidden), some)
+    trainer = quiet_trainer(clock, **{**settings, "max_epochs": 1})
+    trainer.fit(Net(hidden), some * (count * paddle.distributed.get_world_size()))
+    return {"by hand": clock.theirs[TURNS_TO_WARM_UP:], "ddp": clock.ours[TURNS_TO_WARM_UP:]}
+
+
+def contenders_of(hidden: int, batches: Batches, traffic: Traffic) -> dict[str, Callable[[], float]]:
+    """Each returns microseconds a step, and notes what it has sent."""
+
+    def by_hand() -> float:
+        loop = ByHand(hidden)
+        loop.steps(batches)
+        started, before = time.perf_counter(), traffic.sent()
+        loop.steps(batches)
+        traffic.note("by hand", before)
+        return (time.perf_counter() - started) / len(batches) * 1e6
+
+    def fitted(name: str, **settings: Any) -> Callable[[], float]:
+        def once() -> float:
+            clock = SecondEpoch(name, traffic)
+            everyones = batches * paddle.distributed.get_world_size()  # of which each rank takes its share
+            quiet_trainer(clock, **settings).fit(Net(hidden), everyones)
+            return clock.microseconds
+
+        return once
+
+    searching = "ddp, find_unused_parameters=True"
+    contenders = {
+        "by hand": by_hand,
+        "ddp": fitted("ddp"),
+        searching: fitted(searching, find_unused_parameters=True),
+    }
+    if FAKE in os.environ and paddle.__version__.startswith("3"):
+        for strategy in ("sharding_stage2", "sharding_stage3"):
+            contenders[strategy] = fitted(strategy, strategy=strategy)
+    return contenders
 
 
 def start_on_fake_accelerators(count: int, given: list[str]) -> int:
@@ -45,134 +184,30 @@ def main() -> None:
     options = parser.parse_args()
     if options.fake_accelerator and FAKE not in os.environ:
         sys.exit(start_on_fake_accelerators(options.fake_accelerator, sys.argv[1:]))
-    import paddle
-
-    from paddlelite_trainer import Callback, Module, Trainer
-
     paddle.distributed.init_parallel_env()
-    functional = paddle.nn.functional
-
-    def sent() -> tuple[int, int]:
-        """Collectives and bytes so far; only the simulated device counts them."""
-        if FAKE not in os.environ:
-            return 0, 0
-        import fake_gpu
-
-        return fake_gpu.collectives(), fake_gpu.bytes_sent()
-
-    class Net(Module):
-        def __init__(self) -> None:
-            super().__init__()
-            wide = options.hidden
-            self.net = paddle.nn.Sequential(paddle.nn.Linear(64, wide), paddle.nn.ReLU(), paddle.nn.Linear(wide, 10))
-
-        def forward(self, x: Any) -> Any:
-            return self.net(x)
-
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            x, y = batch
-            return functional.cross_entropy(self.net(x), y)
-
-        def configure_optimizers(self) -> Any:
-            return paddle.optimizer.Adam(1e-3, parameters=self.parameters())
-
-    batches = [[paddle.randn([32, 64]), paddle.randint(0, 10, [32])] for _ in range(options.steps)]
-    traffic: dict[str, tuple[float, float]] = {}
-
-    def note(name: str, before: tuple[int, int]) -> None:
-        traffic[name] = tuple((now - then) / options.steps for now, then in zip(sent(), before))  # type: ignore[assignment]
-
-    def by_hand() -> float:
-        model = Net()
-        wrapped = paddle.DataParallel(model)
-        optimizer = model.configure_optimizers()
-        for _ in range(2):
-            started, before = time.perf_counter(), sent()
-            for x, y in batches:
-                functional.cross_entropy(wrapped(x), y).backward()
-                optimizer.step()
-                optimizer.clear_grad()
-        note("by hand", before)
-        return (time.perf_counter() - started) / options.steps * 1e6
-
-    class SecondEpoch(Callback):
-        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-            now = time.perf_counter()
-            if trainer.current_epoch == 1:
-                self.started, self.before = now, sent()
-            elif trainer.current_epoch == 2:
-                assert trainer.num_training_batches == options.steps
-                self.microseconds = (now - self.started) / options.steps * 1e6
-                note(self.name, self.before)
-                trainer.stop()
-
-    def fitted(name: str, **settings: Any) -> Any:
-        def once() -> float:
-            clock = SecondEpoch()
-            clock.name = name
-            trainer = Trainer(callbacks=[clock], **bare(**settings))
-            trainer.print = lambda *_, **__: None  # type: ignore[method-assign]
-            trainer.fit(Net(), batches * paddle.distributed.get_world_size())  # of which each rank takes its share
-            return clock.microseconds
-
-        return once
-
-    def in_turns(**settings: Any) -> dict[str, list[float]]:
-        """Microseconds a step of each turn; the first ones are a warm-up and not counted."""
-        hand = Net()
-        wrapped, optimizer = paddle.DataParallel(hand), hand.configure_optimizers()
-        some = [batches[number % len(batches)] for number in range(A_TURN)]
-        costs: dict[str, list[float]] = {"by hand": [], "ddp": []}
-
-        class Turns(Callback):
-            def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-                if batch_idx % A_TURN == 0:
-                    self.began = time.perf_counter()
-
-            def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-                if (batch_idx + 1) % A_TURN:
-                    return
-                ended = time.perf_counter()
-                for x, y in some:
-                    functional.cross_entropy(wrapped(x), y).backward()
-                    optimizer.step()
-                    optimizer.clear_grad()
-                costs["ddp"].append((ended - self.began) / A_TURN * 1e6)
-                costs["by hand"].append((time.perf_counter() - ended) / A_TURN * 1e6)
-
-        trainer = Trainer(callbacks=[Turns()], **bare(**{**settings, "max_epochs": 1}))
-        trainer.print = lambda *_, **__: None  # type: ignore[method-assign]
-        trainer.fit(Net(), some * (options.turns * paddle.distributed.get_world_size()))
-        return {name: values[3:] for name, values in costs.items()}
-
+    is_first = paddle.distributed.get_rank() == 0
+    title = f"a step on {paddle.distributed.get_world_size()} ranks, {paddle.get_device()}"
+    batches = make_batches(options.steps)
     if options.turns:
-        searched = in_turns(find_unused_parameters=True)
-        costs, title = in_turns(), f"a step on {paddle.distributed.get_world_size()} ranks, {paddle.get_device()}"
-        if not paddle.distributed.get_rank():
-            results = [
-                table(title, costs, "by hand", {"ddp": "<= 1.02"}, "us"),
-                table(f"{title}, find_unused_parameters=True", searched, "by hand", {}, "us"),
-            ]
+        searched = turns(options.turns, options.hidden, batches, find_unused_parameters=True)
+        costs = turns(options.turns, options.hidden, batches)
+        results = [
+            table(title, costs, "by hand", {"ddp": "<= 1.02"}, "us"),
+            table(f"{title}, find_unused_parameters=True", searched, "by hand", {}, "us"),
+        ]
+        if is_first:
             report(results, as_json=options.json)
         return
-    contenders = {
-        "by hand": by_hand,
-        "ddp": fitted("ddp"),
-        "ddp, find_unused_parameters=True": fitted("ddp, find_unused_parameters=True", find_unused_parameters=True),
-    }
-    if FAKE in os.environ and paddle.__version__.startswith("3"):
-        contenders["sharding_stage2"] = fitted("sharding_stage2", strategy="sharding_stage2")
-        contenders["sharding_stage3"] = fitted("sharding_stage3", strategy="sharding_stage3")
-    costs = rounds(contenders, options.rounds)
-    if paddle.distributed.get_rank():
+    traffic = Traffic(options.steps)
+    costs = rounds(contenders_of(options.hidden, batches, traffic), options.rounds)
+    if not is_first:
         return
-    world = paddle.distributed.get_world_size()
-    result = table(f"a step on {world} ranks, {paddle.get_device()}", costs, "by hand", {"ddp": "<= 1.02"}, "us")
-    for name, (calls, nbytes) in traffic.items():
+    result = table(title, costs, "by hand", {"ddp": "<= 1.02"}, "us")
+    for name, (calls, nbytes) in traffic.of.items():
         result["rows"][name] |= {"collectives": calls, "bytes": nbytes}
     report([result], as_json=options.json)
     if not options.json and FAKE in os.environ:
-        for name, (calls, nbytes) in traffic.items():
+        for name, (calls, nbytes) in traffic.of.items():
             print(f"{name}: {calls:g} collectives and {nbytes:,.0f} bytes a step")
 
 
