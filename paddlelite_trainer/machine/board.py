@@ -8,7 +8,10 @@ import os
 import platform
 import secrets
 import tempfile
+import time
 from pathlib import Path
+
+from .bell import bell_of
 
 ARRIVED, CHECKED, SETTLED, RECORDED = range(4)
 """What is counted: backwards come to, backwards looked at, backwards settled, the last one that has flags."""
@@ -16,6 +19,8 @@ FLAGS = 2**16
 """How many flags a rank has."""
 _COUNTERS = 8
 _ROW = 8 * _COUNTERS + FLAGS
+_LONGEST_NAP = 0.01  # seconds between two looks; a tenth of what was waited, where that is less
+_LONGEST_SLEEP = 0.1
 _IN_ORDER = ("x86_64", "amd64", "i386", "i686")
 """Processors on which others see stores in the order in which they were made: flags before the counter after them."""
 
@@ -29,11 +34,23 @@ class Board:
     def __init__(self, path: Path, rank: int, world_size: int) -> None:
         self.rank, self.others = rank, [one for one in range(world_size) if one != rank]
         with path.open("r+b") as file:
-            self._memory = memoryview(mmap.mmap(file.fileno(), world_size * _ROW))
+            shared = mmap.mmap(file.fileno(), world_size * _ROW)
+        self._memory, self._bell = memoryview(shared), bell_of(shared)
         self._counters = self._memory.cast("Q")
 
     def post(self, what: int, count: int) -> None:
-        self._counters[self.rank * (_ROW // 8) + what] = count
+        where = self.rank * (_ROW // 8) + what
+        self._counters[where] = count
+        if self._bell is not None:
+            self._bell.ring(8 * where)
+
+    def doze(self, what: int, rank: int, count: int, waited: float) -> None:
+        """Sleep until that rank may have come so far; for a while, or, without a bell, a tenth of what was waited."""
+        where = rank * (_ROW // 8) + what
+        if self._bell is None:
+            time.sleep(min(waited / 10, _LONGEST_NAP))
+        elif (here := self._counters[where]) < count:
+            self._bell.await_ring(8 * where, here, _LONGEST_SLEEP)
 
     def of(self, what: int, rank: int) -> int:
         return self._counters[rank * (_ROW // 8) + what]

@@ -25,7 +25,6 @@ TELL_SECONDS = 60.0  # how often it says for whom it waits
 GRACE_SECONDS = 5.0  # for a rank to end by itself once another has failed
 LONG_GRACE_SECONDS = 15.0  # the same for one whose own error is on its way through hooks and teardown
 _LABEL = 64
-_LONGEST_NAP = 0.01  # seconds between two looks at the board; a tenth of what was waited, where that is less
 
 
 class Meeting:
@@ -144,7 +143,7 @@ class Meeting:
                 if waited >= told:
                     told += TELL_SECONDS
                     self._tell_of_waiting(late[0], what, waited)
-                time.sleep(min(waited / 10, _LONGEST_NAP))
+                board.doze(counter, late[0], count, waited)
                 late = board.late(counter, count)
         finally:
             self._meets_at = ""
