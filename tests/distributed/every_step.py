@@ -1,7 +1,7 @@
 """What each rank runs: one undisturbed run, and a run that goes on from each of its steps; which end with other bits.
 
-python -m paddle.distributed.launch --nproc_per_node 2 every_step.py ROOT STRATEGY PRECISION     on the CPU
-fake_gpu.launch(Path("every_step.py"), ROOT, STRATEGY, PRECISION, log_dir=..., ranks=2)           on simulated devices
+forked.launch(Path("every_step.py"), ROOT, STRATEGY, PRECISION, log_dir=..., ranks=2)           on the CPU; and on
+simulated devices with environment=fake_gpu.environment()
 
 Rank 0 prints `<strategy> <ranks> <precision> <device> <steps tried> <steps identical> <what it was in the end>`.
 """

@@ -1,11 +1,18 @@
-"""Ranks of a job that are forked from a process that has imported Paddle, so that a job takes a second and not ten."""
+"""Ranks of a job that are forked from a process that has imported Paddle, so that a job takes a second and not ten.
+
+In a test: `launch(script, ..., log_dir=...)`, as Paddle's launcher would; its own ways are not what is tested there.
+In a script that runs many jobs: `job(...)`, in a process that has computed nothing yet.
+"""
 
 from __future__ import annotations
 
 import atexit
+import json
 import os
+import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -14,6 +21,43 @@ from collections.abc import Callable
 from pathlib import Path
 
 import paddle
+
+
+def launch(
+    script: Path,
+    *arguments: str,
+    log_dir: Path,
+    ranks: int = 2,
+    timeout: float = 150.0,
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run `script` as the main program of each rank; log_dir/0/log<N> is what a rank said, and rank 0 says it here.
+
+    No rank is ended for another's failure: the ranks have to see to that themselves.
+    """
+    jobs = [(ranks, list(arguments))]
+    return launch_each(script, *jobs, log_dir=log_dir, timeout=timeout, environment=environment)
+
+
+def launch_each(
+    script: Path,
+    *jobs: tuple[int, list[str]],
+    log_dir: Path,
+    timeout: float = 150.0,
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """As launch(), for each (ranks, arguments) in turn until one fails; the logs of the n-th are in log_dir/<n>."""
+    command = [sys.executable, "-W", "ignore", str(Path(__file__)), str(log_dir), str(timeout), str(script)]
+    variables = {"GLOG_minloglevel": "2", **(environment or os.environ)}
+    paths = [str(Path(__file__).parents[2]), variables.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [*command, json.dumps(jobs)],
+        capture_output=True,
+        text=True,
+        timeout=timeout + 20,
+        env={**variables, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        check=False,
+    )
 
 
 def free_ports(count: int) -> list[int]:
@@ -101,3 +145,21 @@ def _work_and_leave(work: Callable[[int], None], rank: int) -> None:
     sys.stderr.flush()
     atexit._run_exitfuncs()  # ranks tell each other that they leave in peace
     os._exit(0)
+
+
+def _main(log_dir: Path, seconds: float, script: str, jobs: list[tuple[int, list[str]]]) -> None:
+    import paddlelite_trainer.callbacks  # noqa: F401  with Trainer, once for all ranks
+
+    deadline = time.monotonic() + seconds
+    for number, (ranks, arguments) in enumerate(jobs):
+
+        def work(rank: int, arguments: list[str] = arguments) -> None:
+            sys.argv = [script, *arguments]
+            runpy.run_path(script, run_name="__main__")
+
+        job(log_dir / str(number), ranks, work, deadline - time.monotonic())
+        print((log_dir / str(number) / "log0").read_text(errors="replace"))
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]))

@@ -1,6 +1,7 @@
 """What each of several ranks runs on fake accelerators: collectives, and fits of the Trainer that are cut and resumed.
 
-fake_gpu.launch(Path("several_devices.py"), ROOT, "ddp", ..., log_dir=..., ranks=2); each rank writes ROOT/rank<N>.json
+forked.launch(Path("several_devices.py"), ROOT, "ddp", ..., log_dir=..., environment=fake_gpu.environment());
+each rank writes ROOT/rank<N>.json
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ ONLY = {"sharding_stage1": ["plain"], "sharding_stage3": ["plain", "accumulated 
 
 def fit(root: Path, max_steps: int, *, unused: bool = False, averages: str = "", **settings: Any) -> dict[str, Any]:
     counter = Counter()
-    callbacks: list[Callback] = [counter, ModelCheckpoint(every_n_train_steps=1)]
+    callbacks: list[Callback] = [counter, ModelCheckpoint(every_n_train_steps=2)]
     callbacks += [ExponentialMovingAverage(0.9)] if averages == "ema" else []
     callbacks += [StochasticWeightAveraging(0.02, 1, evaluate_with_average=True)] if averages == "swa" else []
     trainer = Trainer(

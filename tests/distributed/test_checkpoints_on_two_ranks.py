@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import launch
 
 SCRIPT = Path(__file__).with_name("checkpoints_of_a_run.py")
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
@@ -22,10 +20,7 @@ Told = Callable[[str], Any]
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     """What both ranks have found in a case, once it is known that they agree."""
     out = tmp_path_factory.mktemp("checkpoints")
-    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-    command += ["--log_dir", str(out / "log"), str(SCRIPT), str(out)]
-    environment = {**os.environ, "GLOG_minloglevel": "2"}
-    subprocess.run(command, capture_output=True, timeout=110, env=environment, check=False)
+    launch(SCRIPT, str(out), log_dir=out / "log", timeout=90)
     files = [out / f"rank{rank}.jsonl" for rank in (0, 1)]
     ranks = [dict(map(json.loads, file.read_text().splitlines())) if file.exists() else {} for file in files]
 

@@ -5,14 +5,13 @@ python -m pytest tests/distributed/test_every_step.py -m soak -s     tries and p
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import fake_gpu
 import paddle
 import pytest
+from forked import launch
 
 SCRIPT = Path(__file__).with_name("every_step.py")
 IS_2 = paddle.__version__.startswith("2.")
@@ -35,9 +34,14 @@ def check(done: subprocess.CompletedProcess[str], strategy: str, ranks: int, pre
 
 
 def on_fake_accelerators(root: Path, strategy: str, ranks: int, precision: str) -> None:
-    log = root / "log"
-    done = fake_gpu.launch(SCRIPT, str(root), strategy, precision, log_dir=log, ranks=ranks, timeout=350)
-    check(done, strategy, ranks, precision, "fake_gpu")
+    started(root, strategy, ranks, precision, fake_gpu.environment())
+
+
+def started(root: Path, strategy: str, ranks: int, precision: str, environment: dict[str, str] | None) -> None:
+    done = launch(
+        SCRIPT, str(root), strategy, precision, log_dir=root / "log", ranks=ranks, timeout=350, environment=environment
+    )
+    check(done, strategy, ranks, precision, "cpu" if environment is None else "fake_gpu")
 
 
 @pytest.mark.fake_gpu
@@ -58,8 +62,4 @@ def test_from_every_step_on_fake_accelerators(tmp_path: Path, strategy: str, ran
 @pytest.mark.soak
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_from_every_step_on_gloo(tmp_path: Path, ranks: int) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks)]
-    command += ["--log_dir", str(tmp_path / "log"), str(SCRIPT), str(tmp_path), "ddp", "32-true"]
-    environment = {**os.environ, "GLOG_minloglevel": "2"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=350, env=environment, check=False)
-    check(done, "ddp", ranks, "32-true", "cpu")
+    started(tmp_path, "ddp", ranks, "32-true", None)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import fake_gpu
 import pytest
+from forked import launch
 
 SCRIPT = Path(__file__).with_name("left_out.py")
 CASES = [
@@ -25,14 +24,11 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180)]
 
 
 def on_the_cpu(root: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-    command += ["--log_dir", str(root / "log"), str(SCRIPT), str(root)]
-    environment = {**os.environ, "GLOG_minloglevel": "2"}
-    subprocess.run(command, capture_output=True, text=True, timeout=170, env=environment, check=False)
+    launch(SCRIPT, str(root), log_dir=root / "log")
 
 
 def on_fake_accelerators(root: Path) -> None:
-    fake_gpu.launch(SCRIPT, str(root), log_dir=root / "log", ranks=2, timeout=170)
+    launch(SCRIPT, str(root), log_dir=root / "log", environment=fake_gpu.environment())
 
 
 @pytest.fixture(
@@ -42,7 +38,7 @@ def on_fake_accelerators(root: Path) -> None:
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     root = tmp_path_factory.mktemp("left_out")
     request.param(root)
-    logs = "".join(path.read_text()[-3000:] for path in sorted((root / "log").glob("workerlog.*")))
+    logs = "".join(path.read_text()[-3000:] for path in sorted((root / "log/0").iterdir()))
     files = [root / f"rank{rank}.json" for rank in range(2)]
     assert all(file.exists() for file in files), logs
     return [{**json.loads(file.read_text()), "log": logs} for file in files]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import launch_each
 
 SCRIPT = Path(__file__).with_name("open_windows.py")
 STEPS = {
@@ -23,28 +21,15 @@ STEPS = {
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180)]
 
 
-def run(out: Path, ranks: int) -> list[dict[str, Any]]:
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(out), str(8 // ranks)]
-    if ranks > 1:
-        command[3:3] = [
-            "-m",
-            "paddle.distributed.launch",
-            "--nproc_per_node",
-            str(ranks),
-            "--log_dir",
-            str(out / "log"),
-        ]
-    environment = {**os.environ, "GLOG_minloglevel": "2", "PYTHONPATH": str(SCRIPT.parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return [json.loads((out / f"rank{rank}-of-{ranks}.json").read_text()) for rank in range(ranks)]
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of one process with batches of 8, then of two ranks with the halves."""
     out = tmp_path_factory.mktemp("open_windows")
-    return [*run(out, 1), *run(out, 2)]
+    jobs = [(ranks, [str(out), str(8 // ranks)]) for ranks in (1, 2)]
+    done = launch_each(SCRIPT, *jobs, log_dir=out / "log")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    names = ["rank0-of-1", "rank0-of-2", "rank1-of-2"]
+    return [json.loads((out / f"{name}.json").read_text()) for name in names]
 
 
 @pytest.mark.parametrize("case", STEPS)

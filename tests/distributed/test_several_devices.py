@@ -9,6 +9,7 @@ from typing import Any
 import fake_gpu
 import paddle
 import pytest
+from forked import launch
 
 SCRIPT = Path(__file__).with_name("several_devices.py")
 RANKS = 2
@@ -29,7 +30,8 @@ pytestmark = [
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank of one job has found."""
     root = tmp_path_factory.mktemp("several_devices")
-    done = fake_gpu.launch(SCRIPT, str(root), *STRATEGIES, log_dir=root / "log", ranks=RANKS)
+    environment = fake_gpu.environment()
+    done = launch(SCRIPT, str(root), *STRATEGIES, log_dir=root / "log", ranks=RANKS, environment=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return [json.loads((root / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
 

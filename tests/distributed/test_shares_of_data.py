@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import launch
 
 SCRIPT = Path(__file__).with_name("shares_of_data.py")
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
@@ -19,10 +17,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """{case: what each rank has found}."""
     out = tmp_path_factory.mktemp("shares")
-    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-    command += ["--log_dir", str(out / "log"), str(SCRIPT), str(out)]
-    environment = {**os.environ, "GLOG_minloglevel": "2"}
-    subprocess.run(command, capture_output=True, timeout=110, env=environment, check=False)
+    launch(SCRIPT, str(out), log_dir=out / "log", timeout=90)
     files = [out / f"rank{rank}.jsonl" for rank in (0, 1)]
     ranks = [dict(map(json.loads, file.read_text().splitlines())) if file.exists() else {} for file in files]
     return {name: [rank.get(name, "never came to its end") for rank in ranks] for name in {**ranks[0], **ranks[1]}}

@@ -12,30 +12,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import launch_each
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180)]
 
 
-def launch(
-    root: Path, out: Path, max_steps: int, *flags: str, processes: int = 2
-) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+def found(*jobs: list[str], log_dir: Path) -> list[list[dict[str, Any]]]:
+    """What each rank has found in jobs one after another, of the script's arguments each."""
+    for _, out, *_ in jobs:
+        Path(out).mkdir()
+    done = launch_each(SCRIPT, *((2, arguments) for arguments in jobs), log_dir=log_dir)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return [[json.loads(Path(out, f"rank{rank}.json").read_text()) for rank in range(2)] for _, out, *_ in jobs]
+
+
+def launch(root: Path, out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     out.mkdir()
-    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
-    command += ["--log_dir", str(out / "log"), str(SCRIPT), str(root), str(out), str(max_steps), *flags]
+    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+    command += ["--log_dir", str(out / "log"), str(SCRIPT), str(root), str(out), "-1", *flags]
     environment = {**os.environ, "GLOG_minloglevel": "2"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
-    ranks = [
-        json.loads((out / f"rank{rank}.json").read_text())
-        for rank in range(processes)
-        if (out / f"rank{rank}.json").exists()
-    ]
-    return done, ranks
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
 
 
 def test_both_ranks_learn_the_same_from_different_samples_and_resume_exactly(tmp_path: Path) -> None:
-    done, whole = launch(tmp_path / "whole", tmp_path / "a", -1)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    remote = f"remote=file://{tmp_path}/remote"
+    whole, first, resumed, elsewhere = found(
+        [f"{tmp_path}/whole", f"{tmp_path}/a", "-1"],
+        [f"{tmp_path}/halved", f"{tmp_path}/b", "4", remote],
+        [f"{tmp_path}/halved", f"{tmp_path}/c", "-1"],
+        [f"{tmp_path}/an empty machine", f"{tmp_path}/d", "-1", remote],
+        log_dir=tmp_path / "log",
+    )
     assert whole[0]["learned"] == whole[1]["learned"]
     # A step's own value is each rank's; what belongs to an epoch is taken over both.
     assert [record["train_loss_epoch"] for record in whole[0]["history"]] == [
@@ -44,13 +52,7 @@ def test_both_ranks_learn_the_same_from_different_samples_and_resume_exactly(tmp
     # 3 epochs of 48 samples, each once an epoch over both ranks
     assert Counter(whole[0]["seen"] + whole[1]["seen"]) == Counter(dict.fromkeys(range(48), 3))
 
-    remote = f"remote=file://{tmp_path}/remote"
-    _, first = launch(tmp_path / "halved", tmp_path / "b", 4, remote)
     assert first[0]["step"] == 4  # within the second epoch
-    done, resumed = launch(tmp_path / "halved", tmp_path / "c", -1)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    done, elsewhere = launch(tmp_path / "an empty machine", tmp_path / "d", -1, remote)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert elsewhere == resumed
     for rank in (0, 1):
         for part in ("everything", "random", "step"):
@@ -60,16 +62,14 @@ def test_both_ranks_learn_the_same_from_different_samples_and_resume_exactly(tmp
 
 
 def test_a_plateau_schedule_by_steps_keeps_one_rate_on_all_ranks(tmp_path: Path) -> None:
-    done, ranks = launch(tmp_path / "run", tmp_path / "out", -1, "plateau")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (ranks,) = found([f"{tmp_path}/run", f"{tmp_path}/out", "-1", "plateau"], log_dir=tmp_path / "log")
     assert ranks[0]["learning_rate"] == ranks[1]["learning_rate"] < 0.01
     assert ranks[0]["learned"] == ranks[1]["learned"]
 
 
 @pytest.mark.soak
 def test_a_window_that_is_set_within_an_epoch_keeps_one_model_on_all_ranks(tmp_path: Path) -> None:
-    done, ranks = launch(tmp_path / "run", tmp_path / "out", -1, "set-window")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (ranks,) = found([f"{tmp_path}/run", f"{tmp_path}/out", "-1", "set-window"], log_dir=tmp_path / "log")
     assert ranks[0]["learned"] == ranks[1]["learned"]
     assert [rank["step"] for rank in ranks] == [3 + 2 + 2] * 2  # of 6 batches an epoch
 
@@ -79,9 +79,9 @@ def test_a_window_that_is_set_within_an_epoch_keeps_one_model_on_all_ranks(tmp_p
     [pytest.param("fail-hook", "the hook fails", marks=pytest.mark.soak), ("fail-rank-1", "rank 1 fails")],
 )
 def test_the_failure_of_one_rank_ends_all_and_is_named_on_the_terminal(tmp_path: Path, flag: str, words: str) -> None:
-    done, ranks = launch(tmp_path / "run", tmp_path / "out", -1, flag)
+    done = launch(tmp_path / "run", tmp_path / "out", flag)
     assert done.returncode != 0
-    assert ranks == []
+    assert not list((tmp_path / "out").glob("rank*.json"))
     rank = 1 if flag == "fail-rank-1" else 0
     ours = [line for line in done.stdout.splitlines() if line]
     assert f"Rank {rank} on {socket.gethostname()} failed first: " in "\n".join(ours[-3:])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ends_of_a_run import BATCHES, MAX_EPOCHS, MINIMA, Case, cases
+from forked import launch
 
 SCRIPT = Path(__file__).with_name("ends_of_a_run.py")
 PREEMPTED = 75
@@ -39,10 +37,7 @@ def expected(case: Case) -> tuple[int, int, int]:
 def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """Of each rank: {case: how it ended}; a case is missing where a rank never came to its end."""
     out = tmp_path_factory.mktemp("ends")
-    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-    command += ["--log_dir", str(out / "log"), str(SCRIPT), str(out)]
-    environment = {**os.environ, "GLOG_minloglevel": "2"}
-    subprocess.run(command, capture_output=True, timeout=110, env=environment, check=False)
+    launch(SCRIPT, str(out), log_dir=out / "log", timeout=90)
     files = [out / f"rank{rank}.jsonl" for rank in (0, 1)]
     return [dict(map(json.loads, file.read_text().splitlines())) if file.exists() else {} for file in files]
 
