@@ -217,3 +217,15 @@ def _kinds(hint: Any) -> list[tuple[Callable[[Any], bool], str]] | None:
             return None
         found.append(kind)
     return found
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """`error.add_note(note)`, and where Python has none (3.10) the same text in the error's message."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+        return
+    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+    if error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
+    else:
+        error.args = (*error.args, note)

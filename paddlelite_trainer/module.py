@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -122,7 +123,11 @@ class Module(Logs, ModuleHooks, MadeOfNetwork, paddle.nn.Layer):
         return self(batch[0] if isinstance(batch, (list, tuple)) else batch)
 
     def configure_model(self) -> None:
-        """Build layers here rather than in `__init__`; called once, after `setup` and before weights come."""
+        """Build layers here rather than in `__init__`; called once, after `setup` and before weights come.
+
+        In a fit with strategy="sharding_stage3" large weights are cut over the ranks as they are made, so that no rank
+        ever has all of them: see docs/many-devices.md.
+        """
 
     def configure_optimizers(self) -> Any:
         """Return an optimizer, (optimizer, scheduler), lists of them, a dict, or None to train nothing.
@@ -309,10 +314,11 @@ class Module(Logs, ModuleHooks, MadeOfNetwork, paddle.nn.Layer):
             )
         return self._run.optimization
 
-    def configure_once(self) -> None:
-        """Call `configure_model`, unless this module's has been called."""
+    def configure_once(self, building: AbstractContextManager[Any] | None = None) -> None:
+        """Call `configure_model`, within `building`, unless this module's has been called."""
         if not self._has_configured_model:
-            self.configure_model()
+            with building or nullcontext():
+                self.configure_model()
             self._has_configured_model = True
 
     @property

@@ -37,6 +37,7 @@ from .fit.subject import Subject, refuse_both, refuse_unfit_for
 from .importing import stop_if_imported
 from .machine.numerics import numeric_checks
 from .machine.outputs import Outputs
+from .machine.paddle_internals import move_to
 from .machine.rng import isolated_random_states
 from .machine.signals import WaitingEnded
 from .module import Module
@@ -479,7 +480,7 @@ class Trainer(Configured):
         entered.callback(model.attach_run(self, run))
         self.device.activate()
         if self.device.is_accelerator:
-            model.to(self.device.name)
+            move_to(model, self.device.name)
         if not is_in_a_run:
             self._merge_callbacks(model, stage)
         for callback in self.callbacks:
@@ -492,7 +493,7 @@ class Trainer(Configured):
         own_datamodule = datamodule if is_nested else self.datamodule
         subject = Subject(model, self.datamodule, self.callbacks, hooks, loading, life, not is_in_a_run, own_datamodule)
         run.begin(subject)
-        subject.set_up(stage, self.ranks, self)
+        subject.set_up(stage, self.ranks, self.strategy, self)
         if not is_in_a_run:
             entered.callback(exchange_forwards(model, self, self.print))
         entered.callback(model.forward_inputs.watch(model, afresh=stage == "fit"))

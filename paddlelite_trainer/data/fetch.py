@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 from paddle.io import DataLoader
 
+from ..errors import add_note
 from ..machine.signals import WAITS_FOR_DATA
 
 try:
@@ -166,18 +167,6 @@ def to_arrays(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return {key: to_arrays(field) for key, field in batch.items()}
     return batch if batch is None else _Whole(batch)
-
-
-def add_note(error: BaseException, note: str) -> None:
-    """`error.add_note(note)`, and where Python has none (3.10) the same text in the error's message."""
-    if hasattr(error, "add_note"):
-        error.add_note(note)
-        return
-    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
-    if error.args and isinstance(error.args[0], str):
-        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
-    else:
-        error.args = (*error.args, note)
 
 
 class _Whole:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from paddle.io import DataLoader
 
-from ..errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError, add_note
 from ..machine.rng import IsolatedSeed, derive_seed, drop_cached_gaussian
 from .arrays import TensorBatches, holds_arrays
-from .fetch import END, MapFetcher, add_note, to_tensors
+from .fetch import END, MapFetcher, to_tensors
 from .knows_epoch import made_by, set_epoch_of
 from .order import Order
 from .share import Share

@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 
 from paddle.io import DataLoader
 
-from ..errors import DataError
+from ..errors import DataError, add_note
 from ..importing import LOADER_WORKER, TRAINS_AS_IT_IS_IMPORTED
 from ..machine.signals import WAITS_FOR_DATA
-from .fetch import END, add_note, to_tensors
+from .fetch import END, to_tensors
 from .handing_over import handed_over
 from .worker_process import BatchMaking, Post, live_forked, live_spawned
 from .worker_transport import BATCH, ENDED, ERROR, HANDS_OVER_DESCRIPTORS, Channel, MemoryChannel

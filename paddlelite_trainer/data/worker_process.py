@@ -18,11 +18,11 @@ import paddle
 from paddle.base import core
 from paddle.io import DataLoader
 
-from ..errors import DataError
+from ..errors import DataError, add_note
 from ..importing import module_named
 from ..machine.paddle_internals import reads_in_order, set_current_place, set_worker_info
 from ..machine.rng import IsolatedSeed, derive_seed
-from .fetch import CPU, END, IterableFetcher, MapFetcher, add_note, to_arrays
+from .fetch import CPU, END, IterableFetcher, MapFetcher, to_arrays
 from .knows_epoch import made_by, set_epoch_of
 from .worker_transport import BATCH, BEGUN, ENDED, ERROR, SKIPPED, FarEnd
 

@@ -321,7 +321,8 @@ def _engine(fit: Fit) -> Engine:
     if strategy.stage == 3:
         from ..machine.sharded_weights import ShardedWeights
 
-        return ShardedWeights(fit.module, optimization.optimizers[0], strategy, names, fit.ranks)
+        assert fit.subject is not None
+        return ShardedWeights(fit.module, optimization.optimizers[0], strategy, names, fit.ranks, fit.subject.pieces)
 
     def window() -> tuple[bool, bool]:
         return fit.progress.batches_in_window == 0, _ends_window(fit)
@@ -339,8 +340,7 @@ def _start(fit: Fit, request: Request) -> Start:
     from .starting import start_from
 
     assert request.init_from is not None
-    with fit.whole_weights():
-        return start_from(fit, request.init_from)
+    return start_from(fit, request.init_from)
 
 
 def _make_saver(fit: Fit) -> None:

@@ -123,11 +123,11 @@ def start_from(fit: Fit, given: str | os.PathLike[str] | InitFrom) -> Start:
     init = given if isinstance(given, InitFrom) else InitFrom(given)
     if not init.training_state:
         which = init.which or "file"
-        report = load_weights(fit.module, init.path, strict=init.strict, rename=init.rename, which=which)
+        report = load_weights(_Weights(fit), init.path, strict=init.strict, rename=init.rename, which=which)
         return Start([str(report)])
     found = load_foreign(init.path)
     best = _find_best(fit, init, found)
-    report = load_weights(fit.module, found, strict=init.strict, rename=init.rename, which=init.which or "raw")
+    report = load_weights(_Weights(fit), found, strict=init.strict, rename=init.rename, which=init.which or "raw")
     notes = [str(report), *_take_progress(fit, found)]
     state = found.optimizer_by_structured_name() if found.optimizer is not None else None
     notes += _take_optimizer(fit, init, state, report)
@@ -141,6 +141,25 @@ def start_from(fit: Fit, given: str | os.PathLike[str] | InitFrom) -> Start:
             f"InitFrom(..., best={{'val_acc': {next(iter(found.best))!r}}})"
         )
     return Start(notes, best)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The module's, of which a rank that has slices takes its own."""
+
+    fit: Fit
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self.fit.module.state_dict()  # type: ignore[no-any-return]
+
+    def set_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        engine, rest = self.fit.engine, dict(state_dict)
+        slices = {} if engine is None else engine.slices(self.state_dict())
+        for name in slices.keys() & rest.keys():
+            mine, start, end = slices[name]
+            here = rest.pop(name).reshape(-1)[start:end]
+            mine.set_value(np.pad(here, (0, end - start - len(here))))
+        return self.fit.module.set_state_dict(rest)
 
 
 # -- counters ----------------------------------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ from ..module import Module, is_written
 if TYPE_CHECKING:
     from ..callback import Callback
     from ..machine.device import Device
+    from ..machine.paddle_sharding import Pieces
     from ..machine.precision import Precision
     from ..machine.ranks import Ranks
+    from ..machine.strategy import Strategy
     from .hooks import Hooks
     from .loading import Loading
 
@@ -56,7 +58,10 @@ class Subject:
     own_datamodule: DataModule | None
     """The datamodule that is set up and torn down with this run."""
 
-    def set_up(self, stage: str, ranks: Ranks, shown: Any) -> None:
+    pieces: Pieces | None = None
+    """Weights that were cut as `configure_model` made them."""
+
+    def set_up(self, stage: str, ranks: Ranks, strategy: Strategy, shown: Any) -> None:
         """Prepare and set up what begins with this run; `shown` is what the datamodule's `trainer` is to be."""
 
         def prepare_data() -> None:
@@ -74,7 +79,18 @@ class Subject:
             self.own_datamodule.setup(stage)
         self.life.call("setup", stage)
         if self.brings_module:
-            self.module.configure_once()
+            self.module.configure_once(self._building(stage, ranks, strategy))
+
+    def _building(self, stage: str, ranks: Ranks, strategy: Strategy) -> contextlib.AbstractContextManager[Any]:
+        """What is around `configure_model`: where weights will be cut, they are as soon as they are made."""
+        is_cut = stage == "fit" and strategy.stage == 3 and ranks.world_size > 1
+        if not is_cut or not is_written(self.module, "configure_model"):
+            return contextlib.nullcontext()
+        from ..machine.paddle_sharding import Pieces
+
+        ranks.meet("configure_model")
+        self.pieces = Pieces(self.module, strategy.segment_size)
+        return self.pieces.of_what_is_built()
 
     def end_with(self, stack: contextlib.ExitStack, stage: str) -> None:
         """Let what this run has set up be torn down when the stack is unwound: hooks first, then the datamodule."""

@@ -403,3 +403,23 @@ def without_modified_flags() -> Iterator[None]:
         rest = _MODIFIED_FLAGS.sub("", told.getvalue())
         if rest:
             print(rest, end="", file=sys.stderr)
+
+
+def move_to(module: Any, device: str | None = None, dtype: str | None = None) -> None:
+    """`module.to(...)`, which raises for a buffer without memory, as LSTM and GRU have (PaddlePaddle/Paddle#65546).
+
+    Such a buffer gets its memory where it is first used, on the device of that.
+    """
+    every = [layer._buffers for layer in module.sublayers(include_self=True)]
+    before = [(buffers, dict(buffers)) for buffers in every]
+    for buffers, own in before:
+        for name, buffer in own.items():
+            if buffer is not None and not buffer._is_initialized():
+                del buffers[name]
+    try:
+        module.to(device, dtype)
+    finally:
+        for buffers, own in before:
+            moved = {name: buffers.get(name, buffer) for name, buffer in own.items()}
+            buffers.clear()
+            buffers.update(moved)

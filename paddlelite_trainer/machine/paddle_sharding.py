@@ -15,6 +15,8 @@ from typing import Any
 
 import paddle
 
+from ..errors import ConfigurationError, add_note
+
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
@@ -176,8 +178,170 @@ def let_go(wrapped: Any) -> None:
 
 # -- stage 3 (group_sharded_stage3.py) ---------------------------------------------------------------------------------
 
+_LEFT_WHOLE = (paddle.nn.BatchNorm, paddle.nn.layer.norm._BatchNormBase)
+"""Layers whose parameters are running statistics too, each rank's own, which are changed where a layer is called."""
+
+
+_COPYING = (paddle.nn.RNNCellBase, paddle.nn.layer.rnn.RNNBase)
+"""Layers that, once they are made, move what they have made into one memory: cut only when they are complete."""
+
+
+def left_whole(module: Any) -> list[int]:
+    """Ids of the layers whose own parameters are not cut; in the module itself Paddle finds no call that needs them."""
+    batch_norms = [layer for layer in module.sublayers() if isinstance(layer, _LEFT_WHOLE)]
+    return [id(layer) for layer in (module, *batch_norms)]
+
+
+def refuse_nested_outputs(name: str, layer: Any) -> None:
+    """Raise ConfigurationError where a layer's outputs lie in one another: Paddle's hooks lose them in the backward."""
+    if isinstance(layer, (paddle.nn.LSTM, paddle.nn.LSTMCell)):
+        kind = type(layer).__name__
+        raise ConfigurationError(
+            f"{name}: strategy='sharding_stage3' cannot be with {kind}, as Paddle loses its states in the backward. "
+            "Use strategy='sharding_stage2', or GRU"
+        )
+
+
+_WHEN_IT_IS_CUT = (
+    "with strategy='sharding_stage3' the large weights of a layer are cut over the ranks as soon as another layer is "
+    "made: give them their first values where the layer is made (weight_attr=), before the next one is, or in "
+    "self.apply(function)"
+)
+
+
+class Pieces:
+    """Parameters that are cut while a module is built: of each this rank's share, until Paddle's sharding cuts it.
+
+    Those that a layer has made are cut once another layer makes one, so a model is whole for a layer or two at once.
+    What the module itself makes stays whole, as `left_whole` says.
+    """
+
+    def __init__(self, module: Any, segment_size: int) -> None:
+        from paddle.distributed import collective
+
+        self._module, self._segment_size = module, segment_size
+        self._group = collective._get_global_group()
+        self._new: list[tuple[Any, Any]] = []
+        self._shares: dict[int, tuple[Any, Any]] = {}
+
+    @contextlib.contextmanager
+    def of_what_is_built(self) -> Iterator[None]:
+        """Within, the module's layers are made."""
+        layer_class, tensor_class = paddle.nn.Layer, paddle.Tensor
+        create, apply, copy = layer_class.create_parameter, layer_class.apply, tensor_class.copy_
+
+        def create_parameter(layer: Any, *given: Any, **named: Any) -> Any:
+            refuse_nested_outputs(layer.full_name(), layer)
+            self._cut_new(but_of=layer)
+            parameter = create(layer, *given, **named)
+            is_left = parameter is None or layer is self._module or isinstance(layer, (*_LEFT_WHOLE, *_COPYING))
+            if not is_left and parameter._numel() > self._segment_size:
+                self._new.append((layer, parameter))
+            return parameter
+
+        def apply_layer_by_layer(layer: Any, function: Any) -> Any:
+            for child in layer.children():
+                child.apply(function)
+            with self._whole(layer.parameters(include_sublayers=False)):
+                function(layer)
+            return layer
+
+        def copy_(tensor: Any, other: Any, *given: Any) -> Any:
+            if isinstance(other, tensor_class) and not other._is_initialized():  # Paddle's does nothing then
+                raise ConfigurationError(f"{other.name} has been cut over the ranks, and cannot be copied")
+            return copy(tensor, other, *given)
+
+        instead = [
+            (layer_class, "create_parameter", create, create_parameter),
+            (layer_class, "apply", apply, apply_layer_by_layer),
+            (tensor_class, "copy_", copy, copy_),
+        ]
+        for owner, name, _, one in instead:
+            type.__setattr__(owner, name, one)
+        try:
+            yield
+            self._cut_new(but_of=None)
+            self._refuse_what_was_copied()
+        except Exception as error:
+            if self._shares:
+                add_note(error, _WHEN_IT_IS_CUT)
+            raise
+        finally:
+            for owner, name, one, _ in instead:
+                type.__setattr__(owner, name, one)
+
+    def _refuse_what_was_copied(self) -> None:
+        for name, parameter in self._module.named_parameters():
+            if not parameter._is_initialized() and id(parameter) not in self._shares:
+                raise ConfigurationError(f"{name} was copied from a weight that had been cut over the ranks")
+
+    def _cut_new(self, but_of: Any) -> None:
+        for layer, parameter in self._new:
+            if layer is not but_of:
+                self._cut(parameter)
+        self._new = [one for one in self._new if one[0] is but_of]
+        for parameter, _ in [*self._shares.values()]:
+            if parameter._is_initialized():  # by an initializer that was called for it, later than the next layer
+                self._cut(parameter)
+
+    def _cut(self, parameter: Any) -> None:
+        ranks, rank = self._group.nranks, self._group.rank
+        with paddle.no_grad():
+            paddle.distributed.broadcast(parameter, self._group.ranks[0])
+            length = -(-int(parameter._numel()) // ranks)
+            here = parameter.detach().flatten()[rank * length : (rank + 1) * length]
+            padding = paddle.zeros([length - here.shape[0]], here.dtype)
+            self._shares[id(parameter)] = parameter, paddle.concat([here, padding])
+            parameter._clear_data()
+        vars(parameter).update(no_sync=True)  # so that nobody sends it
+
+    @contextlib.contextmanager
+    def _whole(self, parameters: list[Any]) -> Iterator[None]:
+        """Within, these are whole; what is written into them then is rank 0's."""
+        cut = [one for one in parameters if id(one) in self._shares]
+        for parameter in cut:
+            self.give_back(parameter)
+        yield
+        for parameter in cut:
+            self._cut(parameter)
+
+    def give_back(self, parameter: Any) -> None:
+        """Make the parameter whole, for good, if it was cut."""
+        from paddle.distributed.fleet.meta_parallel.sharding import group_sharded_stage3 as paddle_s
+
+        _, share = self._shares.pop(id(parameter), (None, None))
+        if share is None:
+            return
+        with paddle.no_grad():
+            whole, task = paddle_s._all_gather(share, int(share.shape[0]) * self._group.nranks, self._group)
+            task.wait()
+            whole._slice(0, parameter._numel())._share_buffer_to(parameter)
+        vars(parameter).pop("no_sync")
+
+    def give_all_back(self) -> None:
+        """Make whole what nobody has taken."""
+        for parameter, _ in [*self._shares.values()]:
+            self.give_back(parameter)
+
+
 SLICE = "slice@"
 """What Paddle puts before the name of a parameter's slice, by which the optimizer keeps its state."""
+
+
+def _stage3(pieces: Pieces | None) -> Any:
+    """Paddle's class, which takes one after the other what was cut before it, and has rank 0's weights already."""
+    from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage3 import GroupShardedStage3
+
+    class Stage3(GroupShardedStage3):
+        def _sync_params_and_buffers(self) -> None:
+            """`send_weights` and `Pieces` have."""
+
+        def _param_storage(self, parameter: Any, size: int) -> None:
+            if pieces is not None:
+                pieces.give_back(parameter)
+            super()._param_storage(parameter, size)
+
+    return Stage3
 
 
 class CutWeights:
@@ -190,9 +354,7 @@ class CutWeights:
 
     offload = False  # GroupShardedScaler asks
 
-    def __init__(self, module: Any, optimizer: Any, segment_size: int) -> None:
-        from paddle.distributed.sharding import group_sharded_parallel
-
+    def __init__(self, module: Any, optimizer: Any, segment_size: int, pieces: Pieces | None = None) -> None:
         self.optimizer = self._optim = optimizer
         both = [*optimizer._param_groups, *optimizer._parameter_list]  # other dicts, where there are groups
         self.groups = [group for group in both if isinstance(group, dict)]
@@ -202,9 +364,16 @@ class CutWeights:
         layers = module.sublayers(include_self=True)
         self.hooks = [(layer, set(layer._forward_pre_hooks), set(layer._forward_post_hooks)) for layer in layers]
         with quietly():
-            self.wrapped, _, _ = group_sharded_parallel(
-                module, optimizer, "p_g_os", segment_size=segment_size, sync_comm=True, exclude_layer=[id(module)]
+            self.wrapped = _stage3(pieces)(
+                module,
+                optimizer,
+                segment_size=segment_size,
+                sync_comm=True,
+                device=paddle.get_device().partition(":")[0],
+                exclude_layer=left_whole(module),
             )
+        if pieces is not None:
+            pieces.give_all_back()
         self.cut = [one for one in module.parameters() if one.name in self.wrapped._param2buffer_size]
         self.calls: list[tuple[Any, bool]] = []
         """Layers that were called since `calls` was emptied, each as it gathers, and as it lets go: True."""
@@ -299,8 +468,8 @@ class CutWeights:
             with paddle.no_grad():
                 paddle_s._release_param(cut, wrapped._param2buffer, wrapped._rank, flow)
 
-    def let_go(self) -> None:
-        """Make the module whole again, and its layers plain ones."""
+    def let_go(self, *, to_host: bool) -> None:
+        """Make the module whole again, of the host's memory where asked, and its layers plain ones."""
         for layer, before, after in self.hooks:
             for hooks, known in ((layer._forward_pre_hooks, before), (layer._forward_post_hooks, after)):
                 for key in [key for key in hooks if key not in known]:
@@ -308,7 +477,7 @@ class CutWeights:
         with paddle.no_grad():
             for parameter in self.cut:  # one by one, so that there is room for one twice
                 with self.whole(parameter):
-                    value = parameter.clone().detach()
+                    value = parameter.detach().cpu() if to_host else parameter.clone().detach()
                 value._share_buffer_to(parameter)
                 for name in ("fw_storage", "bw_storage", "master_weight", "status", "use_count"):
                     vars(parameter).pop(name, None)

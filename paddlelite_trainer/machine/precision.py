@@ -137,7 +137,7 @@ class Precision:
                         "use '32-true' or '64-true' with it"
                     )
         if self.effective == "64-true":
-            module.to(dtype="float64")
+            paddle_internals.move_to(module, dtype="float64")
             for optimizer in optimizers:
                 paddle_internals.set_dtype(optimizer, paddle.float64)  # Paddle took the unconverted parameters'
         elif self.effective in ("16-true", "bf16-true"):

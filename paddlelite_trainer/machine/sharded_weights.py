@@ -25,13 +25,21 @@ class ShardedWeights(Engine):
     is_sharded = everyone_keeps = True
 
     def __init__(
-        self, module: paddle.nn.Layer, optimizer: Any, strategy: Strategy, names: Mapping[str, str], ranks: Ranks
+        self,
+        module: paddle.nn.Layer,
+        optimizer: Any,
+        strategy: Strategy,
+        names: Mapping[str, str],
+        ranks: Ranks,
+        pieces: paddle_sharding.Pieces | None = None,
     ) -> None:
         self.module, self.names, self.ranks, self.strategy = module, dict(names), ranks, strategy
+        for name, layer in module.named_sublayers():
+            paddle_sharding.refuse_nested_outputs(name, layer)
         ranks.meet("the sharding of the weights")
         paddle_sharding.send_weights(module)
         with refusing_what_paddle_cannot_shard(optimizer, strategy.name):
-            self.cutting = paddle_sharding.CutWeights(module, optimizer, strategy.segment_size)
+            self.cutting = paddle_sharding.CutWeights(module, optimizer, strategy.segment_size, pieces)
         self.shapes = {names[one.name]: tuple(one.shape) for one in self.cutting.cut if one.name in names}
         self.parameters = [one for one in self.cutting.parameters if one.trainable]
         self.is_over = False  # from then on the weights are whole
@@ -133,5 +141,5 @@ class ShardedWeights(Engine):
             yield
 
     def let_go(self) -> None:
-        self.cutting.let_go()
+        self.cutting.let_go(to_host=self.strategy.keep_cut)
         self.is_over = True

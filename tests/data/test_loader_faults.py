@@ -33,8 +33,7 @@ from loaders import (
 from paddle.io import BatchSampler, DataLoader, Dataset, IterableDataset, get_worker_info
 
 from paddlelite_trainer.data import worker_pool
-from paddlelite_trainer.data.fetch import add_note
-from paddlelite_trainer.errors import DataError
+from paddlelite_trainer.errors import DataError, add_note
 
 pytestmark = pytest.mark.timeout(60)
 HERE = Path(__file__).parents[1]

@@ -247,6 +247,35 @@ def test_a_model_made_on_the_cpu_and_nested_batches_move_to_the_device(tmp_path:
     assert moved["more"][0][1] == "text" and moved["more"][1]["x"].place.is_custom_place()
 
 
+class Recurrent(Module):
+    """Paddle's own `to` raises for these layers' buffers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer = getattr(paddle.nn, kind)(8, 6, direction="bidirect")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.layer(batch[0].unsqueeze(1))[0].square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return paddle.optimizer.SGD(0.1, parameters=self.parameters())
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_layers_move_to_the_device_and_learn_there_what_they_do_on_the_cpu(kind: str, tmp_path: Path) -> None:
+    data = paddle.io.TensorDataset([np.random.RandomState(5).randn(8, 8).astype("float32")])
+    learned = []
+    for accelerator in ("cpu", "auto"):
+        paddle.set_device("cpu")
+        paddle.seed(3)
+        module = Recurrent(kind)
+        trainer = Trainer(max_steps=3, accelerator=accelerator, default_root_dir=tmp_path, enable_checkpointing=False)
+        trainer.fit(module, paddle.io.DataLoader(data, batch_size=4))
+        learned.append([value.numpy() for value in module.parameters()])
+    assert trainer.device.is_accelerator and all(not one.place.is_cpu_place() for one in module.parameters())
+    assert all(np.array_equal(here, there) for here, there in zip(*learned))
+
+
 def test_running_out_of_memory_names_the_batch_and_what_helps(tmp_path: Path) -> None:
     learner = LoggingLearner(Run("32-true"))
     batches = [*images(2), {"images": paddle.ones([1 << 15, 1, 8, 8])}]
