@@ -1,8 +1,8 @@
 """A fake accelerator for tests: Paddle sees a device that is not the CPU; it takes g++ and no hardware.
 
-Outside, in an ordinary test: `run_pytest(path)` builds the plugin if need be (it skips the test where that is
-impossible) and runs a test file in a process of its own, in which the device exists. Plugins are loaded while Paddle is
-imported, so no process that has imported Paddle can get one.
+Outside, in an ordinary test: `run_pytest(path, ...)` builds the plugin if need be (it skips the test where that is
+impossible) and runs test files in one process of their own, in which the device exists. Plugins are loaded while Paddle
+is imported, so no process that has imported Paddle can get one.
 
 Inside, in tests/on_fake_gpu/: `device_to_host_copies()`, `set_memory_limit(bytes)` and the other counters.
 
@@ -79,10 +79,10 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment(**settings), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def run_pytest(path: Path, *options: str, **settings: str) -> None:
-    """Run the tests at `path` where the device exists, and fail with their report if any of them fails."""
+def run_pytest(*paths: Path, **settings: str) -> None:
+    """Run the tests at `paths` where the device exists, and fail with their report if any of them fails."""
     __tracebackhide__ = True
-    done = run("-m", "pytest", "-p", "no:cacheprovider", "-rs", *options, str(path), **settings)
+    done = run("-m", "pytest", "-p", "no:cacheprovider", "-rs", *map(str, paths), **settings)
     if done.returncode != 0:
         pytest.fail(f"on the fake accelerator:\n{done.stdout[-20000:]}{done.stderr[-4000:]}", pytrace=False)
     print(done.stdout)
