@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import sys
 import time
 from collections.abc import Mapping
@@ -136,15 +137,17 @@ def _launchers_terminal() -> TextIO | None:
     """The launcher's terminal, if it has one, where this is the first process of its job and prints into a file."""
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) < 2 or os.environ.get("PADDLE_TRAINER_ID") != "0":
         return None
-    screen = None
+    path = f"/proc/{os.getppid()}/fd/1"
     try:
-        screen = open(f"/proc/{os.getppid()}/fd/1", "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+        if not stat.S_ISCHR(os.stat(path).st_mode):  # a file, which to open could empty
+            return None
+        screen = os.fdopen(os.open(path, os.O_WRONLY | os.O_NOCTTY), "w", encoding="utf-8", errors="replace")
+    except (OSError, ValueError):
+        return None
+    with contextlib.suppress(OSError, ValueError):
         if screen.isatty() and os.get_terminal_size(screen.fileno()).columns >= 40:
             return screen
-    except (OSError, ValueError):
-        pass
-    if screen is not None:
-        screen.close()
+    screen.close()
     return None
 
 

@@ -285,9 +285,12 @@ class Module(Logs, ModuleHooks, MadeOfNetwork, paddle.nn.Layer):
         self.trainer.print(*values, **options)
 
     def all_gather(self, data: Any) -> Any:
-        """Tensors and numbers of nested data over all ranks, [world_size, ...] each, without gradients; all call it.
+        """Tensors, arrays and numbers of nested data over all ranks, [world_size, ...] each, without gradients.
 
-        Shapes must be the same on all ranks. With one process data come back as they are.
+        All ranks must call it, with the same keys, shapes and types. With one process data come back as they are.
+
+        Raises:
+            RankFailedError: they are not the same.
         """
         return self.trainer.ranks.all_gather(data)
 

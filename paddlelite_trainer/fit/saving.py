@@ -124,9 +124,15 @@ class Saver:
             # `saved_at` too: rank 0 alone has noticed where a save in the background has failed.
             sent = None if error is None else sendable(error)
             agreed = self.ranks.broadcast_object((sent, pins, weights_only, self.requested, self.saved_at))
+            mine = self.requested
             theirs, pins, weights_only, self.requested, self.saved_at = agreed
             if theirs is not None:
                 self.ranks.raise_of_rank_zero(theirs if error is None else error)
+            for tag in mine.keys() - self.requested.keys():
+                raise ConfigurationError(
+                    f"save_checkpoint({tag!r}) was called on rank {self.ranks.rank} and not on rank 0: all ranks must "
+                    "call it"
+                )
         # Where training is over too, the run's own last save comes next, as in an undisturbed one.
         wants_all = reason == "stop" or (leaving and reason != "lr_drop" and not self.stopping.training_is_over)
         if wants_all and self.settings.enable_checkpointing and self.hooks.savers:

@@ -66,7 +66,7 @@ class DataParallel(Engine):
         may_look = ends_window is not None and not self._sparse and len(module.parameters()) <= FLAGS
         if self._asked is None and may_look and ranks.board is not None:
             self._left_out, self._searches = LeftOut(ranks, ranks.board), False
-        self._stop_waiting: Callable[[], Any] = lambda: None
+        self._stop_waiting: Callable[[], Any] = _nothing
         self._failure: BaseException | None = None
         self._look_again()
         self._waits = False  # whether there are gradients that no backward has averaged
@@ -90,6 +90,7 @@ class DataParallel(Engine):
             self.wrapped.use_reducer(searches=searches)
             self._kind = searches
             self._stop_waiting()
+            self._stop_waiting = _nothing
             if not searches:
                 self._stop_waiting = self.wrapped.awaited.register_hook(self._await_ranks).remove
         self._is_within = True
@@ -181,9 +182,14 @@ class DataParallel(Engine):
 
     def let_go(self) -> None:
         self._stop_waiting()
+        self._stop_waiting = _nothing
         self.ranks.wait_later(False)
         if not self._is_within:
             self.wrapped.give_back()
+
+
+def _nothing() -> None:
+    """What is called where nothing is to be undone."""
 
 
 class LeftOut:

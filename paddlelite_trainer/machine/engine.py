@@ -115,6 +115,17 @@ class WaitForRanks:
             self.ranks.begin_exchange()
 
 
+def refuse_changed(parameters: Sequence[Any], learns: Sequence[bool], names: dict[str, str], strategy: str) -> None:
+    """Raise ConfigurationError where parameters do not learn as they did when the fit began."""
+    changed = [one for one, learned in zip(parameters, learns) if one.trainable != learned]
+    if changed:
+        raise ConfigurationError(
+            f"{names_of(changed, names)}: frozen or unfrozen during a fit with strategy={strategy!r}, where Paddle "
+            "deals parameters out once, as the fit begins. Give what is to wait a learning rate of 0, or use "
+            "strategy='ddp'"
+        )
+
+
 def refuse_skipping(outputs: Any, strategy: str) -> None:
     """Raise TrainingError where a step has no loss: the other ranks would wait for this one's gradients."""
     if outputs is None:

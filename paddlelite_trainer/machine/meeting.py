@@ -445,7 +445,8 @@ def _of_another_place(places: dict[int, str]) -> str:
     (one, here), (other, there) = sorted(places.items())
     return (
         f"the ranks are not in the same place: rank {one} is at {here}, rank {other} at {there}. Every rank must make "
-        "the same calls: look for one within `if trainer.is_global_zero`, and for an exception that one rank has caught"
+        "the same calls, and gather data of one form: look for a call within `if trainer.is_global_zero`, and for an "
+        "exception that one rank has caught"
     )
 
 

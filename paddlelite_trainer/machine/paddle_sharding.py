@@ -438,7 +438,10 @@ class CutWeights:
             if parameter.name not in self.wrapped._param2buffer_size:
                 return parameter
             start, end = self.bounds(parameter)
-            return EagerParamBase(shape=[end - start], dtype=parameter.dtype, name=SLICE + parameter.name)
+            like = EagerParamBase(shape=[end - start], dtype=parameter.dtype, name=SLICE + parameter.name)
+            if parameter.dtype != paddle.float32:  # whose master weights Paddle casts from it
+                paddle.zeros([end - start], parameter.dtype)._share_buffer_to(like)
+            return like
 
         self._give_back([[slice_of(parameter) for parameter in group] for group in self.own])
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pickle
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar, cast
@@ -23,9 +25,11 @@ from .meeting import Meeting, meeting_of
 from .paddle_internals import log_errors_only, without_modified_flags
 from .signals import in_notebook
 from .strategy import Strategy, refuse_what_paddle_cannot
-from .trees import mapped
+from .trees import leaves, mapped
 
 _BACKWARD = "the backward of a step"
+_NUMERIC = (paddle.Tensor, np.ndarray, np.number, int, float)
+_LONGEST_FORM = 40
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -257,14 +261,20 @@ class Ranks:
         return _exchange(value)
 
     def all_gather(self, data: Any) -> Any:
-        """Every Tensor and number of nested data as one Tensor over the ranks, [world_size, ...] in rank order.
+        """Every Tensor, array and number of nested data as one Tensor over the ranks, [world_size, ...] in rank order.
 
-        Shapes and types must be the same on all. With one process data come back as they are.
+        With one process data come back as they are.
+
+        Raises:
+            RankFailedError: keys, shapes or types are not the same on all ranks.
         """
         if self.world_size == 1:
             return data
-        self.meet("an all_gather")
-        return mapped(_gathered, data)
+        form = _form(data)
+        if len(form) > _LONGEST_FORM:  # ranks compare no more than so many characters
+            form = f"{zlib.crc32(form.encode()):08x}: {form}"
+        self.meet(f"an all_gather of {form}")
+        return mapped(functools.partial(_gathered, self.world_size), data)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on at least one rank."""
@@ -326,13 +336,28 @@ class Ranks:
                     tensors[name].set_value(own[name])
 
 
-def _gathered(leaf: Any) -> Any:
-    if not isinstance(leaf, (paddle.Tensor, int, float)):
+def _gathered(world_size: int, leaf: Any) -> Any:
+    if not isinstance(leaf, _NUMERIC):
         return leaf
     tensor = leaf.detach() if isinstance(leaf, paddle.Tensor) else paddle.to_tensor(leaf)
+    if 0 in tensor.shape:  # of which Paddle gathers nothing
+        return paddle.zeros([world_size, *tensor.shape], tensor.dtype)
     parts: list[Any] = []
-    paddle.distributed.all_gather(parts, tensor.reshape([1, *tensor.shape]))
+    paddle.distributed.all_gather(parts, tensor.reshape([1, *tensor.shape]).contiguous())
     return paddle.concat(parts)
+
+
+def _form(data: Any) -> str:
+    """Keys, types and shapes of nested data, in the order in which they are gathered."""
+    if isinstance(data, (paddle.Tensor, np.ndarray)):
+        return f"{str(data.dtype).rpartition('.')[2]}{list(data.shape)}"
+    if isinstance(data, Mapping):
+        return "{" + ", ".join(f"{key}: {_form(value)}" for key, value in data.items()) + "}"
+    if isinstance(data, (list, tuple)):
+        return "(" + ", ".join(map(_form, data)) + ")"
+    if dataclasses.is_dataclass(data):
+        return ", ".join(map(_form, leaves(data)))
+    return type(data).__name__
 
 
 def _exchange(value: T) -> list[T]:

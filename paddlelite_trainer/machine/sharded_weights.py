@@ -10,7 +10,7 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from . import paddle_sharding
-from .engine import Engine, Step, names_of, refuse_skipping, refusing_what_paddle_cannot_shard
+from .engine import Engine, Step, names_of, refuse_changed, refuse_skipping, refusing_what_paddle_cannot_shard
 from .ranks import Ranks
 from .strategy import Strategy
 
@@ -41,6 +41,7 @@ class ShardedWeights(Engine):
         with refusing_what_paddle_cannot_shard(optimizer, strategy.name):
             self.cutting = paddle_sharding.CutWeights(module, optimizer, strategy.segment_size, pieces)
         self.shapes = {names[one.name]: tuple(one.shape) for one in self.cutting.cut if one.name in names}
+        self.learns = [one.trainable for one in self.cutting.parameters]
         self.parameters = [one for one in self.cutting.parameters if one.trainable]
         self.is_over = False  # from then on the weights are whole
         self._used: set[str] = set()
@@ -66,6 +67,7 @@ class ShardedWeights(Engine):
         return self.cutting
 
     def gather_gradients(self) -> None:
+        refuse_changed(self.cutting.parameters, self.learns, self.names, self.strategy.name)
         missing = [parameter for parameter in self.parameters if parameter.name not in self._used]
         self._used.clear()
         if missing:

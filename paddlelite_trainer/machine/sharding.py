@@ -10,7 +10,7 @@ import paddle
 
 from ..errors import ConfigurationError, TrainingError
 from . import paddle_sharding
-from .engine import Engine, Step, names_of, refuse_skipping, refusing_what_paddle_cannot_shard
+from .engine import Engine, Step, names_of, refuse_changed, refuse_skipping, refusing_what_paddle_cannot_shard
 from .ranks import Ranks
 from .strategy import Strategy
 
@@ -73,13 +73,7 @@ class ShardedState(Engine):
         return training_step
 
     def _open_window(self) -> None:
-        changed = [one for one, learns in zip(self.parameters, self.learns) if one.trainable != learns]
-        if changed:
-            raise ConfigurationError(
-                f"{names_of(changed, self.names)}: frozen or unfrozen during a fit with "
-                f"strategy={self.strategy.name!r}, where Paddle deals parameters out once, as the fit begins. Give "
-                "what is to wait a learning rate of 0, or use strategy='ddp'"
-            )
+        refuse_changed(self.parameters, self.learns, self.names, self.strategy.name)
         self._used.clear()
         self._is_open = True
         paddle_sharding.open_window(self.wrapped)

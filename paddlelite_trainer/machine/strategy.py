@@ -124,10 +124,6 @@ def strategy_of(
             "find_unused_parameters=True cannot be with strategy='sharding_stage3': there Paddle takes a step only "
             "where each parameter has a gradient. Use 'sharding_stage2'"
         )
-    if settled.stage == 3 and str(precision) in ("16-true", "bf16-true"):
-        raise ConfigurationError(
-            f"strategy='sharding_stage3' cannot be with precision={precision!r} so far: use '16-mixed' or 'bf16-mixed'"
-        )
     if settled.stage and str(precision) in ("64", "64-true"):
         raise ConfigurationError(
             f"strategy={settled.name!r} cannot be with precision={precision!r}: Paddle shards float32, float16 and "

@@ -117,3 +117,21 @@ def test_a_launcher_without_a_terminal_has_no_bar(log: Any, monkeypatch: pytest.
     monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
     monkeypatch.setattr(progress_display.os, "getppid", lambda: 0)
     assert progress_display.rich_bar() is None
+
+
+def test_a_file_that_the_launcher_prints_into_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
+    kept = tmp_path / "log.txt"
+    kept.write_text("of the attempt before\n")
+    with kept.open("a") as output:
+        wait = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
+        launcher = subprocess.Popen(wait, stdin=subprocess.PIPE, stdout=output)
+    try:
+        monkeypatch.setattr(progress_display.os, "getppid", lambda: launcher.pid)
+        assert progress_display._launchers_terminal() is None
+    finally:
+        launcher.communicate()
+    assert kept.read_text() == "of the attempt before\n"

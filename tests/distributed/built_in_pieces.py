@@ -94,6 +94,11 @@ def in_use(rank: int) -> int:
     return int(paddle.base.core.device_memory_stat_current_value("Allocated", rank))
 
 
+class Freezes(Callback):
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        module.first.bias.stop_gradient = trainer.global_step > 0
+
+
 class Weighs(Callback):
     """The most bytes of the device from configure_model on, until the fit starts, until the first step, to the end."""
 
@@ -162,9 +167,9 @@ def weighs(out: Path, root: Path, rank: int) -> None:
 
 def fails(out: Path, root: Path, rank: int) -> None:
     told = {}
-    for how in ("LSTM", "deepcopy", "copy_", "set_value"):
+    for how in ("LSTM", "deepcopy", "copy_", "set_value", "freezes"):
         try:
-            fitted(Net(True, depth=4, fails=how), root / f"{how}{rank}", 1)
+            fitted(Net(True, depth=4, fails=how), root / f"{how}{rank}", 2, *([Freezes()] if how == "freezes" else []))
         except Exception as error:
             told[how] = [type(error).__name__, str(error), *getattr(error, "__notes__", [])]
     (out / f"rank{rank}").write_text(json.dumps(told))

@@ -1,7 +1,7 @@
 """What each rank runs: one undisturbed run, and a run that goes on from each of its steps; which end with other bits.
 
 forked.launch(Path("every_step.py"), ROOT, STRATEGY, PRECISION, log_dir=..., ranks=2)           on the CPU; and on
-simulated devices with environment=fake_gpu.environment()
+simulated devices with environment=fake_gpu.environment(). "sharding_stage3:cut" is it with keep_cut.
 
 Rank 0 prints `<strategy> <ranks> <precision> <device> <steps tried> <steps identical> <what it was in the end>`.
 """
@@ -59,9 +59,10 @@ class Net(Module):
 
 def fit(root: Path, strategy: str, precision: str, ckpt_path: Any) -> tuple[Any, ...]:
     """Everything that the run ended with."""
+    name, _, cut = strategy.partition(":")
     trainer = Trainer(
         max_steps=STEPS,
-        strategy=Strategy(strategy, segment_size=20),
+        strategy=Strategy(name, segment_size=20, keep_cut=bool(cut)),
         precision=precision,
         gradient_clip_val=0.5,
         default_root_dir=root,
@@ -92,7 +93,7 @@ def all_come() -> None:
 
 
 def main(root: Path, strategy: str, precision: str) -> None:
-    if precision == "bf16-mixed":  # Paddle 3 knows by name which devices can
+    if precision.startswith("bf16"):  # Paddle 3 knows by name which devices can
         amp = sys.modules[paddle.amp.auto_cast.__module__]
         vars(amp)["_is_custom_device_bfloat16_supported"] = lambda: True
     whole = fit(root / "whole", strategy, precision, None)

@@ -56,3 +56,9 @@ def test_what_reads_a_weight_that_has_been_cut_is_told(found: dict[str, Any], ho
 def test_a_layer_that_paddle_cannot_cut_is_one_error(found: dict[str, Any]) -> None:
     for of_rank in found["failed"]:
         assert of_rank["LSTM"][0] == "ConfigurationError" and "cannot be with LSTMCell" in of_rank["LSTM"][1]
+
+
+def test_what_is_frozen_during_the_fit_is_named(found: dict[str, Any]) -> None:
+    for of_rank in found["failed"]:
+        assert of_rank["freezes"][0] == "ConfigurationError"
+        assert of_rank["freezes"][1].startswith("first.bias: frozen or unfrozen during a fit")

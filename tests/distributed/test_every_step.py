@@ -15,8 +15,12 @@ from forked import launch
 
 SCRIPT = Path(__file__).with_name("every_step.py")
 IS_2 = paddle.__version__.startswith("2.")
-STRATEGIES = ["ddp"] if IS_2 else ["ddp", "sharding_stage1", "sharding_stage2", "sharding_stage3"]
-PRECISIONS = ["32-true", "16-mixed"] if IS_2 else ["32-true", "16-mixed", "bf16-mixed"]  # 2.6 has no bfloat16 there
+STRATEGIES = (
+    ["ddp"] if IS_2 else ["ddp", "sharding_stage1", "sharding_stage2", "sharding_stage3", "sharding_stage3:cut"]
+)
+PRECISIONS = ["32-true", "16-mixed", "16-true", "bf16-mixed", "bf16-true"]
+if IS_2:  # which has no bfloat16 there
+    PRECISIONS = ["32-true", "16-mixed", "16-true"]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
 
@@ -28,7 +32,7 @@ def row_of(output: str) -> list[str]:
 
 def check(done: subprocess.CompletedProcess[str], strategy: str, ranks: int, precision: str, device: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    in_force = strategy if ranks > 1 else "single_device"
+    in_force = strategy.partition(":")[0] if ranks > 1 else "single_device"
     expected = [strategy, str(ranks), precision, device, "9", "9", precision, in_force]
     assert row_of(done.stdout) == expected
 
@@ -47,7 +51,7 @@ def started(root: Path, strategy: str, ranks: int, precision: str, environment: 
 @pytest.mark.fake_gpu
 @pytest.mark.skipif(IS_2, reason="Paddle 2.6 does not shard here")
 def test_from_every_step_of_a_sharded_run(tmp_path: Path) -> None:
-    on_fake_accelerators(tmp_path, "sharding_stage2", 2, "16-mixed")
+    on_fake_accelerators(tmp_path, "sharding_stage3:cut", 2, "16-true")
 
 
 @pytest.mark.soak
