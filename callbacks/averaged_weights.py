@@ -20,7 +20,8 @@ class AveragedWeights(Callback):
     Averaged is every floating-point parameter, in float32 at least; where the optimizer keeps float32 masters of half
     precision weights, those. In Paddle the running statistics of BatchNorm are parameters too. Buffers are not
     averaged: evaluation uses the live ones. With strategy "sharding_stage3" each rank averages its slices, and writes
-    them into its part of the file.
+    them into its part of the file; with stages 1 and 2, where a rank has masters of its own parameters alone, half
+    precision weights themselves are averaged.
 
     A checkpoint holds the live weights in `model.pdparams`, always, and the averages in a file of their own, which is a
     complete set of weights: `Module.load_from_checkpoint("runs/version_0/best/ema.pdparams")`. Validation during fit,
@@ -256,8 +257,10 @@ def _averaged_parameters(module: Module) -> list[tuple[str, Any]]:
 
 
 def _masters(trainer: Trainer) -> dict[str, Any]:
-    """{parameter's name in Paddle: its float32 master}; none but under O2."""
+    """{parameter's name in Paddle: its float32 master}; none but under O2, nor where each rank has its own alone."""
     masters: dict[str, Any] = {}
+    if trainer.strategy.stage in (1, 2):  # averages would not be the same on all ranks
+        return masters
     for optimizer in trainer.optimizers:
         masters.update(master_weights(optimizer))
     return masters

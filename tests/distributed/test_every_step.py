@@ -50,8 +50,9 @@ def started(root: Path, strategy: str, ranks: int, precision: str, environment: 
 
 @pytest.mark.fake_gpu
 @pytest.mark.skipif(IS_2, reason="Paddle 2.6 does not shard here")
-def test_from_every_step_of_a_sharded_run(tmp_path: Path) -> None:
-    on_fake_accelerators(tmp_path, "sharding_stage3:cut", 2, "16-true")
+@pytest.mark.parametrize("strategy", ["sharding_stage2", "sharding_stage3:cut"])
+def test_from_every_step_of_a_sharded_run(tmp_path: Path, strategy: str) -> None:
+    on_fake_accelerators(tmp_path, strategy, 2, "16-true")
 
 
 @pytest.mark.soak
