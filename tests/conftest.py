@@ -25,6 +25,7 @@ LONG = [
     "machine/test_signals_while_waiting.py",
     "distributed/test_every_step.py",
     "resume/test_ends_of_a_run.py",
+    "checkpoint/test_kill_at_any_instruction.py",
     "distributed/test_left_out.py",
     "resume/test_fuzzed_runs.py",
     "distributed/test_evaluations_on_two_ranks.py",
@@ -41,13 +42,17 @@ LONG = [
     "machine/test_where_nothing_forks.py",
     "machine/test_cpu_threads.py",
     "resume/test_data_that_know_the_epoch.py",
-    "checkpoint/test_kill_at_any_instruction.py",
     "callbacks/test_remote_on_s3.py",
     "data/test_spawned_workers.py",
     "data/test_loader_faults.py",
     "checkpoint/test_retention.py",
     "callbacks/test_retention_oracle.py",
     "reporting/test_services.py",
+    "configuration/test_configuration_files.py",
+    "test_tuner.py",
+    "data/test_loader_order.py",
+    "test_architecture.py",
+    "export/test_export.py",
 ]
 
 
