@@ -47,7 +47,6 @@ LONG = [
     "data/test_loader_faults.py",
     "checkpoint/test_retention.py",
     "callbacks/test_retention_oracle.py",
-    "reporting/test_services.py",
     "configuration/test_configuration_files.py",
     "test_tuner.py",
     "data/test_loader_order.py",
