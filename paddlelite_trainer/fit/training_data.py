@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, DataError
+from ..machine.ranks import sendable
 
 if TYPE_CHECKING:
     from ..data.source import BatchSource
@@ -69,12 +70,13 @@ class TrainingData:
             except Exception as raised:  # the other ranks wait, and are told
                 batch, error = nothing, raised
             is_over = batch is nothing
-            everyones = ranks.gather_object((is_over, is_over or self.train.is_last, error is not None))
+            sent = None if error is None else sendable(error, ranks.rank)
+            everyones = ranks.gather_object((is_over, is_over or self.train.is_last, sent))
             if error is not None:
                 raise error
-            failed = [rank for rank, (*_, has_failed) in enumerate(everyones) if has_failed]
-            if failed:
-                raise DataError(f"rank {failed[0]} could not read its training data; its own error says why")
+            for rank, (*_, theirs) in enumerate(everyones):
+                if theirs is not None:
+                    ranks.raise_of(rank, theirs)
             ended = [rank for rank, (_, is_last, _) in enumerate(everyones) if is_last]
             if 0 < len(ended) < len(everyones):
                 self._tell_of_shares(ended)

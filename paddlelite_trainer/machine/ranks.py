@@ -112,12 +112,12 @@ def _what_runs() -> str:
     return f"this process runs {program}, no script" if program and not in_notebook() else "this is no script"
 
 
-def sendable(error: BaseException) -> BaseException:
-    """The error, or its words where pickle does not bring it back."""
+def sendable(error: BaseException, rank: int = 0) -> BaseException:
+    """The error of a rank, or its words where pickle does not bring it back."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return TrainingError(f"rank 0: {type(error).__name__}: {error}")
+        return TrainingError(f"rank {rank}: {type(error).__name__}: {error}")
     return error
 
 
@@ -301,8 +301,12 @@ class Ranks:
 
     def raise_of_rank_zero(self, error: BaseException) -> NoReturn:
         """Raise what rank 0 has raised, and say on the others whose it is."""
-        if self.rank and self._meeting is not None:
-            self._meeting.blame(0, error)
+        self.raise_of(0, error)
+
+    def raise_of(self, rank: int, error: BaseException) -> NoReturn:
+        """Raise what this rank has raised, and say on the others whose it is."""
+        if self.rank != rank and self._meeting is not None:
+            self._meeting.blame(rank, error)
         raise error
 
     def dealt_out_again(self, mine: list[Any]) -> list[Any]:

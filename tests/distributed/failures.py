@@ -96,6 +96,18 @@ class Numbers(paddle.io.Dataset):  # type: ignore[misc]
         return np.random.RandomState(index).randn(4).astype("float32") + np.float32(np.random.randn() * 0.01)
 
 
+class Share(paddle.io.IterableDataset):  # type: ignore[misc]
+    """Of a length that nobody knows, so that the ranks agree before each batch whether there is one."""
+
+    def __init__(self, plan: Plan, owner: Any) -> None:
+        self.plan, self.owner = plan, owner
+
+    def __iter__(self) -> Any:
+        for index in range(12):
+            self.plan.act("a share of the data", self.owner.global_step)
+            yield np.random.RandomState(index).randn(4).astype("float32")
+
+
 class Net(Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -166,6 +178,8 @@ def train(case: str, root: Path, rank: int) -> None:
         paddle.io.DataLoader(Numbers(plan, place, module), batch_size=4, shuffle=True, **workers),
         paddle.io.DataLoader(Numbers(plan, "", module), batch_size=7),
     ]
+    if plan.place == "a share of the data":
+        loaders[0] = paddle.io.DataLoader(Share(plan, module), batch_size=4)
     if plan.place == "a step whose error is caught":
         plan.place = "the step"
         try:

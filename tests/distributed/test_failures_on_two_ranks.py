@@ -24,6 +24,7 @@ ALWAYS = {
     "1 raises in the step": (RAISED, STEP),
     "0 is killed in the step": (DIED, ""),
     "1 hangs in the dataset": (LATE, DATASET),
+    "0 raises in a share of the data": (RAISED, "Share.__iter__ ("),
 }
 SELDOM = {
     "0 raises in a hook": (RAISED, HOOK),
