@@ -15,6 +15,8 @@ from typing import Any
 
 import paddle
 
+from .signals import EXIT_PREEMPTED
+
 _ENGINE, _PADDLE = Path(__file__).parent.parent, Path(paddle.__file__).parent
 _LONGEST_REASON = 2000
 _FRAMES_SHOWN = 12
@@ -66,6 +68,8 @@ def this_process(rank: int) -> Peer:
 def failure_of(peer: Peer, error: BaseException) -> Failure:
     """A rank's failure by an exception: its last line, and the place where it was raised."""
     reason = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, SystemExit) and error.code != EXIT_PREEMPTED:
+        reason = f"it left by sys.exit({'' if error.code is None else repr(error.code)}) in the midst of a run"
     return Failure(peer.rank, peer.host, peer.log, reason[:_LONGEST_REASON], place_of(stack_of(error.__traceback__)))
 
 

@@ -10,6 +10,7 @@ import selectors
 import sys
 import threading
 import time
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..errors import RankFailedError
 from .board import ARRIVED
 from .failure import Failure, Peer, failure_of, place_of, shown, stack_of_main_thread, this_process
 from .links import Links
+from .signals import EXIT_PREEMPTED
 
 EXIT_OTHER_RANK = 76
 """Exit code of a rank that ended because another had failed, where it could not raise RankFailedError."""
@@ -31,10 +33,10 @@ class Meeting:
     """One for each process of a job, open until it ends.
 
     `meet` is a collective, and `arrive` where there is a board. News go beside it, at any time, over rank 0: "note", an
-    exception has left a fit and may be caught; "clear", it was; "fail", the process ends for it; "bye", it ends in
-    peace; "where" and "here", where its main thread is and at which meeting. A connection that ends without a "bye" is
-    a process that died. Only the thread that listens and this process's own calls write what is known, under the
-    condition `_changed`.
+    exception has left a fit and may be caught; "clear", it was; "fail", the process ends for it; "bye", it ends, in
+    peace, after so many exchanges; "where" and "here", where its main thread is and at which meeting. A connection that
+    ends without a "bye" is a process that died. Only the thread that listens and this process's own calls write what is
+    known, under the condition `_changed`.
     """
 
     def __init__(self, rank: int, world_size: int, timeout_seconds: float) -> None:
@@ -46,7 +48,8 @@ class Meeting:
         self._sending = threading.Lock()
         self.first: Failure | None = None
         self._notes: dict[int, tuple[Failure, float]] = {}
-        self._left: set[int] = set()
+        self._left: dict[int, int] = {}  # and after which exchange
+        self._left_by_exit = False
         self._gone: set[int] = set()
         self._places: dict[int, dict[str, Any]] = {}
         self._is_over = self._is_judging = False
@@ -179,6 +182,12 @@ class Meeting:
 
     def _watch_exchange(self) -> None:
         waits = time.monotonic() - self._waits_since
+        for rank, step in self._left.items() if waits > 0 and self.first is None else ():
+            if step < self._step:  # it will never come
+                self._hear_of_the_end(
+                    rank, f"it has ended, and rank {self.rank} waits for it in the backward of a step"
+                )
+                break
         if waits > self._patience + (GRACE_SECONDS if self.rank else 0.0) and not self._is_judging:
             self._is_judging = True
             threading.Thread(target=self._judge, args=(self._step,), name="who-is-late", daemon=True).start()
@@ -269,6 +278,8 @@ class Meeting:
         noted = self._failure_of(error)
         with self._changed:
             self._notes[self.rank] = (noted, time.monotonic())
+            # An exit that says nothing of a failure may be that of all ranks, some of which take longer to it.
+            self._left_by_exit = isinstance(error, SystemExit) and error.code not in (None, 0, EXIT_PREEMPTED)
         if noted.rank == self.rank:
             self._tell({"kind": "note", **noted.as_dict()})
 
@@ -350,7 +361,7 @@ class Meeting:
             elif kind == "clear":
                 self._notes.pop(rank, None)
             elif kind == "bye":
-                self._left.add(rank)
+                self._left[rank] = news["step"]
             elif kind == "here":
                 self._places[rank] = news
             elif self.first is None:
@@ -368,15 +379,18 @@ class Meeting:
             self._changed.notify_all()
             died = rank not in self._left and self.first is None
         if died and not self._is_over:
-            peer = self.peers[rank]
-            noted, _ = self._notes.get(rank, (None, 0.0))
-            reason = (
-                f"its process {peer.pid} ended without a word: killed, perhaps by the system for want of memory "
-                "(dmesg tells), crashed, or ended by os._exit"
+            self._hear_of_the_end(
+                rank,
+                f"its process {self.peers[rank].pid} ended without a word: killed, perhaps by the system for want of "
+                "memory (dmesg tells), crashed, or ended by os._exit",
             )
-            failure = noted or Failure(rank, peer.host, peer.log, reason)
-            self._learn({"kind": "fail", **failure.as_dict()})
-            self._tell({"kind": "fail", **failure.as_dict()})
+
+    def _hear_of_the_end(self, rank: int, reason: str) -> None:
+        """A rank has ended, for this reason unless it told another, and this one hears of it where nobody waits."""
+        peer, (noted, _) = self.peers[rank], self._notes.get(rank, (None, 0.0))
+        failure = noted or Failure(rank, peer.host, peer.log, reason)
+        self._learn({"kind": "fail", **failure.as_dict()})
+        self._tell({"kind": "fail", **failure.as_dict()})
 
     # -- the end -------------------------------------------------------------------------------------------------------
     def _end_soon(self) -> None:
@@ -431,14 +445,30 @@ class Meeting:
         self._hook(kind, error, trace)
         if self.first is not None and not is_told:
             self._say(str(self.first))
-        if is_first:  # the others' collectives would be torn apart before they have heard
-            with self._changed:
-                self._changed.wait_for(lambda: self._gone | self._left >= set(self._links.news), 2 * GRACE_SECONDS)
+        if is_first:
+            self._await_end_of_others()
+
+    def _await_end_of_others(self, besides: Collection[int] = ()) -> None:
+        """Their collectives would be torn apart before they have heard."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._gone.union(self._left, besides) >= set(self._links.news), 2 * GRACE_SECONDS
+            )
 
     def _leave(self) -> None:
-        if os.getpid() == self._pid:
-            self._is_over = True
-            self._tell({"kind": "bye", "rank": self.rank})
+        """The process ends; an exit is no uncaught exception to Python, so that one in a fit is told here."""
+        if os.getpid() != self._pid:
+            return
+        noted, _ = self._notes.get(self.rank, (None, 0.0))
+        if noted is not None and self._left_by_exit:
+            is_first = self.first is None
+            if is_first:
+                self.end_with(noted)
+            self._say(str(self.first))
+            if is_first:
+                self._await_end_of_others(self._notes)  # those that leave by an exception too hear nothing more
+        self._is_over = True
+        self._tell({"kind": "bye", "rank": self.rank, "step": self._step})
 
 
 def _of_another_place(places: dict[int, str]) -> str:

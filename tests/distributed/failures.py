@@ -2,6 +2,8 @@
 
 python failures.py OUT CASE...            "CASE, again" right after CASE runs its command once more, and nobody fails
 
+"1 WAY in PLACE" is what rank 1 does, "* WAY in PLACE" what both do.
+
 The ranks are forked here, once Paddle is imported, each into a session of its own: what is left of it afterwards is an
 orphan. Of each job results.jsonl has how its ranks ended and what they left.
 """
@@ -48,7 +50,8 @@ WAYS: dict[str, Callable[[], Any]] = {
     "raises": raise_it,
     "is killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "leaves by os._exit": lambda: os._exit(3),
-    "leaves by sys.exit": lambda: sys.exit(3),
+    "leaves by sys.exit": lambda: sys.exit(4),
+    "leaves by sys.exit(0)": lambda: sys.exit(0),
     "runs out of memory": exhaust_memory,
     "crashes": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "hangs": lambda: time.sleep(1000),
@@ -68,7 +71,7 @@ class Plan:
 
     def __init__(self, case: str, rank: int, root: Path) -> None:
         self.root = root
-        self.is_mine = case[:1] == str(rank)
+        self.is_mine = case[:1] in ("*", str(rank))
         self.way, _, self.place = case[2:].partition(" in ")
         self.done = False
 

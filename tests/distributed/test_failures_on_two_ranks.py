@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
+import paddle
 import pytest
 
 SCRIPT = Path(__file__).with_name("failures.py")
@@ -19,19 +21,21 @@ UNDISTURBED, ALONE = "nobody fails", "0 calls a barrier in a hook"
 RAISED, DIED = "ValueError: a cosmic ray", "its process "
 LATE = "it has not come to the backward of a step within 3 s (Trainer(rank_timeout=...), to be raised"
 STEP, HOOK, DATASET, VALIDATION = "Net.training_step (", "Fails.on_train_batch_end (", "Numbers.__getitem__ (", "Net.v"
+LEFT = "it left by sys.exit(4) in the midst of a run"
 # {case: (what is said of the reason, and of the place)}
 ALWAYS = {
     "1 raises in the step": (RAISED, STEP),
     "0 is killed in the step": (DIED, ""),
     "1 hangs in the dataset": (LATE, DATASET),
     "0 raises in a share of the data": (RAISED, "Share.__iter__ ("),
+    "1 leaves by sys.exit in the step": (LEFT, STEP),
 }
 SELDOM = {
     "0 raises in a hook": (RAISED, HOOK),
     "1 raises in validation": (RAISED, VALIDATION),
     "1 raises in a loader's worker": (RAISED, ""),
     "0 raises in the hook of a save": ("TakesTwo: flood and fire", "Fails.on_save_checkpoint ("),
-    "1 leaves by sys.exit in the step": ("SystemExit: 3", STEP),
+    "0 leaves by sys.exit in a hook": (LEFT, HOOK),
     "0 full disk in a save": ("OSError: [Errno 28] No space left on device", "full_disk ("),
     "0 raises in the step": (RAISED, STEP),
     "1 raises in a hook": (RAISED, HOOK),
@@ -56,6 +60,11 @@ SELDOM = {
     "1 hangs in a loader's worker": (LATE, "WorkerPool."),
     "1 hangs in validation": ("it has not come to a gathering within", VALIDATION),
 }
+EARLY, ALL_EARLY = "1 leaves by sys.exit(0) in the step", "* leaves by sys.exit(0) in the step"
+ON_ACCELERATORS = {
+    "1 leaves by sys.exit in the step": (LEFT, STEP),
+    "0 leaves by sys.exit in a hook": (LEFT, HOOK),
+}
 SLOW = [
     "0 takes longer in the hook at an epoch's end",
     "1 takes longer in validation",
@@ -68,8 +77,8 @@ LONGER_THAN_GLOO_WAITS = "45"
 pytestmark = [pytest.mark.distributed]
 
 
-def run(out: Path, *cases: str, seconds: float) -> dict[str, dict[str, Any]]:
-    environment = {**os.environ, "GLOG_minloglevel": "2", "TAKES_SECONDS": LONGER_THAN_GLOO_WAITS}
+def run(out: Path, *cases: str, seconds: float, **variables: str) -> dict[str, dict[str, Any]]:
+    environment = {**os.environ, "GLOG_minloglevel": "2", "TAKES_SECONDS": LONGER_THAN_GLOO_WAITS, **variables}
     command = [sys.executable, "-W", "ignore", str(SCRIPT), str(out), UNDISTURBED, *cases]
     subprocess.run(command, capture_output=True, timeout=seconds, env=environment, check=False)
     return dict(map(json.loads, (out / "results.jsonl").read_text().splitlines()))
@@ -78,7 +87,22 @@ def run(out: Path, *cases: str, seconds: float) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     cases = list(ALWAYS)
-    return run(tmp_path_factory.mktemp("failures"), cases[0], f"{cases[0]}, again", *cases[1:], ALONE, seconds=100)
+    return run(
+        tmp_path_factory.mktemp("failures"),
+        cases[0],
+        f"{cases[0]}, again",
+        *cases[1:],
+        ALONE,
+        EARLY,
+        ALL_EARLY,
+        seconds=110,
+    )
+
+
+@pytest.fixture(scope="module")
+def jobs_on_accelerators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    cases, out = [*ON_ACCELERATORS, EARLY, ALL_EARLY], tmp_path_factory.mktemp("on_accelerators")
+    return run(out, *cases, seconds=250, **fake_gpu.environment())
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +176,39 @@ def test_a_call_that_one_rank_makes_alone_is_told_to_both(jobs: dict[str, dict[s
     assert (job["codes"], job["orphans"]) == ([1, 1], 0)
     for log in job["logs"]:
         assert "the ranks are not in the same place: rank 0 is at a barrier, rank 1 at a gathering." in log
+
+
+def check_exits(jobs: dict[str, dict[str, Any]]) -> None:
+    assert jobs[EARLY]["codes"] in ([1, 0], [76, 0]) and jobs[EARLY]["orphans"] == 0
+    assert "Rank 1 on" in jobs[EARLY]["logs"][0] and "it left by sys.exit(0) in the m" in jobs[EARLY]["logs"][0]
+    assert jobs[ALL_EARLY]["codes"] == [0, 0]
+    assert not any("failed first" in log for log in jobs[ALL_EARLY]["logs"])
+
+
+@pytest.mark.timeout(120)
+def test_an_exit_with_0_in_the_midst_of_a_run_fails_those_who_stay(jobs: dict[str, dict[str, Any]]) -> None:
+    check_exits(jobs)
+
+
+ON_FAKES = [
+    pytest.mark.fake_gpu,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="a CUDA build of Paddle 2.6 takes no custom device"),
+]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=ON_FAKES) for case in ON_ACCELERATORS])
+def test_a_rank_that_leaves_by_sys_exit_is_named_on_accelerators(
+    case: str, jobs_on_accelerators: dict[str, dict[str, Any]]
+) -> None:
+    check(jobs_on_accelerators, case, *ON_ACCELERATORS[case])
+
+
+@pytest.mark.fake_gpu
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="a CUDA build of Paddle 2.6 takes no custom device")
+def test_an_exit_with_0_is_seen_on_accelerators(jobs_on_accelerators: dict[str, dict[str, Any]]) -> None:
+    check_exits(jobs_on_accelerators)
 
 
 @pytest.mark.soak
