@@ -182,15 +182,18 @@ class Meeting:
 
     def _watch_exchange(self) -> None:
         waits = time.monotonic() - self._waits_since
-        for rank, step in self._left.items() if waits > 0 and self.first is None else ():
-            if step < self._step:  # it will never come
-                self._hear_of_the_end(
-                    rank, f"it has ended, and rank {self.rank} waits for it in the backward of a step"
-                )
-                break
+        if waits > 0:
+            self._look_for_who_left()
         if waits > self._patience + (GRACE_SECONDS if self.rank else 0.0) and not self._is_judging:
             self._is_judging = True
             threading.Thread(target=self._judge, args=(self._step,), name="who-is-late", daemon=True).start()
+
+    def _look_for_who_left(self) -> None:
+        """One that will never come to this rank's exchange is why the job ends."""
+        early = [rank for rank, step in self._left.items() if step < self._step]
+        if early and self.first is None:
+            words = f"it has ended, and rank {self.rank} waits for it in the backward of a step"
+            self._hear_of_the_end(early[0], words)
 
     def _judge(self, step: int) -> None:
         """End the job where another rank has not come to this one's exchange; all in the same may be busy."""
@@ -434,11 +437,11 @@ class Meeting:
             self._hook(kind, error, trace)
             return
         is_told = isinstance(error, (RankFailedError, KeyboardInterrupt))
+        if not is_told:
+            self._look_for_who_left()
         failure = self._failure_of(error)
         if not is_told and (failure.rank != self.rank or _is_of_a_collective(error)):
-            self.await_news(
-                GRACE_SECONDS
-            )  # where another process has died, that is the reason and not what Paddle says
+            self.await_news(GRACE_SECONDS)  # where another has died, that is the reason, and not what Paddle says
         is_first = self.first is None and not is_told
         if is_first:
             self.end_with(failure)

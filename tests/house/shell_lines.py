@@ -14,7 +14,7 @@ from paddlelite_trainer import cli
 from paddlelite_trainer.cli import training
 
 # Programs of others in our documents, of which nothing can be checked here.
-OF_OTHERS = ("jq", "mail", "scontrol", "srun", "ssh", "tensorboard", "visualdl", "mkdocs", "[", "}", "{")
+OF_OTHERS = ("grep", "jq", "mail", "scontrol", "srun", "ssh", "tensorboard", "visualdl", "mkdocs", "[", "}", "{")
 
 
 def commands_of(line: str) -> Iterator[list[str]]:
