@@ -180,20 +180,16 @@ class Meeting:
         """This rank is in no exchange."""
         self._waits_since = math.inf
 
-    def _watch_exchange(self) -> None:
-        waits = time.monotonic() - self._waits_since
-        if waits > 0:
-            self._look_for_who_left()
+    def _watch_exchange(self, waits: float) -> None:
+        """End the job where who has left will never come to the exchange that this rank waits in, for so many seconds,
+        or has waited in before it failed; and where another is too late."""
+        early = [rank for rank, step in self._left.items() if step < self._step]
+        if early and waits >= 0 and self.first is None:
+            words = f"it has ended, and rank {self.rank} waits for it in the backward of a step"
+            self._hear_of_the_end(early[0], words)
         if waits > self._patience + (GRACE_SECONDS if self.rank else 0.0) and not self._is_judging:
             self._is_judging = True
             threading.Thread(target=self._judge, args=(self._step,), name="who-is-late", daemon=True).start()
-
-    def _look_for_who_left(self) -> None:
-        """One that will never come to this rank's exchange is why the job ends."""
-        early = [rank for rank, step in self._left.items() if step < self._step]
-        if early and self.first is None:
-            words = f"it has ended, and rank {self.rank} waits for it in the backward of a step"
-            self._hear_of_the_end(early[0], words)
 
     def _judge(self, step: int) -> None:
         """End the job where another rank has not come to this one's exchange; all in the same may be busy."""
@@ -326,7 +322,7 @@ class Meeting:
             for rank, link in self._links.news.items():
                 waiting.register(link, selectors.EVENT_READ, rank)
             while waiting.get_map():
-                self._watch_exchange()
+                self._watch_exchange(time.monotonic() - self._waits_since)
                 for key, _ in waiting.select(LOOK_SECONDS * 2):
                     rank = key.data
                     lines = self._read(key.fileobj, rank, pending)
@@ -438,7 +434,7 @@ class Meeting:
             return
         is_told = isinstance(error, (RankFailedError, KeyboardInterrupt))
         if not is_told:
-            self._look_for_who_left()
+            self._watch_exchange(0.0)
         failure = self._failure_of(error)
         if not is_told and (failure.rank != self.rank or _is_of_a_collective(error)):
             self.await_news(GRACE_SECONDS)  # where another has died, that is the reason, and not what Paddle says
