@@ -142,7 +142,7 @@ def _broken(line: str, width: int) -> str:
 
 
 def _print(what: Any, write: Write | None = None, **options: Any) -> None:
-    screen = console()
+    screen = console(prints=False)
     with screen.capture() as captured:
         screen.print(what, **options)
     # Not printed by rich: it pads every line of a table with spaces, and ends the program where a pipe is closed.
@@ -165,16 +165,30 @@ def imports_without_a_draw() -> Iterator[None]:
         random.setstate(state)
 
 
-def console() -> Any:
-    """A rich Console on the present stdout."""
+class _Unflushed:
+    """Standard output as rich looks at it; what waits there, on a full disk or for a reader that left, is not sent."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def flush(self) -> None:
+        pass
+
+
+def console(*, prints: bool = True) -> Any:
+    """A rich Console on the present stdout, or one that only looks at it."""
     with imports_without_a_draw():
         from rich.console import Console
 
     # Into a pipe or a file a row is one line, however long.
-    nowhere = io.StringIO() if getattr(sys.stdout, "closed", True) else None  # rich cannot do with a closed file
+    is_gone = getattr(sys.stdout, "closed", True)  # rich cannot do with a closed file
+    file: Any = io.StringIO() if is_gone else None if prints else _Unflushed(sys.stdout)
     # In a notebook it is text that is printed: rich would display an empty output beside it.
     width = None if is_terminal() else _ENDLESS
-    return Console(highlight=False, width=width, file=nowhere, force_jupyter=False)
+    return Console(highlight=False, width=width, file=file, force_jupyter=False)
 
 
 def is_terminal() -> bool:

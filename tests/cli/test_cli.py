@@ -106,7 +106,8 @@ def test_json_is_printed_without_loading_rich(run):
 
 
 def test_a_reader_that_leaves_early_is_no_error(run):
-    process = command("ls", run, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    process = command("ls", run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == (b"", OK)
 

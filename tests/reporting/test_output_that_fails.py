@@ -61,7 +61,7 @@ def test_a_name_that_the_encoding_cannot_show_is_escaped(tmp_path: Path, encodin
 
 
 def run(root: Path, stdout: Any) -> tuple[int, str]:
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-c", SCRIPT, str(TESTS), str(root)]
     process = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, text=True, check=False)
     return process.returncode, process.stderr
